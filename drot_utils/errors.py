@@ -1,0 +1,74 @@
+"""What goes wrong, said so that a reader can act: what was expected, what was found, where, what to do."""
+
+import errno
+
+
+class DrotError(Exception):
+    """Base of every error this package raises on purpose.
+
+    Parameters
+    ----------
+    found : str
+        What was found, and what was expected instead.
+    where : str, optional
+        File, line, row or key.
+    todo : str, optional
+        What the reader can do about it.
+    """
+
+    def __init__(self, found: str, *, where: str = "", todo: str = "") -> None:
+        super().__init__(found, where, todo)
+        self.found, self.where, self.todo = found, where, todo
+
+    def __str__(self) -> str:
+        where = f"{self.where}: " if self.where else ""
+        todo = f"\n  what to do: {self.todo}" if self.todo else ""
+        return f"{where}{self.found}{todo}"
+
+
+class ParamsError(DrotError):
+    """A parameter file or an override that does not fit the schema."""
+
+
+class DataError(DrotError):
+    """A corpus, table or form that does not have the promised columns or values."""
+
+
+class MissingInputError(DrotError):
+    """A notebook was run before the one that makes its input."""
+
+
+class ModelError(DrotError):
+    """Weights that are missing, not the pinned ones, or in a refused format."""
+
+
+class TeacherError(DrotError):
+    """The teacher could not be asked, or a recorded response is missing."""
+
+
+class StorageError(DrotError):
+    """The disk refused a write; what was written before is kept."""
+
+
+def wrap_os_error(error: OSError, path: object) -> StorageError:
+    """Say what a failed write means for the study.
+
+    Parameters
+    ----------
+    error : OSError
+        As raised by the operating system.
+    path : path-like
+        The file that was being written.
+
+    Returns
+    -------
+    StorageError
+        To be raised ``from error``.
+    """
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    todo = "free some space" if full else "check that the folder exists and may be written"
+    return StorageError(
+        f"could not be written ({error.strerror or error}); the half-written file was removed and nothing else was touched",
+        where=str(path),
+        todo=f"{todo}, then run the same command again: it goes on where it stopped",
+    )

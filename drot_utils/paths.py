@@ -1,0 +1,112 @@
+"""Where everything lies: one run is one directory, and files appear whole or not at all."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from drot_utils.errors import MissingInputError, wrap_os_error
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+STYLE = ROOT / "figures" / "drot.mplstyle"
+
+
+def output_root() -> Path:
+    """Return the folder that holds ``runs/`` and ``figures/``: the checkout, or ``$DROT_OUTPUT`` (a scratch disk)."""
+    return Path(os.environ.get("DROT_OUTPUT", ROOT)).resolve()
+
+
+def resolve(path: str | Path) -> Path:
+    """Return `path` as it is when absolute, else below the checkout, so that notebooks run from any folder."""
+    return ROOT / Path(path)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The directories of one run (``runs/<profile>/`` and ``figures/<profile>/``); nothing is written elsewhere."""
+
+    profile: str
+
+    @property
+    def root(self) -> Path:
+        """``runs/<profile>``: all that a run makes but figures and tables."""
+        return output_root() / "runs" / self.profile
+
+    @property
+    def figures(self) -> Path:
+        """``figures/<profile>``: what the paper shows."""
+        return output_root() / "figures" / self.profile
+
+    @property
+    def manifest(self) -> Path:
+        """The record of what was run, with what, and how it went."""
+        return self.root / "manifest.json"
+
+    def data(self, name: str) -> Path:
+        """Return the path of a table, such as ``d0`` or ``candidates_d1``."""
+        return self.root / "data" / f"{name}.parquet"
+
+    def model(self, name: str) -> Path:
+        """Return the directory of a model, such as ``critic`` or ``self_distill_1``."""
+        return self.root / "models" / name
+
+    def work(self, name: str) -> Path:
+        """Return a directory for unfinished work (shards, checkpoints), which only speeds up a re-run."""
+        return self.root / "work" / name
+
+
+def require(path: Path, made_by: str) -> Path:
+    """Return `path` if it exists.
+
+    Raises
+    ------
+    MissingInputError
+        Naming the notebook that makes it.
+    """
+    if not path.exists():
+        raise MissingInputError(
+            "this input does not exist yet",
+            where=str(path),
+            todo=f"run notebooks/{made_by}.ipynb with the same params_file first (or `make demo`, which runs all in order)",
+        )
+    return path
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to, and rename it when the block ends well.
+
+    A reader (or a re-run after a kill) sees the whole file or none.
+
+    Raises
+    ------
+    StorageError
+        When the disk is full or refuses the write; the temporary file is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise wrap_os_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` (UTF-8) to `path`, whole or not at all, and return the path."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

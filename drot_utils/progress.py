@@ -1,0 +1,84 @@
+"""Progress of long work: a tqdm bar for a person at the keyboard, a small status file for the runner of a batch."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Self
+
+from tqdm.auto import tqdm
+
+STATUS = "DROT_PROGRESS"  # names the status file; set by the runner for the notebooks it starts
+
+
+class Progress:
+    """Count `total` units of work under a title, as a context manager.
+
+    Parameters
+    ----------
+    what : str
+        What is being done, such as "sampling".
+    total : int
+        How many units there are.
+    unit : str
+        The field's word for one unit, such as "candidates".
+    done : int
+        Units finished by an earlier run; they count as done, not towards the rate.
+    """
+
+    def __init__(self, what: str, total: int, unit: str = "rows", done: int = 0) -> None:
+        self.what, self.total, self.unit, self.n, self.start_n = what, total, unit, done, done
+        self.status = os.environ.get(STATUS)
+        self.began = time.monotonic()
+        self.written = 0.0
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            desc=what,
+            unit=f" {unit}",
+            disable=bool(self.status) or not _interactive(),
+            mininterval=1,
+            leave=False,
+        )
+
+    def __enter__(self) -> Self:
+        self._write(force=True)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.bar.close()
+        self._write(force=True)
+
+    def update(self, n: int = 1) -> None:
+        """Say that `n` more units are done."""
+        self.n += n
+        self.bar.update(n)
+        self._write()
+
+    def _write(self, force: bool = False) -> None:
+        now = time.monotonic()
+        if not self.status or (not force and now - self.written < 1):
+            return
+        self.written = now
+        rate = (self.n - self.start_n) / max(now - self.began, 1e-9)
+        line = {"what": self.what, "n": self.n, "total": self.total, "unit": self.unit, "rate": round(rate, 2)}
+        try:
+            temporary = Path(f"{self.status}.tmp")
+            temporary.write_text(json.dumps(line))
+            temporary.replace(self.status)
+        except OSError:
+            self.status = None  # progress is a courtesy: the work itself goes on
+
+
+def track(items: Iterable, what: str, total: int, unit: str = "rows") -> Iterator:
+    """Yield from `items`, counting one unit each (see `Progress`)."""
+    with Progress(what, total, unit) as progress:
+        for item in items:
+            yield item
+            progress.update()
+
+
+def _interactive() -> bool:
+    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
