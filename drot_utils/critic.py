@@ -1,0 +1,208 @@
+"""The critic: does this context shift the action in the direction asked? (section 3.1, appendix D.1)"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import precision_recall_curve
+
+from drot_utils import encoder, models
+from drot_utils.errors import DataError, MissingInputError
+from drot_utils.params import Critic as Settings
+from drot_utils.params import Threshold
+from drot_utils.paths import Run
+from drot_utils.progress import Progress
+from drot_utils.prompts import ACTION_TOKEN, NEGATIVE_TOKEN, POSITIVE_TOKEN, critic_text
+
+CLASSES = {"binary": 2, "shift": 3}  # invalid, valid; or less, neutral, more acceptable
+
+
+@dataclass
+class Critic:
+    """A trained critic. `score` gives the probability that a context is valid.
+
+    The *binary* head is the paper's: it reads action, direction token and context, and says valid or not. The *shift*
+    head reads action and context only and says less / neutral / more acceptable; a context is valid with the
+    probability of the direction asked. So it cannot answer differently for a context that it has not understood.
+    """
+
+    model: encoder.PairClassifier
+    tokenizer: object
+    head: str
+    max_length: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def score(self, rows: pd.DataFrame, what: str = "critic") -> np.ndarray:
+        """Score rows with ``action``, ``moral_variance`` and ``context``.
+
+        Returns
+        -------
+        ndarray of float64, shape (rows,)
+            Probability of the direction asked; NaN (null) where there is no context.
+        """
+        scores = np.full(len(rows), np.nan)
+        has = rows["context"].notna().to_numpy()
+        if has.any():
+            asked = rows.loc[has]
+            encoded = encoder.encode(self.tokenizer, texts(asked, self.head), self.max_length)
+            with Progress(what, len(encoded), "contexts") as progress:
+                logits = encoder.predict(
+                    self.model, self.tokenizer, encoded, device=self.device, dtype=self.dtype, progress=progress
+                )
+            column = _class_of(asked["moral_variance"].to_numpy(), self.head)
+            scores[has] = encoder.softmax(logits)[np.arange(len(asked)), column]
+        return scores
+
+    def save(self, folder: Path, record: dict) -> None:
+        """Write weights, tokenizer and settings, with `record` (thresholds, curve, metrics) beside them."""
+
+        def fill(place: Path) -> None:
+            models.save_module(self.model, {"head": self.head, "max_length": self.max_length, **record}, place)
+            self.tokenizer.save_pretrained(place)
+
+        models.replace_folder(folder, fill)
+
+
+def texts(rows: pd.DataFrame, head: str) -> encoder.Texts:
+    """Write rows the way the head reads them."""
+    if head == "shift":
+        return rows["action"].tolist(), rows["context"].tolist()
+    columns = zip(rows["action"], rows["moral_variance"], rows["context"], strict=True)
+    return [critic_text(*row) for row in columns], None
+
+
+def labels(rows: pd.DataFrame, head: str) -> np.ndarray:
+    """Return class numbers: 0/1 invalid/valid for the binary head, 0/1/2 less/neutral/more for the shift head.
+
+    Raises
+    ------
+    DataError
+        When the shift head meets rows whose shift is unknown (the published gold has only valid or not).
+    """
+    if head == "binary":
+        return rows["valid"].to_numpy().astype(np.int64)
+    if rows["shift"].isna().any():
+        raise DataError(
+            f"{int(rows['shift'].isna().sum())} gold rows do not say which way they shift the action",
+            todo="the published gold says valid or invalid only: set `critic.head: binary` for it",
+        )
+    return rows["shift"].to_numpy().astype(np.int64) + 1
+
+
+def split_gold(gold: pd.DataFrame, settings: Settings, seed: int) -> pd.DataFrame:
+    """Add a column ``part``: train, independent, dev, test, or unused.
+
+    Actions, not rows, are split, so that no action is on two sides. Dev and test keep only rows on which at least
+    three annotators agree in full (appendix B.1). A published split is kept as it is. Of the training actions,
+    `independent_share` is kept away from the filter's critic, to train a second one for the evaluation.
+    """
+    rng = np.random.default_rng(seed)
+    actions = np.array(sorted(gold["action_id"].unique()))
+    part_of = pd.Series(rng.permutation(len(actions)) / len(actions), index=actions)
+    place = gold["action_id"].map(part_of)
+    train, dev = settings.splits[0], settings.splits[0] + settings.splits[1]
+    part = pd.Series(np.select([place < train, place < dev], ["train", "dev"], "test"), index=gold.index)
+    part = gold["split"].where(gold["split"].isin(["train", "dev", "test"]), part)
+    part = part.mask(part.eq("train") & (place < train * settings.independent_share), "independent")
+    part = part.mask(part.isin(["dev", "test"]) & ~gold["agreed"], "unused")
+    if settings.head == "shift":
+        part = part.mask(gold["shift"].isna() & gold["votes"].ge(3) & gold["split"].isna(), "unused")
+    return gold.assign(part=part)
+
+
+def teacher_as_gold(recorded: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
+    """Turn teacher rows, taken as valid, into training rows of the critic that owns their action.
+
+    Rows of dev and test actions are left out; actions without gold go to the filter's critic.
+    """
+    owner = parts[parts["part"].isin(["train", "independent"])].groupby("action_id")["part"].first()
+    held_out = set(parts["action_id"]) - set(owner.index)
+    rows = recorded[~recorded["action_id"].isin(held_out)]
+    return rows.assign(
+        valid=True,
+        shift=rows["moral_variance"].astype(float),
+        votes=0,
+        agreed=False,
+        source="teacher-unjudged",
+        part=rows["action_id"].map(owner).fillna("train"),
+    )
+
+
+def train_critic(
+    train: pd.DataFrame, dev: pd.DataFrame, settings: Settings, run: Run, device: torch.device, dtype: torch.dtype, seed: int
+) -> tuple[Critic, encoder.Fit]:
+    """Fine-tune a critic on gold rows and keep the checkpoint of the lowest dev loss."""
+    base, tokenizer = models.load(settings.base, "encoder", run)
+    if settings.head == "binary":
+        tokenizer.add_special_tokens({"additional_special_tokens": [ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN]})
+        base.resize_token_embeddings(len(tokenizer))
+    torch.manual_seed(seed)  # the head's first weights
+    model = encoder.PairClassifier(base, CLASSES[settings.head], settings.pooling, settings.hidden, settings.dropout)
+    train_labels = labels(train, settings.head)
+    weights = None
+    if settings.head == "binary":
+        # Appendix D.1: the rarer, low-quality class weighs as much more as it is rarer.
+        weights = [float((train_labels == 1).sum() / max(1, (train_labels == 0).sum())), 1.0]
+    result = encoder.fit(
+        model, tokenizer, texts(train, settings.head), train_labels, texts(dev, settings.head), labels(dev, settings.head),
+        settings, device=device, dtype=dtype, seed=seed, class_weights=weights, what="training the critic",
+    )  # fmt: skip
+    return Critic(model, tokenizer, settings.head, settings.max_length, device, dtype), result
+
+
+def load_critic(folder: Path, settings: Settings, run: Run, device: torch.device, dtype: torch.dtype) -> Critic:
+    """Load what `Critic.save` wrote."""
+    if not (folder / "model.safetensors").exists():
+        raise MissingInputError("no critic here", where=str(folder), todo="run notebooks/02_critic.ipynb first")
+    base, _ = models.load(settings.base, "encoder", run)
+    tokenizer = models.AutoTokenizer.from_pretrained(folder)
+    base.resize_token_embeddings(max(len(tokenizer), base.config.vocab_size))
+    model = encoder.PairClassifier(base, CLASSES[settings.head], settings.pooling, settings.hidden, settings.dropout)
+    models.load_module(model, folder)
+    return Critic(model.to(device).eval(), tokenizer, settings.head, settings.max_length, device, dtype)
+
+
+def read_record(folder: Path) -> dict:
+    """Return the settings, thresholds and metrics kept beside a critic."""
+    return json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+
+
+def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> float:
+    """Return the threshold that a rule reads off the dev precision-recall curve (figure 8).
+
+    Parameters
+    ----------
+    valid : ndarray of bool, shape (rows,)
+    scores : ndarray of float, shape (rows,)
+    rule : Threshold
+        A value (returned as it is), a precision (the lowest threshold from which it holds) or a recall (the highest
+        threshold that still reaches it).
+
+    Raises
+    ------
+    DataError
+        When no threshold reaches the precision with at least ten rows above it; the best found is named.
+    """
+    if rule.value is not None:
+        return rule.value
+    precision, recall, thresholds = precision_recall_curve(valid, scores)
+    precision, recall = precision[:-1], recall[:-1]
+    if rule.recall is not None:
+        return float(thresholds[recall >= rule.recall].max())
+    above = len(scores) - np.searchsorted(np.sort(scores), thresholds)
+    reached = (precision >= rule.precision) & (above >= min(10, len(scores)))
+    if not reached.any():
+        raise DataError(
+            f"no threshold reaches a dev precision of {rule.precision}; the best is {precision[above >= 10].max():.2f}",
+            where="critic threshold",
+            todo="ask for less precision in params, or train a better critic",
+        )
+    return float(thresholds[reached].min())
+
+
+def _class_of(moral_variance: np.ndarray, head: str) -> np.ndarray:
+    return np.ones(len(moral_variance), dtype=int) if head == "binary" else moral_variance.astype(int) + 1

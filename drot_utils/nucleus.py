@@ -1,0 +1,58 @@
+"""Exact nucleus (top-p) sampling without sorting the whole vocabulary (Holtzman et al., 2020)."""
+
+import torch
+
+WIDTHS = (512, 4096)  # most nuclei fit in the first; the full sort is the last resort
+
+
+def nucleus_sample(logits: torch.Tensor, uniform: torch.Tensor, top_p: float, temperature: float = 1.0) -> torch.Tensor:
+    """Draw one token a row from the nucleus: the smallest set of likeliest tokens whose probability reaches `top_p`.
+
+    Among equal probabilities the order is that of ``torch.topk``. The draw is by inversion: the token in whose share of
+    the nucleus `uniform` falls. So the result depends on the row's own logits and number only, not on its batch.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (rows, vocabulary)
+    uniform : Tensor of shape (rows,)
+        Numbers in [0, 1).
+    top_p : float
+        In (0, 1].
+    temperature : float
+        Divides the logits.
+
+    Returns
+    -------
+    Tensor of int64, shape (rows,)
+
+    Raises
+    ------
+    ValueError
+        When a row of `logits` holds NaN or is -inf throughout.
+    """
+    logits = logits.float() / temperature
+    log_total = torch.logsumexp(logits, dim=-1, keepdim=True)
+    if not torch.isfinite(log_total).all():
+        raise ValueError("logits are not finite: the model's weights or its input are broken")
+    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    pending = torch.arange(len(logits), device=logits.device)
+    vocabulary = logits.shape[1]
+    for width in (*(w for w in WIDTHS if w < vocabulary), vocabulary):
+        top, ids = logits[pending].topk(width, dim=-1)
+        # Summed in float64: at the boundary a float32 sum of thousands of terms may err by a token.
+        mass = (top.double() - log_total[pending].double()).exp()
+        cumulative = mass.cumsum(-1)
+        inside = torch.ones(len(pending), dtype=torch.bool, device=logits.device)
+        if width < vocabulary:
+            inside = cumulative[:, -1] >= top_p
+        reached = cumulative[inside]
+        # The nucleus ends with the first token at which the mass reaches top_p.
+        size = (reached < top_p).sum(-1).clamp(max=width - 1)
+        kept_mass = reached.gather(1, size.unsqueeze(1))
+        target = uniform[pending[inside]].double().unsqueeze(1) * kept_mass
+        drawn = torch.searchsorted(reached.contiguous(), target, right=True).squeeze(1).minimum(size)
+        tokens[pending[inside]] = ids[inside].gather(1, drawn.unsqueeze(1)).squeeze(1)
+        pending = pending[~inside]
+        if not len(pending):
+            break
+    return tokens

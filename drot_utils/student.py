@@ -1,0 +1,279 @@
+"""Fine-tuning a student: one code path for causal and seq2seq models (appendix D.2).
+
+The contexts that share a prompt (same action and moral variance) are learnt behind one copy of it. A causal model sees
+``prompt, target 1, target 2 ...`` in one sequence in which a target attends to the prompt and itself only and counts its
+positions from the end of the prompt; a seq2seq model encodes the prompt once. The losses are those of separate rows.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
+
+from drot_utils.params import Student as Settings
+from drot_utils.paths import atomic
+from drot_utils.progress import Progress
+from drot_utils.prompts import student_source, student_target
+from drot_utils.schema import PROMPT
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with all its targets, as token ids; every target ends with the end token."""
+
+    prompt: list[int]
+    targets: list[list[int]]
+
+    @property
+    def length(self) -> int:
+        """Tokens the model has to read."""
+        return len(self.prompt) + sum(map(len, self.targets))
+
+
+@dataclass
+class Training:
+    """What a training left behind besides the weights."""
+
+    rows: int
+    steps: int
+    target_tokens: int
+    losses: list[float] = field(default_factory=list)
+
+
+def make_examples(
+    rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, settings: Settings, seq2seq: bool
+) -> list[Example]:
+    """Tokenize kept rows, the contexts of one prompt together (at most `batch_size` of them in one example)."""
+    examples = []
+    for _, group in rows.groupby(PROMPT, sort=True):
+        first = group.iloc[0]
+        source = student_source(first["action"], int(first["moral_variance"]))
+        prompt = tokenizer(
+            source if seq2seq else f"{source}\n", truncation=True, max_length=settings.max_prompt_length
+        )["input_ids"]
+        targets = []
+        for context, rationale in zip(group["context"], group["rationale"], strict=True):
+            ids = tokenizer(student_target(context, rationale), add_special_tokens=False)["input_ids"]
+            targets.append([*ids[: settings.max_target_length - 1], tokenizer.eos_token_id])
+        for start in range(0, len(targets), settings.batch_size):
+            examples.append(Example(prompt, targets[start : start + settings.batch_size]))
+    return examples
+
+
+def make_batches(examples: list[Example], size: int, seed: int, epoch: int) -> list[list[Example]]:
+    """Shuffle an epoch's examples into batches of about `size` targets (never more), like lengths together."""
+    generator = torch.Generator().manual_seed(seed * 1000 + epoch)
+    order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
+    batches = []
+    for start in range(0, len(order), size * 8):
+        batch: list[Example] = []
+        for example in sorted(order[start : start + size * 8], key=lambda e: e.length):
+            if sum(len(e.targets) for e in batch) + len(example.targets) > size:
+                batches.append(batch)
+                batch = []
+            batch.append(example)
+        batches.append(batch)
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def batch_loss(model: PreTrainedModel, batch: list[Example], device: torch.device) -> tuple[torch.Tensor, int]:
+    """Return the mean cross-entropy over all target tokens of a batch, and how many they are."""
+    predict = _seq2seq_logits if model.config.is_encoder_decoder else _causal_logits
+    logits, labels = predict(model, batch, device)
+    return nn.functional.cross_entropy(logits.float(), labels), len(labels)
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: pd.DataFrame,
+    settings: Settings,
+    *,
+    learning_rate: float,
+    epochs: int,
+    work: Path,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    steps: int | None = None,
+    what: str = "training",
+) -> Training:
+    """Fine-tune in place with AdamW and a linear schedule.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        ``action_id action moral_variance context rationale``.
+    epochs : int
+        Passes over the rows.
+    work : Path
+        Where a checkpoint is kept every ``settings.checkpoint_minutes``; a training that was killed goes on from it
+        and ends with the same weights. Its name must change with the rows, the settings and the first weights.
+    steps : int, optional
+        Optimizer steps instead of epochs.
+
+    Returns
+    -------
+    Training
+        With the loss of each optimizer step.
+    """
+    torch.manual_seed(seed)
+    examples = make_examples(rows, tokenizer, settings, model.config.is_encoder_decoder)
+    each_epoch = math.ceil(len(make_batches(examples, settings.batch_size, seed, 0)) / settings.accumulate)
+    total = steps or epochs * each_epoch
+    model.to(device=device, dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
+    result = Training(len(rows), total, 0)
+    done = _restore(work, model, optimizer, result)
+    pace = _Pace(settings.checkpoint_minutes)
+    with Progress(what, total, "steps", done=done) as progress:
+        for step, micro in _numbered_steps(examples, settings, seed, total):
+            if step < done:
+                continue
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * (1 - step / total)
+            losses = []
+            for batch in micro:
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    loss, tokens = batch_loss(model, batch, device)
+                (loss / len(micro)).backward()
+                losses.append(loss.item())
+                result.target_tokens += tokens
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            result.losses.append(sum(losses) / len(losses))
+            progress.update()
+            if pace.due() and step + 1 < total:
+                _checkpoint(work, model, optimizer, result)
+    (work / CHECKPOINT).unlink(missing_ok=True)
+    model.eval()
+    return result
+
+
+def _numbered_steps(
+    examples: list[Example], settings: Settings, seed: int, total: int
+) -> Iterator[tuple[int, list[list[Example]]]]:
+    step = epoch = 0
+    while True:
+        batches = make_batches(examples, settings.batch_size, seed, epoch)
+        for start in range(0, len(batches), settings.accumulate):
+            if step == total:
+                return
+            yield step, batches[start : start + settings.accumulate]
+            step += 1
+        epoch += 1
+
+
+def _causal_logits(
+    model: PreTrainedModel, batch: list[Example], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # The end token is predicted but never read, so it is not part of the input.
+    width = max(e.length - len(e.targets) for e in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.int64)
+    positions = torch.zeros_like(ids)
+    mask = torch.eye(width, dtype=torch.bool).repeat(len(batch), 1, 1)  # padding attends to itself, to nothing else
+    predictors, labels = [], []
+    for row, example in enumerate(batch):
+        start = len(example.prompt)
+        ids[row, :start] = torch.tensor(example.prompt)
+        positions[row, :start] = torch.arange(start)
+        mask[row, :start, :start] = torch.ones(start, start, dtype=torch.bool).tril()
+        at = start
+        for target in example.targets:
+            end = at + len(target) - 1
+            ids[row, at:end] = torch.tensor(target[:-1])
+            positions[row, at:end] = torch.arange(start, start + end - at)
+            mask[row, at:end, :start] = True
+            mask[row, at:end, at:end] = torch.ones(end - at, end - at, dtype=torch.bool).tril()
+            predictors += [row * width + i for i in (start - 1, *range(at, end))]
+            labels += target
+            at = end
+    states = model.base_model(
+        input_ids=ids.to(device),
+        attention_mask=mask.unsqueeze(1).to(device),
+        position_ids=positions.to(device),
+        use_cache=False,
+    ).last_hidden_state
+    # The vocabulary is by far the widest matrix: only the tokens to be learnt go through it.
+    chosen = states.flatten(0, 1)[torch.tensor(predictors, device=device)]
+    return model.get_output_embeddings()(chosen), torch.tensor(labels, device=device)
+
+
+def _seq2seq_logits(
+    model: PreTrainedModel, batch: list[Example], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    pad = model.config.pad_token_id
+    ids = _padded([e.prompt for e in batch], pad).to(device)
+    lengths = torch.tensor([len(e.prompt) for e in batch], device=device)
+    mask = (torch.arange(ids.shape[1], device=device) < lengths.unsqueeze(1)).long()
+    counts = torch.tensor([len(e.targets) for e in batch], device=device)
+    states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    labels = _padded([t for e in batch for t in e.targets], -100).to(device)
+    output = model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(counts, 0)),
+        attention_mask=mask.repeat_interleave(counts, 0),
+        decoder_input_ids=model._shift_right(labels),
+        use_cache=False,
+    )
+    learnt = labels != -100
+    return output.logits[learnt], labels[learnt]
+
+
+def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
+    return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
+
+
+class _Pace:
+    def __init__(self, minutes: float) -> None:
+        import time
+
+        self.clock, self.seconds = time.monotonic, minutes * 60
+        self.last = self.clock()
+
+    def due(self) -> bool:
+        if self.clock() - self.last < self.seconds:
+            return False
+        self.last = self.clock()
+        return True
+
+
+def _checkpoint(work: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, result: Training) -> None:
+    tensors = {f"model.{i}": p.detach() for i, p in enumerate(model.parameters())}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"state.{i}.{key}": value for key, value in state.items()}
+    tensors["random"] = torch.get_rng_state()
+    tensors["losses"] = torch.tensor(result.losses, dtype=torch.float64)
+    tensors["target_tokens"] = torch.tensor(result.target_tokens)
+    with atomic(work / CHECKPOINT) as temporary:
+        save_file(tensors, temporary)
+
+
+def _restore(work: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, result: Training) -> int:
+    try:
+        tensors = load_file(work / CHECKPOINT)
+    except (OSError, SafetensorError):
+        return 0  # none, or not whole: the training starts afresh and ends the same
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter.copy_(tensors[f"model.{i}"])
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("state."):
+            _, i, key = name.split(".")
+            state.setdefault(int(i), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    torch.set_rng_state(tensors["random"])
+    result.losses = tensors["losses"].tolist()
+    result.target_tokens = int(tensors["target_tokens"])
+    return len(result.losses)
