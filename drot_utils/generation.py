@@ -106,8 +106,7 @@ class Writer:
         return results
 
     def _encode(self, prompt: str) -> list[int]:
-        text = prompt if self.seq2seq else f"{prompt}\n"
-        return self.tokenizer(text, truncation=True, max_length=self.max_prompt_length)["input_ids"]
+        return self.tokenizer(prompt, truncation=True, max_length=self.max_prompt_length)["input_ids"]
 
     @torch.inference_mode()
     def _sample(

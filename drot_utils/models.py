@@ -130,13 +130,21 @@ def load_folder(
     return model.eval(), tokenizer
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> Path:
-    """Write a student to `folder`, whole or not at all, with its weights in `dtype`."""
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype,
+    notes: dict[str, str] | None = None,
+) -> Path:
+    """Write a student to `folder`, whole or not at all: weights in `dtype`, tokenizer, and `notes` (file name to text)."""
 
     def fill(place: Path) -> None:
         half = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
         model.save_pretrained(place, state_dict=half)
         tokenizer.save_pretrained(place)
+        for name, text in (notes or {}).items():
+            (place / name).write_text(text, encoding="utf-8")
 
     return replace_folder(folder, fill)
 

@@ -71,9 +71,10 @@ def parse_teacher(text: str) -> Parsed | None:
     return _parsed(context, parts[1].strip().split("\n")[0])
 
 
-def student_source(action: str, moral_variance: int) -> str:
-    """Write the student's prompt, appendix D.2."""
-    return f"Action: {_sentence(action)}\nModifier: more {direction(moral_variance)}."
+def student_source(action: str, moral_variance: int, seq2seq: bool) -> str:
+    """Write the student's prompt, appendix D.2; a causal student gets a line break before it goes on."""
+    source = f"Action: {_sentence(action)}\nModifier: more {direction(moral_variance)}."
+    return source if seq2seq else f"{source}\n"
 
 
 def student_target(context: str, rationale: str) -> str:

@@ -6,6 +6,7 @@ positions from the end of the prompt; a seq2seq model encodes the prompt once. T
 """
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,10 +58,8 @@ def make_examples(
     examples = []
     for _, group in rows.groupby(PROMPT, sort=True):
         first = group.iloc[0]
-        source = student_source(first["action"], int(first["moral_variance"]))
-        prompt = tokenizer(
-            source if seq2seq else f"{source}\n", truncation=True, max_length=settings.max_prompt_length
-        )["input_ids"]
+        source = student_source(first["action"], int(first["moral_variance"]), seq2seq)
+        prompt = tokenizer(source, truncation=True, max_length=settings.max_prompt_length)["input_ids"]
         targets = []
         for context, rationale in zip(group["context"], group["rationale"], strict=True):
             ids = tokenizer(student_target(context, rationale), add_special_tokens=False)["input_ids"]
@@ -135,7 +134,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
     result = Training(len(rows), total, 0)
     done = _restore(work, model, optimizer, result)
-    pace = _Pace(settings.checkpoint_minutes)
+    saved = time.monotonic()
     with Progress(what, total, "steps", done=done) as progress:
         for step, micro in _numbered_steps(examples, settings, seed, total):
             if step < done:
@@ -154,8 +153,9 @@ def train(
             optimizer.zero_grad()
             result.losses.append(sum(losses) / len(losses))
             progress.update()
-            if pace.due() and step + 1 < total:
+            if time.monotonic() - saved >= settings.checkpoint_minutes * 60 and step + 1 < total:
                 _checkpoint(work, model, optimizer, result)
+                saved = time.monotonic()
     (work / CHECKPOINT).unlink(missing_ok=True)
     model.eval()
     return result
@@ -232,20 +232,6 @@ def _seq2seq_logits(
 
 def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
-
-
-class _Pace:
-    def __init__(self, minutes: float) -> None:
-        import time
-
-        self.clock, self.seconds = time.monotonic, minutes * 60
-        self.last = self.clock()
-
-    def due(self) -> bool:
-        if self.clock() - self.last < self.seconds:
-            return False
-        self.last = self.clock()
-        return True
 
 
 def _checkpoint(work: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, result: Training) -> None:

@@ -1,0 +1,224 @@
+"""Algorithm 1 of the paper: write, keep what differs (NLI), keep what is valid (critic), learn from it, again.
+
+The names in capitals in the docstrings are those of appendix C.
+"""
+
+import json
+
+import numpy as np
+import pandas as pd
+
+from drot_utils import models, student
+from drot_utils.critic import Critic, load_critic, read_record
+from drot_utils.errors import DataError
+from drot_utils.generation import Writer
+from drot_utils.nli import Filtered, Nli, filter_unique, load_nli
+from drot_utils.params import Corpus
+from drot_utils.paths import require, sha256
+from drot_utils.prompts import parse_student, student_source
+from drot_utils.schema import PROMPT, empty_columns
+from drot_utils.shards import fingerprint, map_shards, source_hash
+from drot_utils.study import Study
+
+MADE_BY = {"distill_base": "04_distill_base", "distill_final": "06_final_dataset"}
+
+
+def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, pd.DataFrame]:
+    """Sample A0, A1, A2 and the rest from the training split, without replacement, and the held-out test actions.
+
+    Returns
+    -------
+    dict of DataFrame
+        ``seed``, ``round_1``, ``round_2``, ``final`` and ``test``: no action is in two of them.
+
+    Raises
+    ------
+    DataError
+        When a split holds fewer actions than asked for.
+    """
+    rng = np.random.default_rng(seed)
+    train, test = actions[actions["split"] == "train"], actions[actions["split"] == "test"]
+    train, test = (part.iloc[rng.permutation(len(part))].reset_index(drop=True) for part in (train, test))
+    sizes = {"seed": plan.seed_actions, "round_1": plan.round_actions[0], "round_2": plan.round_actions[1]}
+    sizes["final"] = plan.final_actions if plan.final_actions is not None else max(0, len(train) - sum(sizes.values()))
+    wanted_test = plan.test_actions if plan.test_actions is not None else len(test)
+    for split, wanted, found in (("train", sum(sizes.values()), len(train)), ("test", wanted_test, len(test))):
+        if wanted > found or wanted == 0:
+            raise DataError(
+                f"asked for {wanted} actions of the {split} split, found {found}",
+                where=plan.actions,
+                todo="ask for fewer under `corpus` in the parameters, or give a larger file",
+            )
+    ends = np.cumsum(list(sizes.values()))
+    parts = {
+        name: train.iloc[end - size : end].reset_index(drop=True)
+        for (name, size), end in zip(sizes.items(), ends, strict=True)
+    }
+    return {**parts, "test": test.iloc[:wanted_test].reset_index(drop=True)}
+
+
+def open_writer(study: Study, name: str) -> Writer:
+    """Load one of the run's students, ready to write."""
+    folder = require(study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill")).parent
+    model, tokenizer = models.load_folder(folder, "student")
+    settings = study.params.generation
+    return Writer(
+        model, tokenizer, study.device, study.dtype, study.params.student.max_prompt_length, settings.max_new_tokens,
+        settings.batch_size,
+    )  # fmt: skip
+
+
+def write_contexts(study: Study, name: str, actions: pd.DataFrame, stage: str, n: int, method: str) -> pd.DataFrame:
+    """Let a student write `n` candidates for each action and moral variance, in shards.
+
+    Parameters
+    ----------
+    name : str
+        The student, such as ``distill_base``; becomes the rows' ``source``.
+    actions : DataFrame
+        ``action_id`` and ``action``.
+    stage : str
+        Names the draws: the same stage, student and actions give the same candidates.
+    method : {"greedy", "nucleus", "beam"}
+
+    Returns
+    -------
+    DataFrame
+        Columns of `schema.CANDIDATES`, ``len(actions) * 2 * n`` rows, flags and scores null.
+    """
+    settings = study.params.generation
+    prompts = actions[["action_id", "action"]].merge(pd.DataFrame({"moral_variance": [1, -1]}), how="cross")
+    key = fingerprint(
+        prompts, n, method, settings.model_dump(), study.params.seed, stage, str(study.dtype),
+        sha256(require(study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill"))),
+        source_hash("generation", "nucleus", "prompts"),
+    )  # fmt: skip
+    writer = open_writer(study, name)
+
+    def write_shard(part: pd.DataFrame, seed: int) -> pd.DataFrame:
+        texts = [student_source(r.action, r.moral_variance, writer.seq2seq) for r in part.itertuples()]
+        written = writer.write(
+            texts, n, method, top_p=settings.top_p, temperature=settings.temperature, seed=seed
+        )
+        return to_rows(part, [[(w.text, w.tokens) for w in group] for group in written], name, parse_student)
+
+    rows = map_shards(
+        prompts, settings.shard_size, write_shard, study.run.work("shards") / f"{stage}-{name}-{key}",
+        seed=study.params.seed, stage=f"{stage}: {name} writes", per_row=n, unit="candidates",
+    )  # fmt: skip
+    return empty_columns(rows)
+
+
+def to_rows(prompts: pd.DataFrame, written: list[list[tuple[str, int]]], source: str, parse: object) -> pd.DataFrame:
+    """Put written texts into the table of the study; a text that does not parse keeps its raw form only."""
+    rows = []
+    for prompt, group in zip(prompts.itertuples(), written, strict=True):
+        for candidate, (raw, tokens) in enumerate(group):
+            parsed = parse(raw)
+            rows.append((
+                prompt.action_id, prompt.action, prompt.moral_variance, candidate, source,
+                parsed.context if parsed else None, parsed.rationale if parsed else None, raw, tokens,
+            ))  # fmt: skip
+    columns = [*PROMPT, "candidate", "source", "context", "rationale", "raw", "tokens"]
+    return pd.DataFrame(rows, columns=["action_id", "action", *columns[1:]])
+
+
+def flag_repeats(rows: pd.DataFrame, nli: Nli, threshold: float) -> tuple[pd.DataFrame, Filtered]:
+    """Set ``nli_kept``: does a context say something that no accepted earlier one of its group says? (MUTUALNLI)
+
+    Rows without a context keep a null flag.
+    """
+    has = rows["context"].notna()
+    groups = rows[has].groupby(PROMPT, sort=False).indices
+    contexts = rows.loc[has, "context"].to_numpy()
+    filtered = filter_unique([contexts[index].tolist() for index in groups.values()], nli, threshold)
+    flags = np.zeros(int(has.sum()), dtype=bool)
+    for index, kept in zip(groups.values(), filtered.kept, strict=True):
+        flags[index] = kept
+    column = pd.Series(pd.NA, index=rows.index, dtype="boolean")
+    column[has] = flags
+    return rows.assign(nli_kept=column), filtered
+
+
+def flag_valid(
+    rows: pd.DataFrame, critic: Critic, threshold: float, *, use_nli: bool = True, use_critic: bool = True
+) -> pd.DataFrame:
+    """Set ``critic_score`` and ``kept`` (FILTER): a row is kept if it parsed and passes the filters in use."""
+    scored = rows.assign(critic_score=critic.score(rows))
+    kept = scored["context"].notna()
+    if use_nli:
+        kept &= scored["nli_kept"].fillna(False).astype(bool)
+    if use_critic:
+        kept &= scored["critic_score"] > threshold
+    return scored.assign(kept=kept.astype("boolean"))
+
+
+def count_dropped(rows: pd.DataFrame) -> dict[str, int]:
+    """Count the rows that were not kept by the first reason that holds: unparsed, nli, critic."""
+    lost = rows[~rows["kept"].astype(bool)]
+    unparsed = lost["context"].isna()
+    repeated = ~unparsed & ~lost["nli_kept"].fillna(True).astype(bool)
+    return {"unparsed": int(unparsed.sum()), "nli": int(repeated.sum()), "critic": int((~unparsed & ~repeated).sum())}
+
+
+def load_filters(study: Study, critic_name: str = "critic") -> tuple[Critic, Nli, dict]:
+    """Load the run's critic (with its record, which holds the thresholds) and entailment model."""
+    params, run = study.params, study.run
+    folder = require(run.model(critic_name) / "settings.json", "02_critic").parent
+    critic = load_critic(folder, params.critic, run, study.device, study.dtype)
+    return critic, load_nli(run.model("nli"), params.nli, run, study.device, study.dtype), read_record(folder)
+
+
+def fine_tune(
+    study: Study, rows: pd.DataFrame, name: str, *, start: str | None, learning_rate: float, epochs: int, steps: int | None = None
+) -> dict:
+    """Fine-tune a student on kept rows and keep it as ``models/<name>``.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        The training data; every row has a context and a rationale.
+    start : str or None
+        The student to start from; None for the base model of the parameters.
+    steps : int, optional
+        Optimizer steps instead of epochs.
+
+    Returns
+    -------
+    dict
+        ``rows steps target_tokens losses seconds fingerprint``, also kept as ``training.json`` beside the weights. A
+        student that was already trained on the same rows, from the same weights, with the same settings is not
+        trained again.
+
+    Raises
+    ------
+    DataError
+        When the filters kept nothing.
+    """
+    if rows.empty:
+        raise DataError("no row to learn from: the filters kept none", where=name, todo="lower the critic threshold in params")
+    params, folder = study.params, study.run.model(name)
+    origin = sha256(study.run.model(start) / "model.safetensors") if start else models.describe(params.student.base)
+    key = fingerprint(
+        rows[[*PROMPT, "context", "rationale"]], origin, params.student.model_dump(), learning_rate, epochs, steps,
+        params.seed, str(study.dtype), source_hash("student", "prompts"),
+    )  # fmt: skip
+    record = read_training(study, name)
+    if record and record["fingerprint"] == key:
+        return record
+    place = models.load_folder(study.run.model(start), "student") if start else models.load(params.student.base, "student", study.run)
+    model, tokenizer = place
+    training = student.train(
+        model, tokenizer, rows, params.student, learning_rate=learning_rate, epochs=epochs, steps=steps,
+        work=study.run.work("checkpoints") / key, seed=params.seed, device=study.device, dtype=study.dtype,
+        what=f"training {name}",
+    )  # fmt: skip
+    record = {**vars(training), "start": start, "fingerprint": key}
+    models.save(model, tokenizer, folder, study.dtype, {"training.json": json.dumps(record)})
+    return record
+
+
+def read_training(study: Study, name: str) -> dict | None:
+    """Return what `fine_tune` recorded of a student, or None when it does not exist."""
+    path = study.run.model(name) / "training.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

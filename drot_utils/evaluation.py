@@ -1,0 +1,136 @@
+"""The automatic evaluation on held-out actions: validity and diversity, with intervals (section 4, tables 2 and 3)."""
+
+import numpy as np
+import pandas as pd
+
+from drot_utils.nli import Entails, filter_unique
+from drot_utils.schema import PROMPT
+
+METRICS = ["vld", "avg", "n_vld", "n_unq_vld"]
+
+
+def score_greedy(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> pd.DataFrame:
+    """Return Vld and Avg of top-1 contexts for each action (section 4.2).
+
+    Parameters
+    ----------
+    rows : DataFrame
+        One row an action and moral variance.
+    scores : ndarray of float, shape (rows,)
+        Critic scores; NaN where the text did not parse. Such a row is not valid, and has no score to average.
+    threshold : float
+        A context is valid if its score exceeds it.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by ``action_id``: ``vld`` and ``avg``.
+    """
+    frame = pd.DataFrame({"action_id": rows["action_id"], "vld": (scores > threshold).astype(float), "avg": scores})
+    return frame.groupby("action_id").mean()
+
+
+def score_sampled(rows: pd.DataFrame, scores: np.ndarray, threshold: float, entails: Entails, nli_threshold: float) -> pd.DataFrame:
+    """Return #Vld and #Unq.Vld, out of the candidates of a prompt, for each action (section 4.2).
+
+    A valid context is unique if the paper's filter accepts it among the valid ones of its prompt.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by ``action_id``: ``n_vld`` and ``n_unq_vld``, means over the two moral variances.
+    """
+    valid = rows.assign(valid=scores > threshold)
+    groups = [g.loc[g["valid"], "context"].tolist() for _, g in valid.groupby(PROMPT, sort=False)]
+    kept = filter_unique(groups, entails, nli_threshold, what="unique contexts").kept
+    keys = valid.drop_duplicates(PROMPT)["action_id"].to_numpy()
+    frame = pd.DataFrame({"action_id": keys, "n_vld": [len(g) for g in groups], "n_unq_vld": [sum(k) for k in kept]})
+    return frame.groupby("action_id").mean()
+
+
+def bootstrap_mean(values: np.ndarray, draws: int, seed: int) -> tuple[float, float, float]:
+    """Return the mean of per-action values with its 95% percentile interval over resampled actions.
+
+    Parameters
+    ----------
+    values : ndarray of float, shape (actions,)
+        NaN entries are left out of means.
+    draws : int
+        Bootstrap resamples.
+
+    Returns
+    -------
+    mean, low, high : float
+        NaN when there is no value at all.
+    """
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return (float("nan"),) * 3
+    index = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.quantile(values[index].mean(axis=1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def summarize(per_action: dict[str, pd.DataFrame], draws: int, seed: int, prefix: str = "auto_") -> pd.DataFrame:
+    """Return one row a model with every metric and its interval.
+
+    Parameters
+    ----------
+    per_action : dict of DataFrame
+        Model name to a table indexed by ``action_id`` with some of `METRICS`; a metric that a model lacks is null.
+    """
+    rows = []
+    for model, table in per_action.items():
+        row: dict[str, float | str] = {"model": model}
+        for metric in METRICS:
+            values = table[metric].to_numpy() if metric in table else np.array([])
+            names = (f"{prefix}{metric}", f"{prefix}{metric}_low", f"{prefix}{metric}_high")
+            row.update(zip(names, bootstrap_mean(values, draws, seed), strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def paired_differences(
+    per_action: dict[str, pd.DataFrame], pairs: list[tuple[str, str]], draws: int, seed: int
+) -> pd.DataFrame:
+    """Return later minus earlier, action by action, for pairs of models.
+
+    Returns
+    -------
+    DataFrame
+        ``earlier later metric difference low high``; an interval that excludes 0 is a difference that resampling the
+        test actions does not wash away.
+    """
+    rows = []
+    for earlier, later in pairs:
+        for metric in METRICS:
+            if metric in per_action[earlier] and metric in per_action[later]:
+                both = per_action[later][metric] - per_action[earlier][metric]
+                rows.append((earlier, later, metric, *bootstrap_mean(both.to_numpy(), draws, seed)))
+    return pd.DataFrame(rows, columns=["earlier", "later", "metric", "difference", "low", "high"])
+
+
+def bootstrap_metrics(valid: np.ndarray, scores: np.ndarray, threshold: float, draws: int, seed: int) -> dict[str, tuple]:
+    """Return accuracy, F1, average precision and ROC AUC of a critic with 95% intervals over rows (table 5).
+
+    A metric that the rows do not define (one class only) is NaN.
+    """
+    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+    rng = np.random.default_rng(seed)
+    measures = {
+        "accuracy": lambda v, s: float(np.mean(v == (s > threshold))),
+        "f1": lambda v, s: float(f1_score(v, s > threshold, zero_division=0)),
+        "pr_auc": lambda v, s: float(average_precision_score(v, s)) if 0 < v.sum() < len(v) else np.nan,
+        "roc_auc": lambda v, s: float(roc_auc_score(v, s)) if 0 < v.sum() < len(v) else np.nan,
+    }
+    samples = [rng.integers(0, len(valid), len(valid)) for _ in range(min(draws, 500))]
+    out = {}
+    for name, measure in measures.items():
+        point = measure(valid, scores)
+        drawn = np.array([measure(valid[i], scores[i]) for i in samples]) if not np.isnan(point) else np.array([np.nan])
+        drawn = drawn[~np.isnan(drawn)]
+        low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
+        out[name] = (point, float(low), float(high))
+    return out
