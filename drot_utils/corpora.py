@@ -43,7 +43,9 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
 
     def note(row: arrow_csv.InvalidRow) -> str:
         number = f"line {row.number}" if row.number is not None else "a line"
-        bad_lines.append(f"{number} has {row.actual_columns} fields instead of {row.expected_columns}: {row.text[:60]!r}")
+        bad_lines.append(
+            f"{number} has {row.actual_columns} fields instead of {row.expected_columns}: {row.text[:60]!r}"
+        )
         return "skip"
 
     try:
@@ -54,16 +56,22 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
                 delimiter="\t", quote_char=False, newlines_in_values=False, invalid_row_handler=note
             ),
             convert_options=arrow_csv.ConvertOptions(
-                column_types={name: pa.string() for name in _header(path)}, strings_can_be_null=False, check_utf8=True
+                column_types={name: pa.string() for name in _header(path)},
+                strings_can_be_null=False,
+                check_utf8=True,
             ),
         )
     except FileNotFoundError as error:
         raise DataError("no such file", where=str(path), todo="check the path in the parameters") from error
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise DataError(f"is no UTF-8 tab-separated text: {error}", where=str(path), todo="save it as UTF-8") from error
+        raise DataError(
+            f"is no UTF-8 tab-separated text: {error}", where=str(path), todo="save it as UTF-8"
+        ) from error
     if bad_lines:
         raise DataError(
-            f"{len(bad_lines)} malformed lines; {bad_lines[0]}", where=str(path), todo="mend or remove these lines"
+            f"{len(bad_lines)} malformed lines; {bad_lines[0]}",
+            where=str(path),
+            todo="mend or remove these lines",
         )
     frame = table.to_pandas()
     check_columns(frame, required, str(path))
@@ -99,7 +107,9 @@ def read_actions(path: str | Path) -> pd.DataFrame:
     in_train_only = frame["split"].eq("train").groupby(key).transform("all")
     frame = frame.assign(_order=in_train_only | frame["split"].ne("train"))
     frame = frame.sort_values("_order", ascending=False, kind="stable")
-    frame = frame[~key.loc[frame.index].duplicated()].sort_index().drop(columns="_order").reset_index(drop=True)
+    frame = (
+        frame[~key.loc[frame.index].duplicated()].sort_index().drop(columns="_order").reset_index(drop=True)
+    )
     if "action_id" not in frame:
         frame.insert(0, "action_id", [f"sc{i:06d}" for i in range(len(frame))])
     doubled = frame["action_id"].duplicated()
@@ -175,7 +185,11 @@ def read_groups(path: str | Path) -> pd.DataFrame:
         try:
             group = json.loads(line)
             base, relations = group["base"], [(p, 2, 2) for p in group["paraphrases"]]
-            relations += [(group["general"], 2, 1), (group["different"], 1, 1), (group["contradiction"], 0, 0)]
+            relations += [
+                (group["general"], 2, 1),
+                (group["different"], 1, 1),
+                (group["contradiction"], 0, 0),
+            ]
             for other, forward, backward in relations:
                 rows.append((group["group"], group["split"], base, other, forward))
                 rows.append((group["group"], group["split"], other, base, backward))
@@ -192,13 +206,30 @@ def _read_gold_file(path: str, actions: pd.DataFrame) -> pd.DataFrame:
     elif "action_id" not in frame:
         frame["action_id"] = "g" + frame.groupby("action").ngroup().astype(str).str.zfill(6)
     if "context_quality" in frame:
-        _refuse(frame, ~frame["context_quality"].isin(["0", "1"]), "have a context-quality other than 0 and 1", path)
+        _refuse(
+            frame,
+            ~frame["context_quality"].isin(["0", "1"]),
+            "have a context-quality other than 0 and 1",
+            path,
+        )
         frame = frame.assign(valid=frame["context_quality"] == "1", shift=float("nan"), votes=3)
-        frame["agreed"] = frame["split"] != "train"  # the published dev and test splits hold full agreement only
+        frame["agreed"] = (
+            frame["split"] != "train"
+        )  # the published dev and test splits hold full agreement only
         frame["source"] = frame.get("source", "gpt-3")
     else:
         frame = _vote(frame, path)
-    columns = ["action_id", "action", "moral_variance", "context", "rationale", "source", "valid", "shift", "votes"]
+    columns = [
+        "action_id",
+        "action",
+        "moral_variance",
+        "context",
+        "rationale",
+        "source",
+        "valid",
+        "shift",
+        "votes",
+    ]
     return frame.reindex(columns=[*columns, "agreed", "split"])
 
 
@@ -217,22 +248,35 @@ def _vote(frame: pd.DataFrame, path: str) -> pd.DataFrame:
 
 
 def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
-    _refuse(frame, ~frame["moral_variance"].isin(["1", "-1"]), "have a moral variance other than 1 and -1", where)
+    _refuse(
+        frame, ~frame["moral_variance"].isin(["1", "-1"]), "have a moral variance other than 1 and -1", where
+    )
     _refuse(frame, frame["context"].str.strip() == "", "have an empty context", where)
     return frame.assign(moral_variance=frame["moral_variance"].astype("int8"))
 
 
 def _with_action(frame: pd.DataFrame, actions: pd.DataFrame, where: str) -> pd.DataFrame:
     names = actions.set_index("action_id")["action"]
-    _refuse(frame, ~frame["action_id"].isin(names.index), "name an action-id that the actions file does not have", where)
+    _refuse(
+        frame,
+        ~frame["action_id"].isin(names.index),
+        "name an action-id that the actions file does not have",
+        where,
+    )
     return frame.assign(action=frame["action_id"].map(names))
 
 
 def _refuse(frame: pd.DataFrame, bad: pd.Series, what: str, where: str) -> None:
     if bad.any():
         first = frame.index[bad][0]
-        row = {key: value for key, value in frame.loc[first].items() if key in ("action_id", "moral_variance", "context")}
-        raise DataError(f"{int(bad.sum())} rows {what}; the first is {row}", where=f"{where}, line {first + 2}")
+        row = {
+            key: value
+            for key, value in frame.loc[first].items()
+            if key in ("action_id", "moral_variance", "context")
+        }
+        raise DataError(
+            f"{int(bad.sum())} rows {what}; the first is {row}", where=f"{where}, line {first + 2}"
+        )
 
 
 def _header(path: Path) -> list[str]:

@@ -51,7 +51,12 @@ class Critic:
             encoded = encoder.encode(self.tokenizer, texts(asked, self.head), self.max_length)
             with Progress(what, len(encoded), "contexts") as progress:
                 logits = encoder.predict(
-                    self.model, self.tokenizer, encoded, device=self.device, dtype=self.dtype, progress=progress
+                    self.model,
+                    self.tokenizer,
+                    encoded,
+                    device=self.device,
+                    dtype=self.dtype,
+                    progress=progress,
                 )
             column = _class_of(asked["moral_variance"].to_numpy(), self.head)
             scores[has] = encoder.softmax(logits)[np.arange(len(asked)), column]
@@ -61,7 +66,9 @@ class Critic:
         """Write weights, tokenizer and settings, with `record` (thresholds, curve, metrics) beside them."""
 
         def fill(place: Path) -> None:
-            models.save_module(self.model, {"head": self.head, "max_length": self.max_length, **record}, place)
+            models.save_module(
+                self.model, {"head": self.head, "max_length": self.max_length, **record}, place
+            )
             self.tokenizer.save_pretrained(place)
 
         models.replace_folder(folder, fill)
@@ -133,15 +140,25 @@ def teacher_as_gold(recorded: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame
 
 
 def train_critic(
-    train: pd.DataFrame, dev: pd.DataFrame, settings: Settings, run: Run, device: torch.device, dtype: torch.dtype, seed: int
+    train: pd.DataFrame,
+    dev: pd.DataFrame,
+    settings: Settings,
+    run: Run,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
 ) -> tuple[Critic, encoder.Fit]:
     """Fine-tune a critic on gold rows and keep the checkpoint of the lowest dev loss."""
     base, tokenizer = models.load(settings.base, "encoder", run)
     if settings.head == "binary":
-        tokenizer.add_special_tokens({"additional_special_tokens": [ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN]})
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": [ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN]}
+        )
         base.resize_token_embeddings(len(tokenizer))
     torch.manual_seed(seed)  # the head's first weights
-    model = encoder.PairClassifier(base, CLASSES[settings.head], settings.pooling, settings.hidden, settings.dropout)
+    model = encoder.PairClassifier(
+        base, CLASSES[settings.head], settings.pooling, settings.hidden, settings.dropout
+    )
     train_labels = labels(train, settings.head)
     weights = None
     if settings.head == "binary":
@@ -154,14 +171,20 @@ def train_critic(
     return Critic(model, tokenizer, settings.head, settings.max_length, device, dtype), result
 
 
-def load_critic(folder: Path, settings: Settings, run: Run, device: torch.device, dtype: torch.dtype) -> Critic:
+def load_critic(
+    folder: Path, settings: Settings, run: Run, device: torch.device, dtype: torch.dtype
+) -> Critic:
     """Load what `Critic.save` wrote."""
     if not (folder / "model.safetensors").exists():
-        raise MissingInputError("no critic here", where=str(folder), todo="run notebooks/02_critic.ipynb first")
+        raise MissingInputError(
+            "no critic here", where=str(folder), todo="run notebooks/02_critic.ipynb first"
+        )
     base, _ = models.load(settings.base, "encoder", run)
     tokenizer = models.AutoTokenizer.from_pretrained(folder)
     base.resize_token_embeddings(max(len(tokenizer), base.config.vocab_size))
-    model = encoder.PairClassifier(base, CLASSES[settings.head], settings.pooling, settings.hidden, settings.dropout)
+    model = encoder.PairClassifier(
+        base, CLASSES[settings.head], settings.pooling, settings.hidden, settings.dropout
+    )
     models.load_module(model, folder)
     return Critic(model.to(device).eval(), tokenizer, settings.head, settings.max_length, device, dtype)
 

@@ -4,18 +4,22 @@ The names in capitals in the docstrings are those of appendix C.
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
 from drot_utils import models, student
 from drot_utils.critic import Critic, load_critic, read_record
 from drot_utils.errors import DataError
-from drot_utils.generation import Writer
+from drot_utils.generation import Writer, Written
 from drot_utils.nli import Filtered, Nli, filter_unique, load_nli
 from drot_utils.params import Corpus
 from drot_utils.paths import require, sha256
-from drot_utils.prompts import parse_student, student_source
+from drot_utils.prompts import Parsed, parse_student, parse_teacher, student_source, teacher_prompt
 from drot_utils.schema import PROMPT, empty_columns
 from drot_utils.shards import fingerprint, map_shards, source_hash
 from drot_utils.study import Study
@@ -40,9 +44,14 @@ def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, 
     train, test = actions[actions["split"] == "train"], actions[actions["split"] == "test"]
     train, test = (part.iloc[rng.permutation(len(part))].reset_index(drop=True) for part in (train, test))
     sizes = {"seed": plan.seed_actions, "round_1": plan.round_actions[0], "round_2": plan.round_actions[1]}
-    sizes["final"] = plan.final_actions if plan.final_actions is not None else max(0, len(train) - sum(sizes.values()))
+    sizes["final"] = (
+        plan.final_actions if plan.final_actions is not None else max(0, len(train) - sum(sizes.values()))
+    )
     wanted_test = plan.test_actions if plan.test_actions is not None else len(test)
-    for split, wanted, found in (("train", sum(sizes.values()), len(train)), ("test", wanted_test, len(test))):
+    for split, wanted, found in (
+        ("train", sum(sizes.values()), len(train)),
+        ("test", wanted_test, len(test)),
+    ):
         if wanted > found or wanted == 0:
             raise DataError(
                 f"asked for {wanted} actions of the {split} split, found {found}",
@@ -57,24 +66,54 @@ def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, 
     return {**parts, "test": test.iloc[:wanted_test].reset_index(drop=True)}
 
 
-def open_writer(study: Study, name: str) -> Writer:
-    """Load one of the run's students, ready to write."""
-    folder = require(study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill")).parent
-    model, tokenizer = models.load_folder(folder, "student")
-    settings = study.params.generation
-    return Writer(
-        model, tokenizer, study.device, study.dtype, study.params.student.max_prompt_length, settings.max_new_tokens,
-        settings.batch_size,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Author:
+    """Somebody who writes contexts: a writer, how it is asked, and how its answer is read."""
+
+    writer: Writer
+    ask: Callable[[str, int], str]
+    parse: Callable[[str], Parsed | None]
 
 
-def write_contexts(study: Study, name: str, actions: pd.DataFrame, stage: str, n: int, method: str) -> pd.DataFrame:
+def open_author(study: Study, name: str) -> Author:
+    """Load one of the run's students, or under the name ``base`` the base model as a zero-shot baseline (section 5.1)."""
+    params, generation = study.params, study.params.generation
+    if name == "base":
+        model, tokenizer = models.load(params.student.base, "student", study.run)
+        lengths, ask, parse = (
+            (512, params.teacher.max_tokens),
+            partial(_ask_zero_shot, tokenizer),
+            parse_teacher,
+        )
+    else:
+        folder = require(
+            study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill")
+        ).parent
+        model, tokenizer = models.load_folder(folder, "student")
+        lengths, parse = (params.student.max_prompt_length, generation.max_new_tokens), parse_student
+        ask = partial(student_source, seq2seq=model.config.is_encoder_decoder)
+    writer = Writer(model, tokenizer, study.device, study.dtype, *lengths, generation.batch_size)
+    return Author(writer, ask, parse)
+
+
+def _ask_zero_shot(tokenizer: PreTrainedTokenizerBase, action: str, moral_variance: int) -> str:
+    prompt = teacher_prompt(action, moral_variance)
+    if not tokenizer.chat_template:
+        return prompt
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+
+
+def write_contexts(
+    study: Study, name: str, actions: pd.DataFrame, stage: str, n: int, method: str
+) -> pd.DataFrame:
     """Let a student write `n` candidates for each action and moral variance, in shards.
 
     Parameters
     ----------
     name : str
-        The student, such as ``distill_base``; becomes the rows' ``source``.
+        The student, such as ``distill_base``, or ``base``; becomes the rows' ``source``.
     actions : DataFrame
         ``action_id`` and ``action``.
     stage : str
@@ -87,20 +126,20 @@ def write_contexts(study: Study, name: str, actions: pd.DataFrame, stage: str, n
         Columns of `schema.CANDIDATES`, ``len(actions) * 2 * n`` rows, flags and scores null.
     """
     settings = study.params.generation
+    known = name != "base"
+    origin = study.run.model(name) / "model.safetensors"
     prompts = actions[["action_id", "action"]].merge(pd.DataFrame({"moral_variance": [1, -1]}), how="cross")
     key = fingerprint(
         prompts, n, method, settings.model_dump(), study.params.seed, stage, str(study.dtype),
-        sha256(require(study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill"))),
+        sha256(require(origin, MADE_BY.get(name, "05_self_distill"))) if known else models.describe(study.params.student.base),
         source_hash("generation", "nucleus", "prompts"),
     )  # fmt: skip
-    writer = open_writer(study, name)
+    author = open_author(study, name)
 
     def write_shard(part: pd.DataFrame, seed: int) -> pd.DataFrame:
-        texts = [student_source(r.action, r.moral_variance, writer.seq2seq) for r in part.itertuples()]
-        written = writer.write(
-            texts, n, method, top_p=settings.top_p, temperature=settings.temperature, seed=seed
-        )
-        return to_rows(part, [[(w.text, w.tokens) for w in group] for group in written], name, parse_student)
+        texts = [author.ask(row.action, row.moral_variance) for row in part.itertuples()]
+        sampling = {"top_p": settings.top_p, "temperature": settings.temperature, "seed": seed}
+        return to_rows(part, author.writer.write(texts, n, method, **sampling), name, author.parse)
 
     rows = map_shards(
         prompts, settings.shard_size, write_shard, study.run.work("shards") / f"{stage}-{name}-{key}",
@@ -109,18 +148,26 @@ def write_contexts(study: Study, name: str, actions: pd.DataFrame, stage: str, n
     return empty_columns(rows)
 
 
-def to_rows(prompts: pd.DataFrame, written: list[list[tuple[str, int]]], source: str, parse: object) -> pd.DataFrame:
+def to_rows(
+    prompts: pd.DataFrame, written: list[list[Written]], source: str, parse: Callable[[str], Parsed | None]
+) -> pd.DataFrame:
     """Put written texts into the table of the study; a text that does not parse keeps its raw form only."""
     rows = []
     for prompt, group in zip(prompts.itertuples(), written, strict=True):
-        for candidate, (raw, tokens) in enumerate(group):
-            parsed = parse(raw)
-            rows.append((
-                prompt.action_id, prompt.action, prompt.moral_variance, candidate, source,
-                parsed.context if parsed else None, parsed.rationale if parsed else None, raw, tokens,
-            ))  # fmt: skip
-    columns = [*PROMPT, "candidate", "source", "context", "rationale", "raw", "tokens"]
-    return pd.DataFrame(rows, columns=["action_id", "action", *columns[1:]])
+        for candidate, text in enumerate(group):
+            parsed = parse(text.text)
+            rows.append({
+                "action_id": prompt.action_id,
+                "action": prompt.action,
+                "moral_variance": prompt.moral_variance,
+                "candidate": candidate,
+                "source": source,
+                "context": parsed.context if parsed else None,
+                "rationale": parsed.rationale if parsed else None,
+                "raw": text.text,
+                "tokens": text.tokens,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def flag_repeats(rows: pd.DataFrame, nli: Nli, threshold: float) -> tuple[pd.DataFrame, Filtered]:
@@ -158,7 +205,11 @@ def count_dropped(rows: pd.DataFrame) -> dict[str, int]:
     lost = rows[~rows["kept"].astype(bool)]
     unparsed = lost["context"].isna()
     repeated = ~unparsed & ~lost["nli_kept"].fillna(True).astype(bool)
-    return {"unparsed": int(unparsed.sum()), "nli": int(repeated.sum()), "critic": int((~unparsed & ~repeated).sum())}
+    return {
+        "unparsed": int(unparsed.sum()),
+        "nli": int(repeated.sum()),
+        "critic": int((~unparsed & ~repeated).sum()),
+    }
 
 
 def load_filters(study: Study, critic_name: str = "critic") -> tuple[Critic, Nli, dict]:
@@ -170,7 +221,14 @@ def load_filters(study: Study, critic_name: str = "critic") -> tuple[Critic, Nli
 
 
 def fine_tune(
-    study: Study, rows: pd.DataFrame, name: str, *, start: str | None, learning_rate: float, epochs: int, steps: int | None = None
+    study: Study,
+    rows: pd.DataFrame,
+    name: str,
+    *,
+    start: str | None,
+    learning_rate: float,
+    epochs: int,
+    steps: int | None = None,
 ) -> dict:
     """Fine-tune a student on kept rows and keep it as ``models/<name>``.
 
@@ -196,9 +254,17 @@ def fine_tune(
         When the filters kept nothing.
     """
     if rows.empty:
-        raise DataError("no row to learn from: the filters kept none", where=name, todo="lower the critic threshold in params")
+        raise DataError(
+            "no row to learn from: the filters kept none",
+            where=name,
+            todo="lower the critic threshold in params",
+        )
     params, folder = study.params, study.run.model(name)
-    origin = sha256(study.run.model(start) / "model.safetensors") if start else models.describe(params.student.base)
+    origin = (
+        sha256(study.run.model(start) / "model.safetensors")
+        if start
+        else models.describe(params.student.base)
+    )
     key = fingerprint(
         rows[[*PROMPT, "context", "rationale"]], origin, params.student.model_dump(), learning_rate, epochs, steps,
         params.seed, str(study.dtype), source_hash("student", "prompts"),
@@ -206,7 +272,11 @@ def fine_tune(
     record = read_training(study, name)
     if record and record["fingerprint"] == key:
         return record
-    place = models.load_folder(study.run.model(start), "student") if start else models.load(params.student.base, "student", study.run)
+    place = (
+        models.load_folder(study.run.model(start), "student")
+        if start
+        else models.load(params.student.base, "student", study.run)
+    )
     model, tokenizer = place
     training = student.train(
         model, tokenizer, rows, params.student, learning_rate=learning_rate, epochs=epochs, steps=steps,

@@ -26,11 +26,15 @@ def score_greedy(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> pd
     DataFrame
         Indexed by ``action_id``: ``vld`` and ``avg``.
     """
-    frame = pd.DataFrame({"action_id": rows["action_id"], "vld": (scores > threshold).astype(float), "avg": scores})
+    frame = pd.DataFrame(
+        {"action_id": rows["action_id"], "vld": (scores > threshold).astype(float), "avg": scores}
+    )
     return frame.groupby("action_id").mean()
 
 
-def score_sampled(rows: pd.DataFrame, scores: np.ndarray, threshold: float, entails: Entails, nli_threshold: float) -> pd.DataFrame:
+def score_sampled(
+    rows: pd.DataFrame, scores: np.ndarray, threshold: float, entails: Entails, nli_threshold: float
+) -> pd.DataFrame:
     """Return #Vld and #Unq.Vld, out of the candidates of a prompt, for each action (section 4.2).
 
     A valid context is unique if the paper's filter accepts it among the valid ones of its prompt.
@@ -44,7 +48,9 @@ def score_sampled(rows: pd.DataFrame, scores: np.ndarray, threshold: float, enta
     groups = [g.loc[g["valid"], "context"].tolist() for _, g in valid.groupby(PROMPT, sort=False)]
     kept = filter_unique(groups, entails, nli_threshold, what="unique contexts").kept
     keys = valid.drop_duplicates(PROMPT)["action_id"].to_numpy()
-    frame = pd.DataFrame({"action_id": keys, "n_vld": [len(g) for g in groups], "n_unq_vld": [sum(k) for k in kept]})
+    frame = pd.DataFrame(
+        {"action_id": keys, "n_vld": [len(g) for g in groups], "n_unq_vld": [sum(k) for k in kept]}
+    )
     return frame.groupby("action_id").mean()
 
 
@@ -72,7 +78,9 @@ def bootstrap_mean(values: np.ndarray, draws: int, seed: int) -> tuple[float, fl
     return float(values.mean()), float(low), float(high)
 
 
-def summarize(per_action: dict[str, pd.DataFrame], draws: int, seed: int, prefix: str = "auto_") -> pd.DataFrame:
+def summarize(
+    per_action: dict[str, pd.DataFrame], draws: int, seed: int, prefix: str = "auto_"
+) -> pd.DataFrame:
     """Return one row a model with every metric and its interval.
 
     Parameters
@@ -111,7 +119,9 @@ def paired_differences(
     return pd.DataFrame(rows, columns=["earlier", "later", "metric", "difference", "low", "high"])
 
 
-def bootstrap_metrics(valid: np.ndarray, scores: np.ndarray, threshold: float, draws: int, seed: int) -> dict[str, tuple]:
+def bootstrap_metrics(
+    valid: np.ndarray, scores: np.ndarray, threshold: float, draws: int, seed: int
+) -> dict[str, tuple]:
     """Return accuracy, F1, average precision and ROC AUC of a critic with 95% intervals over rows (table 5).
 
     A metric that the rows do not define (one class only) is NaN.
@@ -129,7 +139,11 @@ def bootstrap_metrics(valid: np.ndarray, scores: np.ndarray, threshold: float, d
     out = {}
     for name, measure in measures.items():
         point = measure(valid, scores)
-        drawn = np.array([measure(valid[i], scores[i]) for i in samples]) if not np.isnan(point) else np.array([np.nan])
+        drawn = (
+            np.array([measure(valid[i], scores[i]) for i in samples])
+            if not np.isnan(point)
+            else np.array([np.nan])
+        )
         drawn = drawn[~np.isnan(drawn)]
         low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
         out[name] = (point, float(low), float(high))

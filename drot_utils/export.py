@@ -10,7 +10,12 @@ from drot_utils.paths import write_text
 from drot_utils.schema import write_table
 
 #: The published columns; those of Social-Chem-101 follow them.
-PUBLISHED = {"action": "action", "moral_variance": "moral-variance", "context": "context", "rationale": "rationale"}
+PUBLISHED = {
+    "action": "action",
+    "moral_variance": "moral-variance",
+    "context": "context",
+    "rationale": "rationale",
+}
 
 CARD = """\
 ---
@@ -64,7 +69,9 @@ def published_columns(rows: pd.DataFrame, actions: pd.DataFrame) -> pd.DataFrame
     return joined.drop(columns="action_id").rename(columns=lambda name: own.get(name, name.replace("_", "-")))
 
 
-def export_drot(rows: pd.DataFrame, actions: pd.DataFrame, params: Params, threshold: float, folder: Path) -> Path:
+def export_drot(
+    rows: pd.DataFrame, actions: pd.DataFrame, params: Params, threshold: float, folder: Path
+) -> Path:
     """Write ``d-rot.parquet``, ``d-rot.tsv`` and the card ``README.md``.
 
     One table, one configuration: the published repository holds two tables of different columns under one, which is why
@@ -76,15 +83,26 @@ def export_drot(rows: pd.DataFrame, actions: pd.DataFrame, params: Params, thres
         `folder`.
     """
     table = published_columns(rows, actions)
-    write_table(pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None), folder / "d-rot.parquet")
+    write_table(
+        pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None),
+        folder / "d-rot.parquet",
+    )
     text = table.map(lambda value: " ".join(value.split()) if isinstance(value, str) else value)
-    write_text(folder / "d-rot.tsv", text.to_csv(sep="\t", index=False, quoting=3, quotechar=None, escapechar=None))
+    write_text(
+        folder / "d-rot.tsv", text.to_csv(sep="\t", index=False, quoting=3, quotechar=None, escapechar=None)
+    )
     builtin = params.corpus.actions.startswith("data/demo/")
     others = [c for c in table.columns if c not in [*PUBLISHED.values(), "critic-score", "source"]]
     card = CARD.format(
         profile=params.profile,
         license_id="cc-by-4.0" if builtin else "cc-by-sa-4.0",
-        size="n<1K" if len(table) < 1000 else "1K<n<10K" if len(table) < 10_000 else "10K<n<100K" if len(table) < 100_000 else "100K<n<1M",
+        size="n<1K"
+        if len(table) < 1000
+        else "1K<n<10K"
+        if len(table) < 10_000
+        else "10K<n<100K"
+        if len(table) < 100_000
+        else "100K<n<1M",
         rows=f"{len(table):,}",
         actions=f"{table['action'].nunique():,}",
         writers=", ".join(sorted(rows["source"].unique())),

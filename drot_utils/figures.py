@@ -22,7 +22,9 @@ def save_figure(figure: Figure, run: Run, name: str) -> Path:
     return run.figures / f"{name}.png"
 
 
-def draw_precision_recall(curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float, marked: str) -> Figure:
+def draw_precision_recall(
+    curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float, marked: str
+) -> Figure:
     """Draw precision-recall curves (figure 8): name to (valid, scores), the threshold marked on one of them."""
     figure, axes = plt.subplots(figsize=(4.6, 3.6))
     for name, (valid, scores) in curves.items():
@@ -35,7 +37,9 @@ def draw_precision_recall(curves: dict[str, tuple[np.ndarray, np.ndarray]], thre
         point = (float(valid[above].sum() / valid.sum()), float(valid[above].mean()))
         axes.plot(*point, "o", color="black", zorder=5)
         axes.annotate(f"threshold {threshold:.2f}", point, textcoords="offset points", xytext=(6, 6))
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05), title="Critic on held-out gold")
+    axes.set(
+        xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05), title="Critic on held-out gold"
+    )
     axes.legend(loc="lower left")
     return figure
 
@@ -115,9 +119,27 @@ def draw_scores(scores: dict[str, np.ndarray], threshold: float, title: str) -> 
     figure, axes = plt.subplots()
     for name, values in scores.items():
         values = values[~np.isnan(values)]
-        axes.hist(values, bins=np.linspace(0, 1, 26), density=True, histtype="step", linewidth=1.6, label=f"{name} ({len(values)})")
+        axes.hist(
+            values,
+            bins=np.linspace(0, 1, 26),
+            density=True,
+            histtype="step",
+            linewidth=1.6,
+            label=f"{name} ({len(values)})",
+        )
     axes.axvline(threshold, color="black", linestyle=":", linewidth=1, label=f"threshold {threshold:.2f}")
     axes.set(xlabel="critic score", ylabel="density", xlim=(0, 1), title=title)
+    axes.legend()
+    return figure
+
+
+def draw_lengths(texts: dict[str, pd.Series], title: str) -> Figure:
+    """Draw how many words the texts of several sets have."""
+    figure, axes = plt.subplots()
+    for name, column in texts.items():
+        words = column.dropna().str.split().str.len()
+        axes.hist(words, bins=np.arange(0.5, 31.5), histtype="step", linewidth=1.6, label=f"{name} (mean {words.mean():.1f})")
+    axes.set(xlabel="words", ylabel="texts", title=title)
     axes.legend()
     return figure
 
@@ -135,17 +157,38 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
         Column prefix to legend, such as ``auto_`` and ``independent_``.
     """
     rows = table.set_index("model").loc[models]
-    titles = {"vld": "Vld (top 1)", "avg": "Avg score (top 1)", "n_vld": "#Vld of 10", "n_unq_vld": "#Unq.Vld of 10"}
+    titles = {
+        "vld": "Vld (top 1)",
+        "avg": "Avg score (top 1)",
+        "n_vld": "#Vld of 10",
+        "n_unq_vld": "#Unq.Vld of 10",
+    }
     figure, grid = plt.subplots(1, 4, figsize=(10, 2.9), layout="constrained")
     x = np.arange(len(models))
     for axes, (metric, title) in zip(grid, titles.items(), strict=True):
         for k, (prefix, label) in enumerate(prefixes.items()):
             mean, low, high = (rows[f"{prefix}{metric}{end}"] for end in ("", "_low", "_high"))
             axes.errorbar(x + 0.08 * k, mean, [mean - low, high - mean], fmt="o-", capsize=2, label=label)
-        axes.plot(x, rows[f"paper_auto_{metric}"], "s--", color="grey", linewidth=1, markersize=4, label="the paper (3B student)")
+        axes.plot(
+            x,
+            rows[f"paper_auto_{metric}"],
+            "s--",
+            color="grey",
+            linewidth=1,
+            markersize=4,
+            label="the paper (3B student)",
+        )
         axes.set_title(title)
         axes.set_ylim(0, 1 if metric in ("vld", "avg") else 10)
-        axes.set_xticks(x, [STUDENTS[m].replace("SelfDistill", "Self").replace("zero-shot base model", "base") for m in models], rotation=35, ha="right")
+        axes.set_xticks(
+            x,
+            [
+                STUDENTS[m].replace("SelfDistill", "Self").replace("zero-shot base model", "base")
+                for m in models
+            ],
+            rotation=35,
+            ha="right",
+        )
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(prefixes) + 1)
     return figure
 
@@ -162,7 +205,9 @@ def draw_topics(topics: dict[str, pd.DataFrame], top: int) -> Figure:
     return figure
 
 
-def draw_bars(table: pd.DataFrame, x: str, y: str, title: str, low: str | None = None, high: str | None = None) -> Figure:
+def draw_bars(
+    table: pd.DataFrame, x: str, y: str, title: str, low: str | None = None, high: str | None = None
+) -> Figure:
     """Draw one horizontal bar a row, with an interval where `low` and `high` name its ends."""
     figure, axes = plt.subplots(figsize=(5.5, 0.8 + 0.3 * len(table)))
     error = [table[y] - table[low], table[high] - table[y]] if low and high else None

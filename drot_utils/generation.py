@@ -82,7 +82,11 @@ class Writer:
             raise ValueError(f"greedy decoding writes one candidate a prompt, not {n}")
         # Fixed numbers for (candidate, position): a draw does not depend on who shares its batch.
         rng = np.random.default_rng(seed)
-        uniform = torch.from_numpy(rng.random((len(prompts), n, self.max_new_tokens))) if method == "nucleus" else None
+        uniform = (
+            torch.from_numpy(rng.random((len(prompts), n, self.max_new_tokens)))
+            if method == "nucleus"
+            else None
+        )
         encoded = [self._encode(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
         results: list[list[Written]] = [[] for _ in prompts]
@@ -140,7 +144,7 @@ class Writer:
                 alive, mask, token, open_ = alive[rows], mask[rows], token[rows], open_[rows]
                 extra = extra[rows] if extra is not None else None
             mask, step_inputs = self._step_inputs(token, mask, extra)
-            output = self.model(**step_inputs, past_key_values=cache, use_cache=True)
+            output = self.model(**step_inputs, cache=cache, use_cache=True)
             cache, logits = output.past_key_values, output.logits[:, -1]
         return [row[row >= 0].tolist() for row in written.cpu()]
 
@@ -149,12 +153,12 @@ class Writer:
         if not self.seq2seq:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             cache = DynamicCache()
-            inputs = {**batch, "position_ids": positions, "past_key_values": cache, "logits_to_keep": 1}
+            inputs = {**batch, "position_ids": positions, "cache": cache, "logits_to_keep": 1}
             return inputs, None
         states = self.model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
         start = torch.full((len(mask), 1), self.model.config.decoder_start_token_id, device=self.device)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        return {**self._decoder_inputs(start, mask, states), "past_key_values": cache}, states
+        return {**self._decoder_inputs(start, mask, states), "cache": cache}, states
 
     def _step_inputs(
         self, token: torch.Tensor, mask: torch.Tensor, extra: torch.Tensor | None

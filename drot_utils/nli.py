@@ -39,7 +39,9 @@ class Nli:
     def probabilities(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
         """Return the probabilities of all labels, float64 of shape (pairs, labels)."""
         rows = encoder.encode(self.tokenizer, (premises, hypotheses), self.max_length)
-        return encoder.softmax(encoder.predict(self.model, self.tokenizer, rows, device=self.device, dtype=self.dtype))
+        return encoder.softmax(
+            encoder.predict(self.model, self.tokenizer, rows, device=self.device, dtype=self.dtype)
+        )
 
 
 @dataclass
@@ -52,7 +54,9 @@ class Filtered:
     blocked_by: list[list[int | None]] = field(default_factory=list)
 
 
-def filter_unique(groups: Sequence[Sequence[str]], entails: Entails, threshold: float, what: str = "NLI filter") -> Filtered:
+def filter_unique(
+    groups: Sequence[Sequence[str]], entails: Entails, threshold: float, what: str = "NLI filter"
+) -> Filtered:
     """Keep of each group the contexts that say something new (section 3.2's formula, exactly).
 
     Candidate i is accepted if, for every earlier *accepted* j, P(i entails j) or P(j entails i) is below `threshold`.
@@ -121,7 +125,11 @@ def train_nli(
         (dev["premise"].tolist(), dev["hypothesis"].tolist()), dev["label"].to_numpy(),
         settings, device=device, dtype=dtype, seed=seed, what="training the NLI model",
     )  # fmt: skip
-    return Nli(model, tokenizer, LABELS.index("entailment"), settings.max_length, device, dtype), result, pairs
+    return (
+        Nli(model, tokenizer, LABELS.index("entailment"), settings.max_length, device, dtype),
+        result,
+        pairs,
+    )
 
 
 def save_nli(nli: Nli, settings: Settings, folder: Path, record: dict) -> None:
@@ -148,21 +156,27 @@ def load_pretrained(settings: Settings, run: Run, device: torch.device, dtype: t
     model, tokenizer = models.load(settings.base, "classifier", run)
     names = {str(name).lower(): i for i, name in model.config.id2label.items()}
     if "entailment" not in names:
-        raise ModelError(f"expected a label named entailment, found {sorted(names)}", where=settings.base.name)
+        raise ModelError(
+            f"expected a label named entailment, found {sorted(names)}", where=settings.base.name
+        )
     return Nli(model.to(device), tokenizer, names["entailment"], settings.max_length, device, dtype)
 
 
 def load_nli(folder: Path, settings: Settings, run: Run, device: torch.device, dtype: torch.dtype) -> Nli:
     """Load the run's entailment model, as `save_nli` kept it."""
     if not (folder / "model.safetensors").exists():
-        raise MissingInputError("no NLI model here", where=str(folder), todo="run notebooks/03_nli_filter.ipynb first")
+        raise MissingInputError(
+            "no NLI model here", where=str(folder), todo="run notebooks/03_nli_filter.ipynb first"
+        )
     if not settings.groups:
         return load_pretrained(settings, run, device, dtype)
     base, _ = models.load(settings.base, "encoder", run)
     model = encoder.PairClassifier(base, len(LABELS), **HEAD)
     models.load_module(model, folder)
     tokenizer = models.AutoTokenizer.from_pretrained(folder)
-    return Nli(model.to(device).eval(), tokenizer, LABELS.index("entailment"), settings.max_length, device, dtype)
+    return Nli(
+        model.to(device).eval(), tokenizer, LABELS.index("entailment"), settings.max_length, device, dtype
+    )
 
 
 def _ask(entails: Entails, pairs: list[tuple[str, str]]) -> np.ndarray:

@@ -5,7 +5,9 @@ import torch
 WIDTHS = (512, 4096)  # most nuclei fit in the first; the full sort is the last resort
 
 
-def nucleus_sample(logits: torch.Tensor, uniform: torch.Tensor, top_p: float, temperature: float = 1.0) -> torch.Tensor:
+def nucleus_sample(
+    logits: torch.Tensor, uniform: torch.Tensor, top_p: float, temperature: float = 1.0
+) -> torch.Tensor:
     """Draw one token a row from the nucleus: the smallest set of likeliest tokens whose probability reaches `top_p`.
 
     Among equal probabilities the order is that of ``torch.topk``. The draw is by inversion: the token in whose share of

@@ -31,7 +31,9 @@ class ModelRef(Section):
     @model_validator(mode="after")
     def _pin(self) -> "ModelRef":
         if self.source == "hub" and not (self.revision and len(self.revision) == 40):
-            raise ValueError(f"a hub model must be pinned: give the 40-digit commit of {self.name} as `revision`")
+            raise ValueError(
+                f"a hub model must be pinned: give the 40-digit commit of {self.name} as `revision`"
+            )
         if self.source != "hub" and self.revision:
             raise ValueError("`revision` is for `source: hub` only")
         return self
@@ -119,7 +121,9 @@ class Critic(Encoder):
         if abs(sum(self.splits) - 1) > 1e-9:
             raise ValueError(f"`splits` (train, dev, test) must sum to 1, not {sum(self.splits):g}")
         if self.teacher_rows and self.head == "binary":
-            raise ValueError("`teacher_rows` are all valid; the binary head learns from judged rows only, so leave it null")
+            raise ValueError(
+                "`teacher_rows` are all valid; the binary head learns from judged rows only, so leave it null"
+            )
         return self
 
 
@@ -264,14 +268,18 @@ def load_params(path: str | Path) -> Params:
         known = ", ".join(f"params/{p.name}" for p in sorted(resolve("params").glob("*.yaml")))
         raise ParamsError("no such parameter file", where=str(path), todo=f"use one of {known}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"is no YAML text: {error}", where=str(path), todo="mend the file at the place named") from error
+        raise ParamsError(
+            f"is no YAML text: {error}", where=str(path), todo="mend the file at the place named"
+        ) from error
     if not isinstance(values, dict):
         raise ParamsError(f"expected keys and values, found {type(values).__name__}", where=str(path))
     try:
         return Params.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(_explain(problem) for problem in error.errors())
-        raise ParamsError(problems, where=str(path), todo="params/demo.yaml shows every key with its meaning") from error
+        raise ParamsError(
+            problems, where=str(path), todo="params/demo.yaml shows every key with its meaning"
+        ) from error
 
 
 def _explain(problem: dict[str, Any]) -> str:

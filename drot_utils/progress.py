@@ -63,7 +63,13 @@ class Progress:
             return
         self.written = now
         rate = (self.n - self.start_n) / max(now - self.began, 1e-9)
-        line = {"what": self.what, "n": self.n, "total": self.total, "unit": self.unit, "rate": round(rate, 2)}
+        line = {
+            "what": self.what,
+            "n": self.n,
+            "total": self.total,
+            "unit": self.unit,
+            "rate": round(rate, 2),
+        }
         try:
             temporary = Path(f"{self.status}.tmp")
             temporary.write_text(json.dumps(line))

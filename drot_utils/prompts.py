@@ -99,7 +99,7 @@ def _parsed(context: str, rationale: str) -> Parsed | None:
 
 
 def _clean(text: str) -> str:
-    return " ".join(text.split()).strip(" *_\"“”").removesuffix(".").strip()
+    return " ".join(text.split()).strip(' *_"“”').removesuffix(".").strip()
 
 
 def _sentence(text: str) -> str:

@@ -69,7 +69,8 @@ def check_candidates(frame: pd.DataFrame, where: str) -> pd.DataFrame:
         if rows.any():
             first = frame.loc[rows].iloc[0]
             raise DataError(
-                f"{int(rows.sum())} rows with {what}; the first is {dict(first[KEY])}", where=f"{where}, row {first.name}"
+                f"{int(rows.sum())} rows with {what}; the first is {dict(first[KEY])}",
+                where=f"{where}, row {first.name}",
             )
     return frame
 
@@ -105,6 +106,8 @@ def read_table(path: Path) -> pd.DataFrame:
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(
-            f"cannot be read as parquet: {error}", where=str(path), todo="remove the file and run the notebook that makes it"
+            f"cannot be read as parquet: {error}",
+            where=str(path),
+            todo="remove the file and run the notebook that makes it",
         ) from error
     return table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)

@@ -31,7 +31,9 @@ def fingerprint(*parts: Any) -> str:
 
 def source_hash(*modules: str) -> str:
     """Return a hash of the named modules' code, for fingerprints: work done by other code is not taken over."""
-    return fingerprint([(Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in modules])
+    return fingerprint(
+        [(Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in modules]
+    )
 
 
 def derive_seed(seed: int, stage: str, number: int) -> int:
@@ -40,7 +42,15 @@ def derive_seed(seed: int, stage: str, number: int) -> int:
 
 
 def map_shards(
-    rows: pd.DataFrame, size: int, work: Work, folder: Path, *, seed: int, stage: str, per_row: int = 1, unit: str = "rows"
+    rows: pd.DataFrame,
+    size: int,
+    work: Work,
+    folder: Path,
+    *,
+    seed: int,
+    stage: str,
+    per_row: int = 1,
+    unit: str = "rows",
 ) -> pd.DataFrame:
     """Apply `work` to fixed stretches of `rows`, keeping every finished one on disk.
 
@@ -85,7 +95,11 @@ def map_shards(
             write_table(pa.Table.from_pandas(result, preserve_index=False), _path(folder, number))
             done[number] = _read(folder, number)
             progress.update(len(part) * per_row)
-    return pd.concat([done[number] for number in range(len(starts))], ignore_index=True) if done else rows.iloc[:0]
+    return (
+        pd.concat([done[number] for number in range(len(starts))], ignore_index=True)
+        if done
+        else rows.iloc[:0]
+    )
 
 
 def _path(folder: Path, number: int) -> Path:

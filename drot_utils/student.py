@@ -85,7 +85,9 @@ def make_batches(examples: list[Example], size: int, seed: int, epoch: int) -> l
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def batch_loss(model: PreTrainedModel, batch: list[Example], device: torch.device) -> tuple[torch.Tensor, int]:
+def batch_loss(
+    model: PreTrainedModel, batch: list[Example], device: torch.device
+) -> tuple[torch.Tensor, int]:
     """Return the mean cross-entropy over all target tokens of a batch, and how many they are."""
     predict = _seq2seq_logits if model.config.is_encoder_decoder else _causal_logits
     logits, labels = predict(model, batch, device)
@@ -182,7 +184,9 @@ def _causal_logits(
     width = max(e.length - len(e.targets) for e in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.int64)
     positions = torch.zeros_like(ids)
-    mask = torch.eye(width, dtype=torch.bool).repeat(len(batch), 1, 1)  # padding attends to itself, to nothing else
+    mask = torch.eye(width, dtype=torch.bool).repeat(
+        len(batch), 1, 1
+    )  # padding attends to itself, to nothing else
     predictors, labels = [], []
     for row, example in enumerate(batch):
         start = len(example.prompt)
@@ -234,7 +238,9 @@ def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
 
 
-def _checkpoint(work: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, result: Training) -> None:
+def _checkpoint(
+    work: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, result: Training
+) -> None:
     tensors = {f"model.{i}": p.detach() for i, p in enumerate(model.parameters())}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"state.{i}.{key}": value for key, value in state.items()}

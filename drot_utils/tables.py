@@ -27,7 +27,9 @@ def save_table(frame: pd.DataFrame, run: Run, name: str, caption: str, decimals:
     shown = round_table(frame, decimals)
     latex = shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{name}", na_rep="")
     write_text(run.figures / f"{name}.tex", latex)
-    write_text(run.figures / f"{name}.md", f"{caption}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n")
+    write_text(
+        run.figures / f"{name}.md", f"{caption}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n"
+    )
     return path
 
 
@@ -43,7 +45,8 @@ def with_intervals(frame: pd.DataFrame, metrics: list[str], decimals: int = 2) -
         low, high = f"{metric}_low", f"{metric}_high"
         columns = zip(frame[metric], frame[low], frame[high], strict=True)
         out[metric] = [
-            "" if pd.isna(mean) else f"{mean:.{decimals}f} [{a:.{decimals}f}, {b:.{decimals}f}]" for mean, a, b in columns
+            "" if pd.isna(mean) else f"{mean:.{decimals}f} [{a:.{decimals}f}, {b:.{decimals}f}]"
+            for mean, a, b in columns
         ]
         out = out.drop(columns=[low, high])
     return out

@@ -29,7 +29,11 @@ class Response:
 def make_request(action: str, moral_variance: int, settings: Settings, seed: int) -> dict[str, Any]:
     """Return the whole request for one action and moral variance, as the endpoint gets it."""
     prompt = teacher_prompt(action, moral_variance)
-    text = {"prompt": prompt} if settings.endpoint == "completions" else {"messages": [{"role": "user", "content": prompt}]}
+    text = (
+        {"prompt": prompt}
+        if settings.endpoint == "completions"
+        else {"messages": [{"role": "user", "content": prompt}]}
+    )
     return {
         "model": settings.model,
         **text,
@@ -116,13 +120,17 @@ def fill_cache(cache: Cache, recorded: pd.DataFrame, settings: Settings, seed: i
         key = request_key(make_request(action, int(variance), settings, seed))
         if cache.get(key) is None:
             group = group.sort_values("choice").head(settings.contexts_per_variance)
-            choices = [teacher_response(c, r) for c, r in zip(group["context"], group["rationale"], strict=True)]
+            choices = [
+                teacher_response(c, r) for c, r in zip(group["context"], group["rationale"], strict=True)
+            ]
             new.append((key, Response(choices)))
     cache.put_all(new)
     return len(new)
 
 
-def ask_teacher(actions: pd.DataFrame, settings: Settings, cache: Cache, seed: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+def ask_teacher(
+    actions: pd.DataFrame, settings: Settings, cache: Cache, seed: int
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Ask for the contexts of all actions in both directions; answers in the cache are not asked again.
 
     Parameters
@@ -152,7 +160,9 @@ def ask_teacher(actions: pd.DataFrame, settings: Settings, cache: Cache, seed: i
     ]
     client, rows, responses = None, [], []
     hits = sum(cache.get(request_key(r)) is not None for *_, r in requests)
-    for action_id, action, variance, request in track(requests, "asking the teacher", len(requests), "requests"):
+    for action_id, action, variance, request in track(
+        requests, "asking the teacher", len(requests), "requests"
+    ):
         key = request_key(request)
         response = cache.get(key)
         if response is None:
@@ -204,13 +214,24 @@ def _ask(client: Any, settings: Settings, request: dict[str, Any]) -> Response:
     # Some servers ignore `n`: the missing choices are made up by asking again with other seeds.
     answers, choices = [], []
     while len(choices) < request["n"]:
-        answer = _complete(client, settings, {**request, "n": request["n"] - len(choices), "seed": request["seed"] + len(choices)})
-        texts = [getattr(c, "text", None) or (c.message.content if hasattr(c, "message") else None) for c in answer.choices]
+        answer = _complete(
+            client,
+            settings,
+            {**request, "n": request["n"] - len(choices), "seed": request["seed"] + len(choices)},
+        )
+        texts = [
+            getattr(c, "text", None) or (c.message.content if hasattr(c, "message") else None)
+            for c in answer.choices
+        ]
         if not texts:
-            raise TeacherError("the answer holds no choices", where=settings.base_url, todo="check the model on the server")
+            raise TeacherError(
+                "the answer holds no choices", where=settings.base_url, todo="check the model on the server"
+            )
         answers.append(answer)
         choices += [text or "" for text in texts]
-    counts = [(a.usage.prompt_tokens, a.usage.completion_tokens) if a.usage else (None, None) for a in answers]
+    counts = [
+        (a.usage.prompt_tokens, a.usage.completion_tokens) if a.usage else (None, None) for a in answers
+    ]
     known = all(p is not None and c is not None for p, c in counts)
     sums = (sum(p for p, _ in counts), sum(c for _, c in counts)) if known else (None, None)
     return Response(choices[: request["n"]], *sums)

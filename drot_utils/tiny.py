@@ -51,7 +51,9 @@ def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTok
             )  # fmt: skip
             model = LlamaForCausalLM(config)
         elif name == "tiny-t5":
-            config = T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0, **size)
+            config = T5Config(
+                d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0, **size
+            )
             model = T5ForConditionalGeneration(config)
         elif name == "tiny-bert":
             config = BertConfig(
@@ -75,9 +77,14 @@ def _tokenizer(pairs: bool, ends: bool) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=600,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator([*_corpus(), "Action: Modifier: more ethical. unethical. Update: Explanation:"], trainer)
+    tokenizer.train_from_iterator(
+        [*_corpus(), "Action: Modifier: more ethical. unethical. Update: Explanation:"], trainer
+    )
     if pairs:
         template = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -88,5 +95,9 @@ def _tokenizer(pairs: bool, ends: bool) -> PreTrainedTokenizerFast:
             single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=256
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=256,
     )

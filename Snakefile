@@ -1,0 +1,38 @@
+# The study as a DAG: one rule a notebook run. `drot_utils/stages.py` says what follows what; here is how it runs.
+#   snakemake --cores 2 --config params_file=params/demo.yaml        (or `make demo`, which also shows the progress)
+# A notebook, a module it imports, or a section of the parameters it hangs on: when one changes, what depends on it runs again.
+# Outputs are executed notebooks only: unfinished shards and checkpoints are no outputs, so a failed job keeps them.
+import sys
+
+from drot_utils.paths import Run
+from drot_utils.params import load_params
+from drot_utils.stages import inputs_of, list_stages
+
+PARAMS_FILE = config.get("params_file", "params/demo.yaml")
+PARAMS = load_params(PARAMS_FILE)
+RUN = Run(PARAMS.profile)
+STAGES = list_stages(PARAMS, ablations=True if config.get("ablations") else None)
+VALUES = PARAMS.model_dump(mode="json")
+
+
+rule all:
+    input:
+        [stage.output(RUN) for stage in STAGES],
+
+
+for stage in STAGES:
+
+    rule:
+        name:
+            stage.name
+        input:
+            inputs_of(stage, RUN),
+        output:
+            stage.output(RUN),
+        params:
+            values={section: VALUES[section] for section in stage.sections},
+            name=stage.name,
+            params_file=PARAMS_FILE,
+            python=sys.executable,
+        shell:
+            "{params.python} -m drot_utils.execute {params.name} {params.params_file}"

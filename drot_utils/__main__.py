@@ -1,0 +1,148 @@
+"""Run a whole study and show how it goes: ``python -m drot_utils params/demo.yaml`` (what `make demo` calls)."""
+
+import argparse
+import fcntl
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from drot_utils.errors import DrotError
+from drot_utils.params import load_params
+from drot_utils.paths import ROOT, Run
+from drot_utils.stages import Stage, list_stages
+
+LOG_EVERY = 30  # seconds between lines when the output is a file
+
+
+def run_study(params_file: str, cores: int, ablations: bool) -> int:
+    """Run all stages that are not up to date, through Snakemake.
+
+    Returns
+    -------
+    int
+        0 when all ran or were up to date; else Snakemake's status.
+
+    Raises
+    ------
+    DrotError
+        When another run holds the same directory, or a stage fails.
+    """
+    params = load_params(params_file)
+    run = Run(params.profile)
+    stages = list_stages(params, ablations=True if ablations else None)
+    work = run.work("")
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DrotError(
+                "another run is at work in this directory", where=str(run.root), todo="wait for it"
+            ) from error
+        for stale in run.work("progress").glob("*"):
+            stale.unlink()
+        command = [
+            sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(work),
+            "--cores", str(cores), "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input",
+            "--nocolor", "--config", f"params_file={params_file}", *(["ablations=1"] if ablations else []),
+        ]  # fmt: skip
+        log = work / "snakemake.log"
+        with (
+            log.open("w") as handle,
+            subprocess.Popen(command, stdout=handle, stderr=subprocess.STDOUT) as process,
+        ):
+            try:
+                _watch(process, log, run, stages)
+            except KeyboardInterrupt:
+                process.terminate()
+                print("\nstopped; the same command goes on from here")
+                return 130
+    if process.returncode:
+        errors = re.findall(r"^error: .*(?:\n  .*)*", log.read_text(encoding="utf-8"), re.MULTILINE)
+        print("\n".join(errors) or f"Snakemake failed; its words are in {log}", file=sys.stderr)
+        return process.returncode
+    _close(run)
+    return 0
+
+
+def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage]) -> None:
+    began, shown, seconds = time.monotonic(), 0.0, {s.name: s.seconds for s in stages}
+    terminal = sys.stdout.isatty()
+    while process.poll() is None:
+        time.sleep(0.5)
+        now = time.monotonic()
+        text = log.read_text(encoding="utf-8", errors="replace")
+        planned = [s for s in seconds if re.search(rf"^{re.escape(s)}\s+1$", text, re.MULTILINE)]
+        done = int(found[-1]) if (found := re.findall(r"^(\d+) of \d+ steps", text, re.MULTILINE)) else 0
+        running = _read_status(run)
+        if not running or now - shown < (0.5 if terminal else LOG_EVERY):
+            continue
+        shown = now
+        part = {name: s["n"] / s["total"] if s["total"] else 0.0 for name, s in running.items()}
+        total = sum(seconds[name] for name in planned)
+        left_names = [name for name in planned if name in running or not _finished(text, name)]
+        left = sum(seconds[name] * (1 - min(0.9, part.get(name, 0))) for name in left_names)
+        speed = (now - began) / (total - left) if total - left > 60 else 1.0
+        line = f"[{done + 1}/{len(planned)}] {' + '.join(_describe(n, s) for n, s in running.items())}"
+        line += f" | {_clock(now - began)} so far, about {_clock(left * speed)} left"
+        print(f"\r\033[K{line[:180]}" if terminal else line, end="" if terminal else "\n", flush=True)
+    if terminal and shown:
+        print("\r\033[K", end="")
+
+
+def _finished(log: str, name: str) -> bool:
+    jobs = re.search(rf"^rule {re.escape(name)}:.*?jobid: (\d+)", log, re.MULTILINE | re.DOTALL)
+    return bool(jobs and re.search(rf"Finished jobid: {jobs[1]} \(", log))
+
+
+def _read_status(run: Run) -> dict[str, dict]:
+    status = {}
+    for path in sorted(run.work("progress").glob("*.json")):
+        try:
+            status[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            continue  # just being replaced
+    return status
+
+
+def _describe(name: str, status: dict) -> str:
+    if not status["total"]:
+        return f"{name}: {status['what']}"
+    return (
+        f"{name}: {status['what']} {status['n']}/{status['total']} {status['unit']}, {status['rate']:.1f}/s"
+    )
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+def _close(run: Run) -> None:
+    table = run.figures / "table2_short.md"
+    if table.exists():
+        print(table.read_text(encoding="utf-8"))
+    print(f"executed notebooks  {run.root / 'notebooks'}")
+    print(f"data and models     {run.root / 'data'}, {run.root / 'models'}")
+    print(f"figures and tables  {run.figures}")
+    print(f"manifest            {run.manifest}")
+
+
+def main() -> int:
+    """Read the command line and run the study."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("params_file", help="such as params/demo.yaml")
+    parser.add_argument("--cores", type=int, default=1, help="notebooks that may run side by side")
+    parser.add_argument("--ablations", action="store_true", help="with the six ablated students of table 2")
+    arguments = parser.parse_args()
+    try:
+        return run_study(arguments.params_file, arguments.cores, arguments.ablations)
+    except DrotError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

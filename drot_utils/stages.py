@@ -1,0 +1,139 @@
+"""The study as a graph: which notebook runs with what, after which others. The `Snakefile` and the runner read it."""
+
+import ast
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drot_utils.paper import ABLATIONS
+from drot_utils.params import Params
+from drot_utils.paths import NOTEBOOKS, ROOT, Run
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of one notebook.
+
+    Attributes
+    ----------
+    name : str
+        The notebook's name, with its variant.
+    notebook : str
+    needs : tuple of str
+        Stages whose results it reads.
+    sections : tuple of str
+        Sections of the parameters it hangs on; a change in another one does not run it again.
+    seconds : int
+        About how long it takes in the demo on two slow cores; only the estimate of the time left uses it.
+    parameters : dict
+        What papermill sets besides ``params_file``.
+    """
+
+    name: str
+    notebook: str
+    needs: tuple[str, ...]
+    sections: tuple[str, ...]
+    seconds: int
+    parameters: dict[str, str | int] = field(default_factory=dict)
+
+    def output(self, run: Run) -> Path:
+        """Return where the executed notebook goes; it appears there only when all of it ran."""
+        return run.root / "notebooks" / f"{self.name}.ipynb"
+
+
+TRAINS = ("seed", "compute", "corpus", "critic", "nli", "student")
+WRITES = (*TRAINS, "generation")
+
+
+def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
+    """Return the stages of a study in reading order.
+
+    Parameters
+    ----------
+    params : Params
+    ablations : bool, optional
+        With the six ablated students of table 2; by default as `params` says, or when some of them exist already.
+    """
+    if ablations is None:
+        ablations = params.ablations or any(Run(params.profile).model(name).exists() for name in ABLATIONS)
+    stages = [
+        Stage("01_seed_generation", "01_seed_generation", (), ("seed", "corpus", "teacher"), 5),
+        Stage("02_critic", "02_critic", (), ("seed", "compute", "corpus", "critic", "evaluation"), 130),
+        Stage("03_nli_filter", "03_nli_filter", (), ("seed", "compute", "nli"), 65),
+        Stage(
+            "04_distill_base",
+            "04_distill_base",
+            ("01_seed_generation", "02_critic", "03_nli_filter"),
+            WRITES,
+            300,
+        ),
+        _round("05_self_distill-1", "04_distill_base", 260),
+        _round("05_self_distill-2", "05_self_distill-1", 260),
+        Stage("06_final_dataset", "06_final_dataset", ("05_self_distill-2",), WRITES, 400),
+    ]
+    variants = _ablations() if ablations else []
+    students = tuple(s.name for s in [stages[-1], *variants])
+    return [
+        *stages,
+        *variants,
+        Stage("07_evaluation", "07_evaluation", students, (*WRITES, "teacher", "evaluation"), 330),
+        Stage("08_topics", "08_topics", ("06_final_dataset",), ("seed", "compute", "topics"), 60),
+        Stage("09_toxicity", "09_toxicity", ("06_final_dataset",), ("seed", "compute", "toxicity"), 10),
+        Stage("10_cultural_bias", "10_cultural_bias", ("06_final_dataset",), (*WRITES, "topics", "bias"), 35),
+        Stage("11_human_evaluation", "11_human_evaluation", ("07_evaluation",), ("seed", "corpus", "critic", "annotation"), 10),
+    ]  # fmt: skip
+
+
+def inputs_of(stage: Stage, run: Run) -> list[Path]:
+    """Return the files a stage hangs on: its notebook, the modules it imports, the notebooks run before it."""
+    notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
+    before = [run.root / "notebooks" / f"{name}.ipynb" for name in stage.needs]
+    return [notebook, *modules_of(notebook), *before]
+
+
+def modules_of(notebook: Path) -> list[Path]:
+    """Return the modules of this package that a notebook imports, directly or through each other."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    found: dict[str, Path] = {}
+    waiting = _imported(source)
+    while waiting:
+        name = waiting.pop()
+        path = ROOT / "drot_utils" / f"{name}.py"
+        if name not in found and path.exists():
+            found[name] = path
+            waiting |= _imported(path.read_text(encoding="utf-8"))
+    return sorted(found.values())
+
+
+def _imported(source: str) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "drot_utils":
+            _, _, module = node.module.partition(".")
+            names |= {module} if module else {alias.name for alias in node.names}
+    return names
+
+
+def _round(name: str, after: str, seconds: int, variant: str = "") -> Stage:
+    number = int(name.split("-")[1])
+    return Stage(name, "05_self_distill", (after,), WRITES, seconds, {"round": number, "variant": variant})
+
+
+def _ablations() -> list[Stage]:
+    base = Stage(
+        "04_distill_base-no_critic",
+        "04_distill_base",
+        ("04_distill_base",),
+        WRITES,
+        270,
+        {"variant": "no_critic"},
+    )
+    stages = [base]
+    for variant in ("top_1_only", "no_nli"):
+        first = f"05_self_distill-1-{variant}"
+        stages.append(_round(first, "04_distill_base", 150, variant))
+        stages.append(_round(f"05_self_distill-2-{variant}", first, 250, variant))
+    # Its number of training steps is that of both rounds together.
+    stages.append(_round("05_self_distill-2-no_self_distill", "05_self_distill-2", 400, "no_self_distill"))
+    return stages
