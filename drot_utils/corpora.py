@@ -4,6 +4,7 @@ The published, hyphenated column names live in this module only.
 """
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -165,6 +166,24 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
         As `read_tsv`; also for a vote that is not Y, N or O.
     """
     return pd.concat([_read_gold_file(path, actions) for path in paths], ignore_index=True)
+
+
+def read_votes(path: str) -> pd.DataFrame | None:
+    """Read the single votes of an annotation file, for their agreement.
+
+    Returns
+    -------
+    DataFrame or None
+        ``file row source question annotator answer``, a row a vote; None when the file holds fewer than three votes a row.
+    """
+    frame = read_tsv(path, ["context"])
+    columns = [name for name in frame if re.fullmatch(r"q\d_a\d", name)]
+    if not columns:
+        return None
+    frame = frame.assign(file=path, row=range(len(frame)), source=frame.get("source", ""))
+    votes = frame.melt(["file", "row", "source"], columns, "name", "answer")
+    votes[["question", "annotator"]] = votes["name"].str.split("_", expand=True).to_numpy()
+    return votes.drop(columns="name")
 
 
 def read_groups(path: str | Path) -> pd.DataFrame:

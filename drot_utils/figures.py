@@ -98,24 +98,31 @@ def draw_confusion(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def draw_flow(stages: dict[str, dict[str, int]], title: str) -> Figure:
-    """Draw what each filter kept and dropped: stage to {kept, unparsed, nli, critic ...}, as stacked bars."""
-    table = pd.DataFrame(stages).T.fillna(0)
-    table = table[["kept", *[c for c in table.columns if c != "kept"]]]
-    figure, axes = plt.subplots(figsize=(6.2, 0.5 + 0.45 * len(table)))
+def draw_stacked(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
+    """Draw one stacked bar a row of a table of counts, one part a column."""
+    figure, axes = plt.subplots(figsize=(6.2, 1.1 + 0.32 * len(table)), layout="constrained")
     left = np.zeros(len(table))
     for name in table.columns:
-        label = name if name == "kept" else f"dropped: {name}"
-        axes.barh(table.index, table[name], left=left, label=label)
+        axes.barh(table.index.astype(str), table[name], left=left, label=str(name))
         left += table[name].to_numpy()
     axes.invert_yaxis()
-    axes.set(xlabel="candidates", title=title)
-    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.45, -0.28 if len(table) > 2 else -0.5))
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel=xlabel, title=title)
+    figure.legend(ncols=min(4, table.shape[1]), loc="outside lower center")
     return figure
 
 
-def draw_scores(scores: dict[str, np.ndarray], threshold: float, title: str) -> Figure:
-    """Draw the distribution of critic scores of several sets, the threshold marked."""
+def draw_flow(stages: dict[str, dict[str, int]], title: str) -> Figure:
+    """Draw what each filter kept and dropped: stage to {kept, unparsed, nli, critic ...}, as stacked bars."""
+    table = pd.DataFrame(stages).T.fillna(0)
+    names = {name: f"dropped: {name}" for name in table.columns if name != "kept"}
+    return draw_stacked(table[["kept", *names]].rename(columns=names), "candidates", title)
+
+
+def draw_scores(
+    scores: dict[str, np.ndarray], threshold: float | None, title: str, xlabel: str = "critic score"
+) -> Figure:
+    """Draw the distribution of scores from 0 to 1 of several sets, the threshold marked if there is one."""
     figure, axes = plt.subplots()
     for name, values in scores.items():
         values = values[~np.isnan(values)]
@@ -127,8 +134,9 @@ def draw_scores(scores: dict[str, np.ndarray], threshold: float, title: str) -> 
             linewidth=1.6,
             label=f"{name} ({len(values)})",
         )
-    axes.axvline(threshold, color="black", linestyle=":", linewidth=1, label=f"threshold {threshold:.2f}")
-    axes.set(xlabel="critic score", ylabel="density", xlim=(0, 1), title=title)
+    if threshold is not None:
+        axes.axvline(threshold, color="black", linestyle=":", linewidth=1, label=f"threshold {threshold:.2f}")
+    axes.set(xlabel=xlabel, ylabel="density", xlim=(0, 1), title=title)
     axes.legend()
     return figure
 
@@ -138,7 +146,13 @@ def draw_lengths(texts: dict[str, pd.Series], title: str) -> Figure:
     figure, axes = plt.subplots()
     for name, column in texts.items():
         words = column.dropna().str.split().str.len()
-        axes.hist(words, bins=np.arange(0.5, 31.5), histtype="step", linewidth=1.6, label=f"{name} (mean {words.mean():.1f})")
+        axes.hist(
+            words,
+            bins=np.arange(0.5, 31.5),
+            histtype="step",
+            linewidth=1.6,
+            label=f"{name} (mean {words.mean():.1f})",
+        )
     axes.set(xlabel="words", ylabel="texts", title=title)
     axes.legend()
     return figure
@@ -215,4 +229,36 @@ def draw_bars(
     axes.invert_yaxis()
     axes.set(xlabel=y.replace("_", " "), title=title)
     axes.grid(axis="y", visible=False)
+    return figure
+
+
+def draw_against(table: pd.DataFrame, label: str, found: str, expected: str, title: str) -> Figure:
+    """Draw what was found in each row as a bar, and what chance would give as a mark on it."""
+    figure, axes = plt.subplots(figsize=(5.5, 0.9 + 0.3 * len(table)))
+    axes.barh(table[label], table[found], label=found)
+    axes.plot(
+        table[expected],
+        table[label],
+        "|",
+        color="black",
+        markersize=12,
+        markeredgewidth=2,
+        label=f"{expected} by chance",
+    )
+    axes.invert_yaxis()
+    axes.set(xlabel=found, title=title)
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def draw_matrix(table: pd.DataFrame, title: str) -> Figure:
+    """Draw a square table of distances as a heat map."""
+    figure, axes = plt.subplots(figsize=(4.8, 4.2))
+    image = axes.imshow(table, cmap="viridis")
+    axes.set_xticks(range(len(table)), table.columns, rotation=40, ha="right")
+    axes.set_yticks(range(len(table)), table.index)
+    axes.set_title(title)
+    axes.grid(False)
+    figure.colorbar(image, shrink=0.8)
     return figure

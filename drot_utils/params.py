@@ -217,9 +217,10 @@ class Bias(Section):
 
 
 class Annotation(Section):
-    """The two human forms (figures 6 and 7): how many rows to export, and a folder of filled forms if there are any."""
+    """The two human forms (figures 6 and 7): how many prompts to export, and a folder of filled forms if any."""
 
     per_model: PositiveInt
+    sampled_prompts: PositiveInt
     dataset_rows: PositiveInt
     filled: str | None
 

@@ -80,7 +80,7 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
         Stage("08_topics", "08_topics", ("06_final_dataset",), ("seed", "compute", "topics"), 60),
         Stage("09_toxicity", "09_toxicity", ("06_final_dataset",), ("seed", "compute", "toxicity"), 10),
         Stage("10_cultural_bias", "10_cultural_bias", ("06_final_dataset",), (*WRITES, "topics", "bias"), 35),
-        Stage("11_human_evaluation", "11_human_evaluation", ("07_evaluation",), ("seed", "corpus", "critic", "annotation"), 10),
+        Stage("11_human_evaluation", "11_human_evaluation", ("07_evaluation",), ("seed", "compute", "corpus", "critic", "nli", "annotation"), 10),
     ]  # fmt: skip
 
 

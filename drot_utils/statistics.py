@@ -21,7 +21,9 @@ def count_trigrams(texts: pd.Series) -> int:
     if len(flat) < 3:
         return 0
     whole = pc.equal(row[:-2], row[2:])  # a 3-gram does not run over into the next text
-    grams = pc.binary_join_element_wise(*(flat[i : len(flat) - 2 + i].filter(whole) for i in range(3)), pa.scalar(" ", pa.large_string()))
+    grams = pc.binary_join_element_wise(
+        *(flat[i : len(flat) - 2 + i].filter(whole) for i in range(3)), pa.scalar(" ", pa.large_string())
+    )
     return pc.count_distinct(grams).as_py()
 
 

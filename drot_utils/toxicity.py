@@ -1,0 +1,111 @@
+"""Toxicity of the data set, by a scorer of choice, and profanity by word list, which is another thing (section 5.2)."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import torch
+
+from drot_utils import encoder, models
+from drot_utils.corpora import read_tsv
+from drot_utils.errors import DataError, ModelError
+from drot_utils.params import Toxicity as Settings
+from drot_utils.paths import Run, resolve
+from drot_utils.progress import Progress
+
+#: Labels under which classifiers keep the score that is meant.
+LABELS = ("toxicity", "toxic")
+
+
+def score_toxicity(
+    texts: list[str], settings: Settings, run: Run, device: torch.device, dtype: torch.dtype
+) -> np.ndarray:
+    """Score texts with the scorer that the parameters name.
+
+    Parameters
+    ----------
+    texts : list of str
+    settings : Toxicity
+        ``scorer: none`` scores nothing; ``recorded`` reads a TSV with ``text`` and ``toxicity``; ``model`` runs a pinned
+        local classifier.
+
+    Returns
+    -------
+    ndarray of float64, shape (texts,)
+        0 to 1; NaN (null) where there is no score.
+    """
+    if settings.scorer == "none":
+        return np.full(len(texts), np.nan)
+    if settings.scorer == "recorded":
+        return _recorded(texts, settings.recorded)
+    return _classified(texts, settings, run, device, dtype)
+
+
+def read_words(path: str) -> list[str]:
+    """Read a word list: one word a line, ``#`` for comments.
+
+    Raises
+    ------
+    DataError
+        A missing or empty file.
+    """
+    try:
+        lines = resolve(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(
+            "no such word list", where=str(resolve(path)), todo="set `toxicity.word_list`"
+        ) from error
+    words = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not words:
+        raise DataError("holds no word", where=str(resolve(path)), todo="write one word a line")
+    return words
+
+
+def has_profanity(texts: pd.Series, words: list[str]) -> pd.Series:
+    """Return whether each text holds a word of the list (whole words and their inflections, any case)."""
+    return texts.fillna("").str.contains(_pattern(words))
+
+
+def mask_profanity(text: str, words: list[str]) -> str:
+    """Return `text` with the middle of every listed word replaced by asterisks, as the paper prints them."""
+    return _pattern(words).sub(lambda match: f"{match[0][0]}{'*' * (len(match[0]) - 1)}", text)
+
+
+def _pattern(words: list[str]) -> re.Pattern[str]:
+    joined = "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+    return re.compile(rf"\b(?:{joined})(?:s|es|ed|er|ers|ing|y)?\b", re.IGNORECASE)
+
+
+def _recorded(texts: list[str], path: str) -> np.ndarray:
+    table = read_tsv(path, ["text", "toxicity"])
+    values = pd.to_numeric(table["toxicity"].replace("", None), errors="coerce")
+    bad = (table["toxicity"] != "") & ~values.between(0, 1)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise DataError(
+            f"expected a score from 0 to 1 or nothing, found {table['toxicity'][row]!r}",
+            where=f"{path}, line {row + 2}",
+        )
+    known = pd.Series(values.to_numpy(), index=table["text"])
+    known = known[~known.index.duplicated()]
+    return known.reindex(texts).to_numpy(dtype=float)
+
+
+def _classified(
+    texts: list[str], settings: Settings, run: Run, device: torch.device, dtype: torch.dtype
+) -> np.ndarray:
+    model, tokenizer = models.load(settings.model, "classifier", run)
+    names = {str(name).lower(): i for i, name in model.config.id2label.items()}
+    column = next((names[label] for label in LABELS if label in names), None)
+    if column is None:
+        raise ModelError(
+            f"expected a label named {' or '.join(LABELS)}, found {sorted(names)}", where=settings.model.name
+        )
+    rows = encoder.encode(tokenizer, (texts, None), 256)
+    with Progress("toxicity", len(rows), "texts") as progress:
+        logits = encoder.predict(
+            model.to(device), tokenizer, rows, device=device, dtype=dtype, progress=progress
+        )
+    if model.config.problem_type == "single_label_classification":
+        return encoder.softmax(logits)[:, column]
+    return 1 / (1 + np.exp(-logits[:, column].astype(np.float64)))  # one yes or no a label
