@@ -1,7 +1,6 @@
 """Run a whole study and show how it goes: ``python -m drot_utils params/demo.yaml`` (what `make demo` calls)."""
 
 import argparse
-import fcntl
 import json
 import re
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from drot_utils.errors import DrotError
 from drot_utils.params import load_params
-from drot_utils.paths import ROOT, Run
+from drot_utils.paths import ROOT, Run, exclusive
 from drot_utils.stages import Stage, list_stages
 
 LOG_EVERY = 30  # seconds between lines when the output is a file
@@ -34,14 +33,7 @@ def run_study(params_file: str, cores: int, ablations: bool) -> int:
     run = Run(params.profile)
     stages = list_stages(params, ablations=True if ablations else None)
     work = run.work("")
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DrotError(
-                "another run is at work in this directory", where=str(run.root), todo="wait for it"
-            ) from error
+    with exclusive(work / ".lock", wait=False, what="running this study") as lock:
         for stale in run.work("progress").glob("*"):
             stale.unlink()
         command = [
@@ -52,7 +44,10 @@ def run_study(params_file: str, cores: int, ablations: bool) -> int:
         log = work / "snakemake.log"
         with (
             log.open("w") as handle,
-            subprocess.Popen(command, stdout=handle, stderr=subprocess.STDOUT) as process,
+            # Snakemake holds the lock too: if this process is killed and it is not, nobody starts a second one.
+            subprocess.Popen(
+                command, stdout=handle, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]
+            ) as process,
         ):
             try:
                 _watch(process, log, run, stages)
@@ -69,33 +64,35 @@ def run_study(params_file: str, cores: int, ablations: bool) -> int:
 
 
 def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage]) -> None:
-    began, shown, seconds = time.monotonic(), 0.0, {s.name: s.seconds for s in stages}
+    began = shown = finished_at = time.monotonic()
+    finished: list[str] = []
     terminal = sys.stdout.isatty()
     while process.poll() is None:
         time.sleep(0.5)
         now = time.monotonic()
         text = log.read_text(encoding="utf-8", errors="replace")
-        planned = [s for s in seconds if re.search(rf"^{re.escape(s)}\s+1$", text, re.MULTILINE)]
-        done = int(found[-1]) if (found := re.findall(r"^(\d+) of \d+ steps", text, re.MULTILINE)) else 0
+        planned = {
+            s.name: s.seconds for s in stages if re.search(rf"^{re.escape(s.name)}\s+1$", text, re.MULTILINE)
+        }
+        found = re.findall(r"^Finished jobid: \d+ \(Rule: (\S+)\)", text, re.MULTILINE)
+        if len(found) > len(finished):
+            finished, finished_at = found, now
         running = _read_status(run)
         if not running or now - shown < (0.5 if terminal else LOG_EVERY):
             continue
         shown = now
-        part = {name: s["n"] / s["total"] if s["total"] else 0.0 for name, s in running.items()}
-        total = sum(seconds[name] for name in planned)
-        left_names = [name for name in planned if name in running or not _finished(text, name)]
-        left = sum(seconds[name] * (1 - min(0.9, part.get(name, 0))) for name in left_names)
-        speed = (now - began) / (total - left) if total - left > 60 else 1.0
-        line = f"[{done + 1}/{len(planned)}] {' + '.join(_describe(n, s) for n, s in running.items())}"
-        line += f" | {_clock(now - began)} so far, about {_clock(left * speed)} left"
+        done = sum(planned.get(name, 0) for name in finished)
+        line = (
+            f"[{len(finished) + 1}/{len(planned)}] {' + '.join(_describe(n, s) for n, s in running.items())}"
+        )
+        line += f" | {_clock(now - began)} so far"
+        if done:
+            # The stages' usual times, stretched by how long the finished ones took here.
+            left = (sum(planned.values()) - done) * (finished_at - began) / done - (now - finished_at)
+            line += f", about {_clock(max(left, 5))} left"
         print(f"\r\033[K{line[:180]}" if terminal else line, end="" if terminal else "\n", flush=True)
-    if terminal and shown:
+    if terminal:
         print("\r\033[K", end="")
-
-
-def _finished(log: str, name: str) -> bool:
-    jobs = re.search(rf"^rule {re.escape(name)}:.*?jobid: (\d+)", log, re.MULTILINE | re.DOTALL)
-    return bool(jobs and re.search(rf"Finished jobid: {jobs[1]} \(", log))
 
 
 def _read_status(run: Run) -> dict[str, dict]:

@@ -13,6 +13,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from drot_utils import models, student
+from drot_utils.cards import model_card
 from drot_utils.critic import Critic, load_critic, read_record
 from drot_utils.errors import DataError
 from drot_utils.generation import Writer, Written
@@ -58,6 +59,12 @@ def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, 
                 where=plan.actions,
                 todo="ask for fewer under `corpus` in the parameters, or give a larger file",
             )
+    if sizes["final"] == 0:
+        raise DataError(
+            f"no action remains for the final data set: {len(train)} of the train split are all used by A0, A1 and A2",
+            where=plan.actions,
+            todo="ask for fewer under `corpus` in the parameters",
+        )
     ends = np.cumsum(list(sizes.values()))
     parts = {
         name: train.iloc[end - size : end].reset_index(drop=True)
@@ -284,7 +291,10 @@ def fine_tune(
         what=f"training {name}",
     )  # fmt: skip
     record = {**vars(training), "start": start, "fingerprint": key}
-    models.save(model, tokenizer, folder, study.dtype, {"training.json": json.dumps(record)})
+    card = model_card(name, start, len(rows), training.steps, model.config.is_encoder_decoder, params)
+    models.save(
+        model, tokenizer, folder, study.dtype, {"training.json": json.dumps(record), "README.md": card}
+    )
     return record
 
 

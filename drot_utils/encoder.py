@@ -126,7 +126,7 @@ def fit(
         for step in range(1, steps + 1):
             index = next(batches)
             batch = tokenizer.pad([rows[i] for i in index], return_tensors="pt").to(device)
-            target = torch.as_tensor(labels[index], device=device)
+            target = torch.tensor(labels[index], device=device)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = model(**batch)
             loss = nn.functional.cross_entropy(logits, target, weight=weights)
@@ -140,7 +140,7 @@ def fit(
             if step % every and step != steps:
                 continue
             scores = predict(model, tokenizer, dev_rows, device=device, dtype=dtype)
-            dev_loss = float(nn.functional.cross_entropy(torch.tensor(scores), torch.as_tensor(dev_labels)))
+            dev_loss = float(nn.functional.cross_entropy(torch.tensor(scores), torch.tensor(dev_labels)))
             result.curve.append({"step": step, "train_loss": float(np.mean(losses)), "dev_loss": dev_loss})
             losses, result.steps = [], step
             if best is None or dev_loss < best[0]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from drot_utils.errors import DrotError, wrap_os_error
 from drot_utils.params import load_params
-from drot_utils.paths import NOTEBOOKS, ROOT, Run, write_text
+from drot_utils.paths import NOTEBOOKS, ROOT, Run, exclusive, write_text
 from drot_utils.progress import STATUS
 from drot_utils.stages import Stage, list_stages
 
@@ -35,10 +35,16 @@ def execute(stage: Stage, params_file: str, run: Run) -> Path:
     DrotError
         When a cell fails or the kernel dies; says which cell, and where to look.
     """
+    output = stage.output(run)
+    with exclusive(run.work("running") / f"{stage.name}.lock", wait=False, what=f"running {stage.name}"):
+        _execute(stage, params_file, run, output)
+    return output
+
+
+def _execute(stage: Stage, params_file: str, run: Run, output: Path) -> None:
     import nbclient.exceptions
     import papermill
 
-    output = stage.output(run)
     unfinished = output.parent / "unfinished" / output.name
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     status = run.work("progress") / f"{stage.name}.json"
@@ -69,7 +75,6 @@ def execute(stage: Stage, params_file: str, run: Run) -> Path:
         raise wrap_os_error(error, unfinished) from error
     finally:
         status.unlink(missing_ok=True)
-    return output
 
 
 def main() -> int:

@@ -1,6 +1,5 @@
 """The record of a run: parameters, versions, models, data, seeds, times, row counts, tokens and cost."""
 
-import fcntl
 import json
 import platform
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from typing import Any
 
 from drot_utils import __version__
 from drot_utils.params import Params
-from drot_utils.paths import ROOT, Run, sha256, write_text
+from drot_utils.paths import ROOT, Run, exclusive, sha256, write_text
 
 PACKAGES = [
     "torch", "transformers", "datasets", "tokenizers", "safetensors", "pandas", "pyarrow", "numpy", "scikit-learn",
@@ -37,10 +36,8 @@ def record_stage(run: Run, params: Params, stage: str, record: dict[str, Any]) -
         The manifest.
     """
     folder = run.work("stages")
-    folder.mkdir(parents=True, exist_ok=True)
     # Two notebooks may end at once (`make smoke` runs them in parallel): one puts the manifest together at a time.
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(folder / ".lock", wait=True):
         write_text(folder / f"{stage}.json", _json(record))
         stages = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))}
         write_text(run.manifest, _json({**_environment(params), "stages": stages}))

@@ -1,13 +1,15 @@
 """Where everything lies: one run is one directory, and files appear whole or not at all."""
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
-from drot_utils.errors import MissingInputError, wrap_os_error
+from drot_utils.errors import DrotError, MissingInputError, wrap_os_error
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -96,7 +98,39 @@ def atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise wrap_os_error(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def exclusive(path: Path, *, wait: bool, what: str = "") -> Iterator[TextIO]:
+    """Hold the lock file `path` while the block runs; the system lets go of it when the process dies, however it dies.
+
+    Parameters
+    ----------
+    path : Path
+        Made if it does not exist, never removed.
+    wait : bool
+        Wait for another holder, or raise.
+    what : str
+        What the other holder must be doing, for the error.
+
+    Raises
+    ------
+    DrotError
+        When another process holds the lock and `wait` is false.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise DrotError(
+                f"another process is {what}",
+                where=str(path.parent),
+                todo="wait for it, or stop it, then run again",
+            ) from error
+        yield handle
 
 
 def write_text(path: Path, text: str) -> Path:

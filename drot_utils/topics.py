@@ -26,6 +26,7 @@ class _MeanPooled(torch.nn.Module):
         self.base = base
 
     def forward(self, **batch: torch.Tensor) -> torch.Tensor:
+        """Return vectors of shape (rows, width), float32."""
         states = self.base(**batch).last_hidden_state.float()
         mask = batch["attention_mask"].unsqueeze(-1)
         return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)

@@ -1,0 +1,71 @@
+# Thin names for the real commands. `make help` lists them; each does its own set-up.
+PYTHON ?= python3
+PROFILE ?= demo
+CORES ?= 1
+# Where torch comes from when pip has no wheel at hand: the CPU build (the default index serves gigabytes of CUDA).
+# For a GPU: make demo TORCH=cuda
+TORCH ?= cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN = .venv/bin
+PY ?= $(BIN)/python
+PIP = $(PY) -m pip --disable-pip-version-check install -qq --no-deps
+LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
+
+.DEFAULT_GOAL = help
+.PHONY: help demo smoke ablations test lint lab lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+demo: .venv/ready  ## the whole study on the embedded profile (about half an hour on 2 cores); PROFILE=, CORES=
+	@$(BIN)/python -m drot_utils params/$(PROFILE).yaml --cores $(CORES)
+
+smoke: .venv/ready  ## every code path with tiny random models, in about 3 minutes; its numbers mean nothing
+	@$(BIN)/python -m drot_utils params/smoke.yaml --cores 2
+
+ablations: .venv/ready  ## the six ablated students of table 2 as well (about an hour more in the demo)
+	@$(BIN)/python -m drot_utils params/$(PROFILE).yaml --cores $(CORES) --ablations
+
+test: .venv/ready lint  ## lint, then the tests, with the smoke study end to end among them
+	@$(BIN)/python -m pytest
+
+lint: .venv/ready  ## ruff, and no outputs in committed notebooks
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/python tests/notebook_hygiene.py notebooks/*.ipynb
+
+lab: .venv/ready  ## JupyterLab on the notebooks
+	@$(BIN)/jupyter lab notebooks
+
+lock: .venv/ready  ## renew the locks from requirements/*.in
+	$(BIN)/python -m pip install --quiet pip-tools
+	cd requirements && ../$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --unsafe-package torch \
+	  --no-emit-index-url --no-emit-find-links core.in -o core.txt
+	cd requirements && ../$(BIN)/pip-compile --quiet --generate-hashes --strip-extras \
+	  --no-emit-index-url --no-emit-find-links dev.in -o dev.txt
+
+clean:  ## remove the run and the figures of PROFILE (demo by default); the committed figures come back with git
+	rm -rf runs/$(PROFILE) figures/$(PROFILE)
+
+# The environment: pinned, hash-checked. A lock that changes is installed anew.
+.venv/ready: $(LOCKS) Makefile pyproject.toml
+	@echo "setting up .venv (a few minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv .venv
+	@$(MAKE) --no-print-directory packages
+	@touch $@
+
+# What .venv/ready installs; for a conda environment of your own: make packages PY=python
+.PHONY: packages torch-cpu torch-cuda
+packages:
+	@$(PIP) --require-hashes $(addprefix -r ,$(LOCKS))
+	@$(MAKE) --no-print-directory torch-$(TORCH)
+	@$(PIP) --no-build-isolation --editable .
+
+# A wheel that pip has at hand (find-links in its configuration), or the CPU index.
+torch-cpu:
+	@$(PIP) --no-index torch==2.13.0 2>/dev/null || $(PIP) --index-url $(TORCH_INDEX) torch==2.13.0
+
+torch-cuda:
+	@$(PY) -m pip install -qq torch==2.13.0

@@ -1,0 +1,123 @@
+"""Fixtures that several tests share; what is expensive is made once a session."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from drot_utils import corpora, models
+from drot_utils.params import Params, load_params
+from drot_utils.paths import ROOT, Run
+from drot_utils.study import Study
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test writes into the checkout, reads a key, or talks to a runner."""
+    monkeypatch.setenv("DROT_OUTPUT", str(tmp_path / "out"))
+    monkeypatch.delenv("DROT_PROGRESS", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    return tmp_path / "out"
+
+
+@pytest.fixture(scope="session")
+def smoke() -> Params:
+    """The smoke profile."""
+    return load_params("params/smoke.yaml")
+
+
+@pytest.fixture(scope="session")
+def actions() -> pd.DataFrame:
+    """The built-in actions."""
+    return corpora.read_actions("data/demo/actions.tsv")
+
+
+@pytest.fixture
+def study(smoke: Params, output: Path) -> Study:
+    """A study of the smoke profile in an empty folder."""
+    return Study(smoke, Run("smoke"), "test")
+
+
+@pytest.fixture(params=["tiny-llama", "tiny-t5"])
+def tiny_student(request: pytest.FixtureRequest):
+    """A causal, then a seq2seq student, fresh for each test."""
+    return models.build_tiny(request.param)
+
+
+@pytest.fixture
+def candidates() -> pd.DataFrame:
+    """Six candidates of two prompts, one of which does not parse."""
+    rows = pd.DataFrame(
+        {
+            "action_id": ["a1"] * 3 + ["a2"] * 3,
+            "action": ["Setting a fire"] * 3 + ["Telling a lie"] * 3,
+            "moral_variance": [1, 1, 1, -1, -1, -1],
+            "candidate": [0, 1, 2, 0, 1, 2],
+            "source": "student",
+            "context": ["at a campsite", "at a camp site", "to keep warm", "to a judge", None, "in court"],
+            "rationale": ["it is safe", "it is safe", "it is cold", "it harms", None, "it harms"],
+            "raw": "raw text",
+            "tokens": 5,
+            "nli_kept": None,
+            "critic_score": None,
+            "kept": None,
+        }
+    )
+    return rows.astype({"nli_kept": "boolean", "critic_score": "float64", "kept": "boolean"})
+
+
+def write_params(path: Path, base: str, **changes: object) -> Path:
+    """Write a copy of a committed profile with some values changed (dotted keys)."""
+    values = yaml.safe_load((ROOT / "params" / f"{base}.yaml").read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def run_study(
+    params_file: Path | str, output: Path, *options: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a whole study in a process of its own, as `make` does."""
+    command = [sys.executable, "-m", "drot_utils", str(params_file), *options]
+    env = {**os.environ, "DROT_OUTPUT": str(output), **environment}
+    return subprocess.run(
+        command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke study, run end to end once, with a marked key in the environment; returns its output folder."""
+    folder = tmp_path_factory.mktemp("smoke")
+    done = run_study(
+        "params/smoke.yaml", folder, "--cores", "2", OPENAI_API_KEY="sk-marked-secret-0123456789"
+    )
+    assert done.returncode == 0, done.stderr + done.stdout[-3000:]
+    (folder / "stdout.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def seq2seq_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke study with a seq2seq student, beams in the place of samples, and the paper's binary critic."""
+    folder = tmp_path_factory.mktemp("seq2seq")
+    params_file = write_params(
+        folder / "seq2seq.yaml", "smoke", profile="seq2seq", ablations=False, generation__method="beam",
+        student__base={"source": "random", "name": "tiny-t5"}, critic__head="binary", critic__teacher_rows=None,
+        critic__independent_share=0.0, student__epochs=60,
+    )  # fmt: skip
+    done = run_study(params_file, folder, "--cores", "2")
+    assert done.returncode == 0, done.stderr + done.stdout[-3000:]
+    return folder

@@ -1,0 +1,81 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from drot_utils import evaluation
+
+
+@pytest.fixture
+def rows():
+    return pd.DataFrame(
+        {
+            "action_id": ["a", "a", "b", "b"],
+            "moral_variance": [1, -1, 1, -1],
+            "context": ["x", "y", None, "z"],
+        }
+    )
+
+
+def test_unparsed_is_not_valid_and_has_no_score(rows):
+    table = evaluation.score_greedy(rows, np.array([0.9, 0.5, np.nan, 0.7]), 0.6)
+    assert table["vld"].tolist() == [0.5, 0.5] and table["avg"].tolist() == pytest.approx([0.7, 0.7])
+
+
+def test_unique_valid_ones_are_counted_a_prompt(rows):
+    ten = pd.DataFrame({
+        "action_id": ["a"] * 4, "moral_variance": [1, 1, 1, -1], "candidate": [0, 1, 2, 0], "context": ["x", "x", "w", "y"],
+    })  # fmt: skip
+    table = evaluation.score_sampled(
+        ten, np.array([0.9, 0.9, 0.9, 0.1]), 0.6, lambda p, h: np.zeros(len(p)), 0.5
+    )
+    assert table.loc["a"].tolist() == [1.5, 1.0]  # 3 and 0 valid, 2 and 0 of them different
+
+
+def test_bootstrap_interval_covers_the_mean_and_narrows():
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(3, 1, 20), rng.normal(3, 1, 2000)
+    for values in (few, many):
+        mean, low, high = evaluation.bootstrap_mean(values, 1000, 0)
+        assert low < mean < high and mean == pytest.approx(values.mean())
+    assert high - low < 0.12
+    assert evaluation.bootstrap_mean(many, 1000, 0) == evaluation.bootstrap_mean(many, 1000, 0)
+    assert np.isnan(evaluation.bootstrap_mean(np.array([np.nan]), 10, 0)).all()
+
+
+def test_bootstrap_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for k in range(200):
+        _, low, high = evaluation.bootstrap_mean(rng.normal(0, 1, 60), 300, k)
+        hits += low <= 0 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_summary_leaves_what_a_model_lacks_null():
+    index = pd.Index(["a", "b"], name="action_id")
+    tables = {"teacher": pd.DataFrame({"vld": [1.0, 0.0], "avg": [0.9, 0.2]}, index=index)}
+    row = evaluation.summarize(tables, 50, 0).iloc[0]
+    assert (
+        row["auto_vld"] == 0.5
+        and np.isnan(row["auto_n_vld"])
+        and row["auto_vld_low"] <= 0.5 <= row["auto_vld_high"]
+    )
+
+
+def test_paired_differences_pair_by_action():
+    one = pd.DataFrame({"vld": [0.1, 0.9]}, index=["a", "b"])
+    two = pd.DataFrame({"vld": [1.0, 0.2]}, index=["b", "a"])  # another order
+    row = evaluation.paired_differences({"x": one, "y": two}, [("x", "y")], 200, 0).iloc[0]
+    assert (
+        row["difference"] == pytest.approx(0.1)
+        and row["low"] == pytest.approx(0.1)
+        and row["high"] == pytest.approx(0.1)
+    )
+
+
+def test_critic_metrics_and_one_class_only():
+    valid, scores = np.array([True, True, False, False] * 20), np.array([0.9, 0.8, 0.3, 0.1] * 20)
+    metrics = evaluation.bootstrap_metrics(valid, scores, 0.5, 100, 0)
+    assert all(metrics[k][0] == 1 for k in ("accuracy", "f1", "pr_auc", "roc_auc"))
+    one = evaluation.bootstrap_metrics(valid[:1], scores[:1], 0.5, 100, 0)
+    assert np.isnan(one["roc_auc"][0]) and one["accuracy"][0] == 1

@@ -1,0 +1,35 @@
+import pandas as pd
+from datasets import load_dataset
+
+from drot_utils import corpora, export
+
+
+def test_what_is_exported_is_what_users_read(candidates, actions, smoke, tmp_path):
+    rows = candidates[candidates["context"].notna()].assign(critic_score=0.9)
+    rows["action_id"] = actions["action_id"].iloc[[0, 0, 0, 1, 1]].to_numpy()
+    rows.loc[0, "context"] = "a\ttab and\na line break"
+    folder = export.export_drot(rows, actions, smoke, 0.75, tmp_path / "export")
+    table = pd.read_parquet(folder / "d-rot.parquet")
+    assert list(table)[:6] == ["action", "moral-variance", "context", "rationale", "critic-score", "source"]
+    assert "rot-judgment" in table and "action-id" not in table and len(table) == 5
+    text = corpora.read_tsv(folder / "d-rot.tsv", ["action", "moral-variance", "context", "rationale"])
+    assert text["context"][0] == "a tab and a line break" and len(text) == 5
+    loaded = load_dataset(str(folder), "d-rot", cache_dir=str(tmp_path / "cache"))["train"]
+    assert (
+        loaded.column_names == list(table)
+        and loaded["moral-variance"][:5] == table["moral-variance"].tolist()
+    )
+
+
+def test_card_is_honest_about_machine_written_data(candidates, actions, smoke, tmp_path):
+    rows = candidates[candidates["context"].notna()].assign(
+        critic_score=0.9, action_id=actions["action_id"][0]
+    )
+    card = (export.export_drot(rows, actions, smoke, 0.75, tmp_path) / "README.md").read_text()
+    for words in (
+        "Machine-written, descriptive, never advice",
+        "written by language models",
+        "cc-by-4.0",
+        "config_name: d-rot",
+    ):
+        assert words in card

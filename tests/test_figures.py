@@ -1,0 +1,67 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from drot_utils import evaluation, figures
+from drot_utils.paths import Run
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def test_figures_are_written_twice_and_the_same_each_time():
+    run = Run("smoke")
+    valid, scores = np.array([True, False, True, True]), np.array([0.9, 0.6, 0.7, 0.2])
+    written = []
+    for _ in range(2):
+        figure = figures.draw_precision_recall({"dev": (valid, scores)}, 0.65, "dev")
+        figures.save_figure(figure, run, "figure8")
+        written.append([(run.figures / f"figure8{end}").read_bytes() for end in (".png", ".pdf")])
+    assert (
+        written[0] == written[1]
+        and written[0][0].startswith(b"\x89PNG")
+        and written[0][1].startswith(b"%PDF")
+    )
+
+
+def test_the_chosen_threshold_is_marked_where_it_lies():
+    valid, scores = np.array([True, False, True, True]), np.array([0.9, 0.6, 0.7, 0.2])
+    axes = figures.draw_precision_recall({"dev": (valid, scores)}, 0.5, "dev").axes[0]
+    marker = next(line for line in axes.lines if line.get_marker() == "o")
+    assert marker.get_xydata().tolist() == [[pytest.approx(2 / 3), pytest.approx(2 / 3)]]
+
+
+def test_rounds_show_ours_the_other_critic_and_the_papers():
+    index = pd.Index(["a", "b", "c"], name="action_id")
+    table = pd.DataFrame({m: [0.2, 0.5, 0.8] for m in evaluation.METRICS}, index=index)
+    rows = evaluation.summarize({"distill_base": table, "distill_final": table}, 50, 0)
+    from drot_utils.paper import TABLE2
+
+    rows = rows.merge(TABLE2, on="model")
+    figure = figures.draw_rounds(rows, ["distill_base", "distill_final"], {"auto_": "same critic"})
+    assert len(figure.axes) == 4 and figure.axes[0].lines[-1].get_ydata().tolist() == [0.68, 0.86]
+
+
+def test_every_kind_draws_on_small_and_odd_input():
+    few = np.array([0.2, np.nan, 0.8])
+    topics = pd.DataFrame({"topic": ["pet"], "count": [3]})
+    against = pd.DataFrame({"c": ["x", "y"], "distance": [0.2, 0.1], "expected": [0.1, 0.1]})
+    drawn = [
+        figures.draw_calibration(np.array([True, False]), np.array([0.9, 0.1])),
+        figures.draw_fit(pd.DataFrame({"step": [1], "train_loss": [1.0], "dev_loss": [1.0]}), 1, "t"),
+        figures.draw_losses({"distill_base": [1.0]}),
+        figures.draw_confusion(pd.DataFrame([[1, 2], [0, 3]], ["a", "b"], ["a", "b"]), "t"),
+        figures.draw_flow({"d0": {"kept": 1, "nli": 0}, "d1": {"kept": 2, "critic": 1}}, "t"),
+        figures.draw_scores({"x": few}, None, "t"),
+        figures.draw_lengths({"x": pd.Series(["a b", None])}, "t"),
+        figures.draw_topics({"contexts": topics, "rationales": topics.iloc[:0]}, 5),
+        figures.draw_bars(against, "c", "distance", "t", "expected", "distance"),
+        figures.draw_against(against, "c", "distance", "expected", "t"),
+        figures.draw_matrix(pd.DataFrame([[0, 1], [1, 0]], ["x", "y"], ["x", "y"]), "t"),
+    ]
+    for k, figure in enumerate(drawn):
+        figures.save_figure(figure, Run("smoke"), f"f{k}")

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from conftest import CPU
+
+from drot_utils.generation import Writer
+from drot_utils.progress import Progress
+
+PROMPTS = [
+    "Action: Setting a fire.\nModifier: more ethical.",
+    "Action: Lying.\nModifier: more unethical.",
+    "Hi",
+]
+
+
+def writer(model_and_tokenizer, **changes):
+    options = {
+        "device": CPU,
+        "dtype": torch.float32,
+        "max_prompt_length": 64,
+        "max_new_tokens": 12,
+        "batch_size": 8,
+    }
+    return Writer(*model_and_tokenizer, **{**options, **changes})
+
+
+def test_greedy_is_what_transformers_generates(tiny_student):
+    model, tokenizer = tiny_student
+    ours = writer(tiny_student).write(PROMPTS, 1, "greedy")
+    for prompt, (written,) in zip(PROMPTS, ours, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)[0]
+        out = out[1:] if model.config.is_encoder_decoder else out[ids.shape[1] :]
+        assert written.text == tokenizer.decode(
+            out, skip_special_tokens=True
+        ).strip() and written.tokens == len(out)
+
+
+def test_samples_do_not_hang_on_batches_or_company(tiny_student):
+    sampling = {"top_p": 0.9, "temperature": 1.0, "seed": 5}
+    wide = writer(tiny_student, batch_size=64).write(PROMPTS, 4, "nucleus", **sampling)
+    narrow = writer(tiny_student, batch_size=4).write(PROMPTS, 4, "nucleus", **sampling)
+    assert wide == narrow and all(len(group) == 4 for group in wide)
+    assert wide != writer(tiny_student).write(PROMPTS, 4, "nucleus", **{**sampling, "seed": 6})
+
+
+def test_sampling_with_tiny_p_is_greedy(tiny_student):
+    w = writer(tiny_student)
+    greedy = w.write(PROMPTS, 1, "greedy")
+    assert all(
+        c.text == g.text
+        for (g,), group in zip(greedy, w.write(PROMPTS, 3, "nucleus", top_p=1e-6, seed=1), strict=True)
+        for c in group
+    )
+
+
+def test_ten_beams_give_ten_candidates(tiny_student):
+    groups = writer(tiny_student).write(PROMPTS[:2], 10, "beam")
+    assert [len(g) for g in groups] == [10, 10] and len({c.text for c in groups[0]}) > 1
+
+
+def test_no_text_is_longer_than_allowed_and_progress_counts_candidates(tiny_student):
+    with Progress("x", 6) as progress:
+        groups = writer(tiny_student, max_new_tokens=3).write(
+            PROMPTS, 2, "nucleus", top_p=0.9, progress=progress
+        )
+    assert progress.n == 6 and max(c.tokens for g in groups for c in g) <= 3
+
+
+def test_prompts_longer_than_allowed_are_cut(tiny_student):
+    long = "word " * 500
+    assert len(writer(tiny_student).write([long], 1, "greedy")[0]) == 1
+
+
+def test_greedy_writes_one(tiny_student):
+    with pytest.raises(ValueError, match="one candidate a prompt"):
+        writer(tiny_student).write(PROMPTS, 2, "greedy")

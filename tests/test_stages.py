@@ -1,0 +1,37 @@
+import pytest
+
+from drot_utils import stages
+from drot_utils.params import load_params
+from drot_utils.paths import NOTEBOOKS, Run
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_params("params/demo.yaml")
+
+
+def test_every_notebook_is_run_and_order_is_kept(smoke):
+    listed = stages.list_stages(smoke)
+    assert {s.notebook for s in listed} == {p.stem for p in NOTEBOOKS.glob("*.ipynb")}
+    seen = set()
+    for stage in listed:
+        assert set(stage.needs) <= seen, f"{stage.name} runs before what it needs"
+        seen.add(stage.name)
+    assert len(seen) == len(listed) == 18
+
+
+def test_ablations_run_when_asked_for_or_when_they_exist(demo):
+    assert len(stages.list_stages(demo)) == 12 and len(stages.list_stages(demo, ablations=True)) == 18
+    Run("demo").model("self_distill_1-no_nli").mkdir(parents=True)
+    assert len(stages.list_stages(demo)) == 18
+
+
+def test_sections_exist(smoke):
+    for stage in stages.list_stages(smoke):
+        assert set(stage.sections) <= set(type(smoke).model_fields)
+
+
+def test_a_stage_hangs_on_the_modules_its_notebook_imports_and_no_others():
+    names = {p.stem for p in stages.modules_of(NOTEBOOKS / "03_nli_filter.ipynb")}
+    assert {"nli", "encoder", "corpora", "errors"} <= names and not {"teacher", "topics", "student"} & names
+    assert "shards" in {p.stem for p in stages.modules_of(NOTEBOOKS / "05_self_distill.ipynb")}

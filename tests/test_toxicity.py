@@ -1,0 +1,66 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CPU
+
+from drot_utils import toxicity
+from drot_utils.errors import DataError, ModelError
+from drot_utils.params import ModelRef
+from drot_utils.paths import Run
+
+PLACE = (Run("smoke"), CPU, torch.float32)
+
+
+def test_no_scorer_no_number(smoke):
+    assert np.isnan(toxicity.score_toxicity(["a", "b"], smoke.toxicity, *PLACE)).all()
+
+
+def test_recorded_scores_are_joined_by_text_and_the_rest_is_null(smoke, tmp_path):
+    (tmp_path / "s.tsv").write_text("text\ttoxicity\na\t0.25\nb\t\na\t0.9\n")
+    settings = smoke.toxicity.model_copy(update={"scorer": "recorded", "recorded": str(tmp_path / "s.tsv")})
+    scores = toxicity.score_toxicity(["b", "a", "c"], settings, *PLACE)
+    assert scores[1] == 0.25 and np.isnan(scores[[0, 2]]).all()
+    (tmp_path / "s.tsv").write_text("text\ttoxicity\na\tvery\n")
+    with pytest.raises(DataError, match=r"line 2: expected a score from 0 to 1 or nothing, found 'very'"):
+        toxicity.score_toxicity(["a"], settings, *PLACE)
+
+
+def test_a_local_classifier_scores_by_its_toxic_label(smoke, tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from drot_utils.tiny import build_tiny
+
+    _, tokenizer = build_tiny("tiny-bert")
+    for labels, place in ((["insult", "toxic"], "good"), (["a", "b"], "bad")):
+        config = BertConfig(
+            vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            id2label=dict(enumerate(labels)), label2id={v: i for i, v in enumerate(labels)},
+            problem_type="multi_label_classification",
+        )  # fmt: skip
+        BertForSequenceClassification(config).save_pretrained(tmp_path / place)
+        tokenizer.save_pretrained(tmp_path / place)
+    model = ModelRef(source="folder", name=str(tmp_path / "good"))
+    settings = smoke.toxicity.model_copy(update={"scorer": "model", "model": model})
+    scores = toxicity.score_toxicity(["a fire", "a lie"], settings, *PLACE)
+    assert scores.shape == (2,) and ((scores > 0) & (scores < 1)).all()
+    settings = settings.model_copy(update={"model": ModelRef(source="folder", name=str(tmp_path / "bad"))})
+    with pytest.raises(ModelError, match="toxicity or toxic"):
+        toxicity.score_toxicity(["a"], settings, *PLACE)
+
+
+def test_profanity_is_whole_words_in_any_case():
+    words = toxicity.read_words("data/profanity.txt")
+    texts = pd.Series(
+        ["What the FUCK", "fucking late", "a classic assessment in Scunthorpe", "She is gay", None, "Dickens"]
+    )
+    assert toxicity.has_profanity(texts, words).tolist() == [True, True, False, False, False, False]
+    assert toxicity.mask_profanity("Telling someone to fuck off", words) == "Telling someone to f*** off"
+
+
+def test_word_lists_must_exist_and_hold_something(tmp_path):
+    with pytest.raises(DataError, match="no such word list"):
+        toxicity.read_words(str(tmp_path / "none.txt"))
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(DataError, match="holds no word"):
+        toxicity.read_words(str(tmp_path / "empty.txt"))
