@@ -2,6 +2,7 @@
 #   snakemake --cores 2 --config params_file=params/demo.yaml        (or `make demo`, which also shows the progress)
 # A notebook, a module it imports, or a section of the parameters it hangs on: when one changes, what depends on it runs again.
 # Outputs are executed notebooks only: unfinished shards and checkpoints are no outputs, so a failed job keeps them.
+import shlex
 import sys
 
 from drot_utils.paths import Run
@@ -30,9 +31,7 @@ for stage in STAGES:
         output:
             stage.output(RUN),
         params:
+            # What makes a stage run again: its sections of the parameters, not where they are written down.
             values={section: VALUES[section] for section in stage.sections},
-            name=stage.name,
-            params_file=PARAMS_FILE,
-            python=sys.executable,
         shell:
-            "{params.python} -m drot_utils.execute {params.name} {params.params_file}"
+            shlex.join([sys.executable, "-m", "drot_utils.execute", stage.name, str(PARAMS_FILE)])

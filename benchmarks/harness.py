@@ -31,6 +31,7 @@ def compare(
     rounds: int = 3,
     quick: bool = False,
     notes: dict[str, object] | None = None,
+    write: bool = True,
 ) -> dict[str, object]:
     """Time all sides in turn and report their rates.
 
@@ -62,7 +63,7 @@ def compare(
             began = time.perf_counter()
             work()
             rates[side].append(amount / (time.perf_counter() - began))
-    return report(name, rates, unit, quick=quick, notes=notes)
+    return report(name, rates, unit, quick=quick, notes=notes, write=write)
 
 
 def report(
@@ -72,6 +73,7 @@ def report(
     *,
     quick: bool = False,
     notes: dict[str, object] | None = None,
+    write: bool = True,
 ) -> dict[str, object]:
     """Print a table of rates with medians and spreads and one line of JSON, and write the latter (see `compare`)."""
     median = {side: statistics.median(values) for side, values in rates.items()}
@@ -94,11 +96,17 @@ def report(
         "machine": f"{platform.machine()}, {_cores()} cores",
         **(notes or {}),
     }
+    if write:
+        write_result(name, result)
+    return result
+
+
+def write_result(name: str, result: dict[str, object]) -> None:
+    """Print a result as one line of JSON and write it to ``results/<name>.json``."""
     line = json.dumps(result)
     print(line)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(line + "\n", encoding="utf-8")
-    return result
 
 
 def _cores() -> int:

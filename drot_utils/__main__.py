@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from drot_utils.errors import DrotError
-from drot_utils.params import load_params
+from drot_utils.params import Params, load_params
 from drot_utils.paths import ROOT, Run, exclusive
 from drot_utils.stages import Stage, list_stages
 
@@ -59,7 +59,7 @@ def run_study(params_file: str, cores: int, ablations: bool) -> int:
         errors = re.findall(r"^error: .*(?:\n  .*)*", log.read_text(encoding="utf-8"), re.MULTILINE)
         print("\n".join(errors) or f"Snakemake failed; its words are in {log}", file=sys.stderr)
         return process.returncode
-    _close(run)
+    _close(run, params)
     return 0
 
 
@@ -117,7 +117,9 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
-def _close(run: Run) -> None:
+def _close(run: Run, params: Params) -> None:
+    if params.student.base.source == "random":
+        print("The models of this run are tiny and random: its numbers mean nothing.\n")
     table = run.figures / "table2_short.md"
     if table.exists():
         print(table.read_text(encoding="utf-8"))

@@ -1,6 +1,8 @@
 """How a student writes: greedy, nucleus samples or beams, one call for causal and seq2seq models (sections 3.2 and 4.1)."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,8 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from drot_utils.nucleus import nucleus_sample
 from drot_utils.progress import Progress
-
-COMPACT_BELOW = 0.75  # finished sequences leave the batch when fewer than this share are still being written
+from drot_utils.slots import COMPACT_BELOW, Choose, write_sequences
 
 
 @dataclass(frozen=True)
@@ -87,108 +88,105 @@ class Writer:
             if method == "nucleus"
             else None
         )
-        encoded = [self._encode(prompt) for prompt in prompts]
+        encoded = [
+            self.tokenizer(p, truncation=True, max_length=self.max_prompt_length)["input_ids"]
+            for p in prompts
+        ]
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+        draws = uniform[order].flatten(0, 1).to(self.device) if uniform is not None else None
+        choose = partial(self._choose, draws, top_p, temperature)
+        write = self._beams if method == "beam" else self._seq2seq if self.seq2seq else self._causal
+        rows = write(
+            [encoded[i] for i in order], n, choose, progress.update if progress else lambda count: None
+        )
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         results: list[list[Written]] = [[] for _ in prompts]
-        together = max(1, self.batch_size // n)
-        for start in range(0, len(order), together):
-            index = order[start : start + together]
-            batch = self.tokenizer.pad(
-                {"input_ids": [encoded[i] for i in index]}, padding_side="left", return_tensors="pt"
-            ).to(self.device)
-            if method == "beam":
-                rows = self._beams(batch, n)
-            else:
-                draws = uniform[index].flatten(0, 1).to(self.device) if uniform is not None else None
-                rows = self._sample(batch, n, draws, top_p, temperature)
-            texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-            for k, i in enumerate(index):
-                parts = range(k * n, (k + 1) * n)
-                results[i] = [Written(texts[j].strip(), len(rows[j])) for j in parts]
-            if progress:
-                progress.update(len(index) * n)
+        for k, i in enumerate(order):
+            results[i] = [Written(texts[j].strip(), len(rows[j])) for j in range(k * n, (k + 1) * n)]
         return results
 
-    def _encode(self, prompt: str) -> list[int]:
-        return self.tokenizer(prompt, truncation=True, max_length=self.max_prompt_length)["input_ids"]
+    @staticmethod
+    def _choose(
+        draws: torch.Tensor | None,
+        top_p: float,
+        temperature: float,
+        logits: torch.Tensor,
+        sequence: torch.Tensor,
+        step: torch.Tensor,
+    ) -> torch.Tensor:
+        if draws is None:
+            return logits.argmax(-1)
+        return nucleus_sample(logits, draws[sequence, step], top_p, temperature)
+
+    def _causal(
+        self, prompts: list[list[int]], n: int, choose: Choose, done: Callable[[int], None]
+    ) -> list[list[int]]:
+        return write_sequences(
+            self.model, prompts, n, choose, ends=self.ends, pad=self.tokenizer.pad_token_id,
+            max_new_tokens=self.max_new_tokens, slots=self.batch_size, done=done,
+        )  # fmt: skip
+
+    def _batches(self, prompts: list[list[int]], n: int) -> Iterator[tuple[int, dict]]:
+        together = max(1, self.batch_size // n)
+        for start in range(0, len(prompts), together):
+            ids = {"input_ids": prompts[start : start + together]}
+            yield start, self.tokenizer.pad(ids, padding_side="left", return_tensors="pt").to(self.device)
 
     @torch.inference_mode()
-    def _sample(
-        self, batch: dict, n: int, draws: torch.Tensor | None, top_p: float, temperature: float
+    def _seq2seq(
+        self, prompts: list[list[int]], n: int, choose: Choose, done: Callable[[int], None]
     ) -> list[list[int]]:
-        # The prompt is read once (prefill) and shared by its n candidates; finished ones leave the batch.
-        mask = batch["attention_mask"]
-        inputs, extra = self._prefill_inputs(batch)
-        output = self.model(**inputs, use_cache=True)
-        cache, logits = output.past_key_values, output.logits[:, -1]
-        cache.batch_repeat_interleave(n)
-        logits, mask = logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
-        if extra is not None:
-            extra = extra.repeat_interleave(n, 0)
-        written = torch.full((len(logits), self.max_new_tokens), -1, dtype=torch.int64, device=self.device)
-        alive = torch.arange(len(logits), device=self.device)  # rows of `written` that the batch holds
-        open_ = torch.ones(len(logits), dtype=torch.bool, device=self.device)
+        rows = []
+        for start, batch in self._batches(prompts, n):
+            count = len(batch["input_ids"]) * n
+            sequence = torch.arange(start * n, start * n + count, device=self.device)
+            rows += self._decode(batch, n, choose, sequence)
+            done(count)
+        return rows
+
+    def _decode(self, batch: dict, n: int, choose: Choose, sequence: torch.Tensor) -> list[list[int]]:
+        # The encoder reads a prompt once for its n candidates; finished ones leave the batch. A relative position bias
+        # wants all rows of a batch at the same step, so no other prompt takes their place as in `slots`.
+        mask = batch["attention_mask"].repeat_interleave(n, 0)
+        states = self.model.get_encoder()(**batch).last_hidden_state.repeat_interleave(n, 0)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        token = torch.full((len(mask),), self.model.config.decoder_start_token_id, device=self.device)
+        written = torch.full((len(mask), self.max_new_tokens), -1, dtype=torch.int64, device=self.device)
+        alive = torch.arange(len(mask), device=self.device)  # rows of `written` that the batch holds
+        open_ = torch.ones_like(alive, dtype=torch.bool)
         for step in range(self.max_new_tokens):
-            if draws is None:
-                token = logits.argmax(-1)
-            else:
-                token = nucleus_sample(logits, draws[alive, step], top_p, temperature)
+            logits = self.model(
+                decoder_input_ids=token.unsqueeze(1),
+                attention_mask=mask,
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                cache=cache,
+                use_cache=True,
+            ).logits[:, -1]
+            token = choose(logits, sequence[alive], torch.full_like(alive, step))
             written[alive[open_], step] = token[open_]
             open_ = open_ & ~torch.isin(token, self.ends)
             left = int(open_.sum())
-            if not left or step + 1 == self.max_new_tokens:
+            if not left:
                 break
             if left < COMPACT_BELOW * len(open_):
                 rows = open_.nonzero().squeeze(1)
                 cache.batch_select_indices(rows)
-                alive, mask, token, open_ = alive[rows], mask[rows], token[rows], open_[rows]
-                extra = extra[rows] if extra is not None else None
-            mask, step_inputs = self._step_inputs(token, mask, extra)
-            output = self.model(**step_inputs, cache=cache, use_cache=True)
-            cache, logits = output.past_key_values, output.logits[:, -1]
+                alive, mask, states, token, open_ = (t[rows] for t in (alive, mask, states, token, open_))
         return [row[row >= 0].tolist() for row in written.cpu()]
 
-    def _prefill_inputs(self, batch: dict) -> tuple[dict, torch.Tensor | None]:
-        mask = batch["attention_mask"]
-        if not self.seq2seq:
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            cache = DynamicCache()
-            inputs = {**batch, "position_ids": positions, "cache": cache, "logits_to_keep": 1}
-            return inputs, None
-        states = self.model.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-        start = torch.full((len(mask), 1), self.model.config.decoder_start_token_id, device=self.device)
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        return {**self._decoder_inputs(start, mask, states), "cache": cache}, states
-
-    def _step_inputs(
-        self, token: torch.Tensor, mask: torch.Tensor, extra: torch.Tensor | None
-    ) -> tuple[torch.Tensor, dict]:
-        if self.seq2seq:
-            return mask, self._decoder_inputs(token.unsqueeze(1), mask, extra)
-        positions = mask.sum(-1, keepdim=True)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        return mask, {"input_ids": token.unsqueeze(1), "attention_mask": mask, "position_ids": positions}
-
-    @staticmethod
-    def _decoder_inputs(token: torch.Tensor, mask: torch.Tensor, states: torch.Tensor) -> dict:
-        return {
-            "decoder_input_ids": token,
-            "attention_mask": mask,
-            "encoder_outputs": BaseModelOutput(last_hidden_state=states),
-        }
-
     @torch.inference_mode()
-    def _beams(self, batch: dict, n: int) -> list[list[int]]:
-        output = self.model.generate(
-            **batch, num_beams=max(2, n), num_return_sequences=n, do_sample=False, max_new_tokens=self.max_new_tokens,
-            eos_token_id=self.ends.tolist(), pad_token_id=self.tokenizer.pad_token_id,
-        )  # fmt: skip
-        rows = output[:, 1:] if self.seq2seq else output[:, batch["input_ids"].shape[1] :]
-        return [self._until_end(row.tolist()) for row in rows]
-
-    def _until_end(self, row: list[int]) -> list[int]:
-        ends = set(self.ends.tolist())
-        for i, token in enumerate(row):
-            if token in ends:
-                return row[: i + 1]
-        return row
+    def _beams(
+        self, prompts: list[list[int]], n: int, choose: Choose, done: Callable[[int], None]
+    ) -> list[list[int]]:
+        rows, ends = [], set(self.ends.tolist())
+        for _, batch in self._batches(prompts, n):
+            output = self.model.generate(
+                **batch, num_beams=max(2, n), num_return_sequences=n, do_sample=False, max_new_tokens=self.max_new_tokens,
+                eos_token_id=self.ends.tolist(), pad_token_id=self.tokenizer.pad_token_id,
+            )  # fmt: skip
+            new = output[:, 1:] if self.seq2seq else output[:, batch["input_ids"].shape[1] :]
+            for row in new.tolist():
+                stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+                rows.append(row[:stop])
+            done(len(new))
+        return rows

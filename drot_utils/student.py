@@ -133,6 +133,10 @@ def train(
     each_epoch = math.ceil(len(make_batches(examples, settings.batch_size, seed, 0)) / settings.accumulate)
     total = steps or epochs * each_epoch
     model.to(device=device, dtype=torch.float32).train()
+    if device.type == "cpu":
+        model.set_attn_implementation(
+            "eager"
+        )  # a fifth faster: the fused one's backward pass is slow on a CPU
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
     result = Training(len(rows), total, 0)
     done = _restore(work, model, optimizer, result)
@@ -203,9 +207,12 @@ def _causal_logits(
             predictors += [row * width + i for i in (start - 1, *range(at, end))]
             labels += target
             at = end
+    mask = mask.unsqueeze(1).to(device)
+    if model.config._attn_implementation == "eager":  # which adds the mask to the scores
+        mask = torch.zeros(mask.shape, device=device).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
     states = model.base_model(
         input_ids=ids.to(device),
-        attention_mask=mask.unsqueeze(1).to(device),
+        attention_mask=mask,
         position_ids=positions.to(device),
         use_cache=False,
     ).last_hidden_state

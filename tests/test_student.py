@@ -46,8 +46,10 @@ def plain_loss(model, tokenizer, rows, settings):
     return total / count
 
 
-def test_shared_prompts_give_the_losses_of_separate_rows(tiny_student, rows, settings):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_shared_prompts_give_the_losses_of_separate_rows(tiny_student, rows, settings, attention):
     model, tokenizer = tiny_student
+    model.set_attn_implementation(attention)
     examples = student.make_examples(rows, tokenizer, settings, model.config.is_encoder_decoder)
     assert [len(e.targets) for e in examples] == [1, 2, 1]
     with torch.no_grad():

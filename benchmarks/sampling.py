@@ -1,0 +1,112 @@
+"""Nucleus sampling: our slots against ``generate(do_sample=True, num_return_sequences=10)``, same student, prompts and settings."""
+
+import statistics
+import time
+
+import torch
+from torch.nn import functional
+
+from benchmarks.harness import compare, read_options
+from drot_utils import corpora, models, student
+from drot_utils.generation import Writer
+from drot_utils.params import load_params
+from drot_utils.paths import Run
+from drot_utils.prompts import student_source
+
+N, TOP_P, TEMPERATURE, MAX_NEW, SLOTS = 10, 0.9, 0.8, 56, 320
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = read_options(__doc__)
+    params, run = load_params("params/demo.yaml"), Run("demo")
+    device = torch.device("cpu")
+    dtype = models.compute_dtype(params.compute, device)
+    model, tokenizer = _student(params, run, device, dtype)
+    actions = corpora.read_actions(params.corpus.actions)["action"]
+    count = 24 if options.quick else 200
+    prompts = [student_source(actions[i // 2], 1 - 2 * (i % 2), seq2seq=False) for i in range(count)]
+    writer = Writer(model, tokenizer, device, dtype, 64, MAX_NEW, SLOTS)
+    sampling = {"top_p": TOP_P, "temperature": TEMPERATURE, "seed": 1}
+    written = writer.write(prompts, N, "nucleus", **sampling)
+    lengths = [[c.tokens for c in group] for group in written]
+    best = _best_batch(model, tokenizer, prompts[:16])
+    peer_tokens = _generate(model, tokenizer, prompts, best)
+    # Both draw from the same distribution, so their texts are as long on average.
+    ours_mean, peer_mean = (
+        statistics.mean(c for group in lengths for c in group),
+        peer_tokens / (len(prompts) * N),
+    )
+    assert abs(ours_mean - peer_mean) < 0.15 * peer_mean, (ours_mean, peer_mean)
+    tokens = sum(map(sum, lengths))
+    compare(
+        "sampling",
+        {
+            "ours": (lambda: writer.write(prompts, N, "nucleus", **sampling), tokens),
+            "transformers generate": (lambda: _generate(model, tokenizer, prompts, best), peer_tokens),
+            "bound": (lambda: _products(model, tokens, dtype), tokens),
+        },
+        "tokens/s",
+        rounds=options.rounds,
+        quick=options.quick,
+        notes={
+            "prompts": len(prompts),
+            "mean_tokens": round(ours_mean, 1),
+            "peer_batch": best * N,
+            "slots": SLOTS,
+        },
+    )
+
+
+def _student(params, run, device, dtype):
+    # A student that ends its contexts, as the base model does not: fine-tuned for a few steps on the teacher's rows.
+    folder = run.work("benchmarks") / "student"
+    if not (folder / "model.safetensors").exists():
+        model, tokenizer = models.load(params.student.base, "student", run)
+        rows = corpora.read_recorded(
+            params.teacher.recorded, corpora.read_actions(params.corpus.actions)
+        ).head(400)
+        student.train(
+            model, tokenizer, rows, params.student, learning_rate=1e-4, epochs=1, work=folder.with_name("work"), seed=1,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+        models.save(model, tokenizer, folder, dtype)
+    return models.load_folder(folder, "student")
+
+
+def _generate(model, tokenizer, prompts: list[str], batch: int) -> int:
+    torch.manual_seed(0)
+    tokenizer.padding_side = "left"
+    tokens = 0
+    for start in range(0, len(prompts), batch):
+        inputs = tokenizer(prompts[start : start + batch], return_tensors="pt", padding=True)
+        output = model.generate(
+            **inputs, do_sample=True, top_p=TOP_P, top_k=0, temperature=TEMPERATURE, num_return_sequences=N,
+            max_new_tokens=MAX_NEW, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        new = output[:, inputs["input_ids"].shape[1] :]
+        ended = (new == tokenizer.eos_token_id).long()
+        tokens += int(torch.where(ended.any(1), ended.argmax(1) + 1, new.shape[1]).sum())
+    return tokens
+
+
+def _best_batch(model, tokenizer, prompts: list[str]) -> int:
+    rates = {}
+    for batch in (8, 16):
+        began = time.perf_counter()
+        rates[batch] = _generate(model, tokenizer, prompts, batch) / (time.perf_counter() - began)
+    return max(rates, key=rates.get)
+
+
+def _products(model, tokens: int, dtype: torch.dtype) -> None:
+    # The weights' products for full batches of SLOTS rows, nothing around them: no attention, no sampling, no cache.
+    with torch.inference_mode():
+        weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        inputs = {w.shape[1]: torch.randn(SLOTS, w.shape[1]).to(dtype) for w in weights}
+        for _ in range(max(1, round(tokens / SLOTS))):
+            for weight in weights:
+                functional.linear(inputs[weight.shape[1]], weight)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Fine-tuning: our loop against ``transformers.Trainer`` with its padding collator, same rows, batch, dtype and steps.
+
+Two sets: one context a prompt (a teacher's), and several kept contexts a prompt (a round's), which we learn behind one copy of
+the prompt.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+from benchmarks.harness import compare, read_options
+from drot_utils import corpora, models, student
+from drot_utils.params import load_params
+from drot_utils.paths import Run
+
+RATE = 1e-4
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = read_options(__doc__)
+    params, run = load_params("params/demo.yaml"), Run("demo")
+    device = torch.device("cpu")
+    dtype = models.compute_dtype(params.compute, device)
+    recorded = corpora.read_recorded(params.teacher.recorded, corpora.read_actions(params.corpus.actions))
+    count = 64 if options.quick else 320
+    single = recorded[recorded["choice"] == recorded["choice"].min()].head(count)
+    results = {}
+    for name, rows in (("one context a prompt", single), ("a round's contexts", _round(recorded, count))):
+        print(f"\n{name}: {len(rows)} rows, {rows.groupby(['action_id', 'moral_variance']).ngroups} prompts")
+        results[name] = _measure(name, rows.reset_index(drop=True), params, run, device, dtype, options)
+    one, several = results.values()
+    notes = {
+        "ratio_one_context": one["ratio"],
+        "of_bound_one_context": one["of_bound"],
+        "loss_difference": several["loss_difference"],
+    }
+    # The JSON's ratio is the second set's, its bound the first's.
+    from benchmarks.harness import write_result
+
+    write_result(
+        "training",
+        {**several, "name": "training", "bound": one["bound"], "of_bound": one["of_bound"], **notes},
+    )
+
+
+def _round(recorded: pd.DataFrame, count: int) -> pd.DataFrame:
+    # As many kept contexts a prompt as a demo round has (about six): the responses of both styles, and of like actions.
+    texts = recorded.sample(count, random_state=0).reset_index(drop=True)
+    prompts = (
+        recorded.drop_duplicates(["action_id", "moral_variance"])
+        .head(max(1, count // 6))
+        .reset_index(drop=True)
+    )
+    chosen = prompts.iloc[np.arange(count) % len(prompts)].reset_index(drop=True)
+    return chosen.assign(context=texts["context"], rationale=texts["rationale"])
+
+
+def _measure(name, rows, params, run, device, dtype, options):
+    settings = params.student
+    base, tokenizer = models.load(settings.base, "student", run)
+    first = {k: v.clone() for k, v in base.state_dict().items()}
+    steps = len(
+        student.make_batches(
+            student.make_examples(rows, tokenizer, settings, False), settings.batch_size, 1, 0
+        )
+    )
+    losses = {"ours": 0.0, "peer": 0.0}
+
+    def ours() -> None:
+        base.load_state_dict(first)
+        with tempfile.TemporaryDirectory() as work:
+            done = student.train(
+                base, tokenizer, rows, settings, learning_rate=RATE, epochs=1, work=Path(work), seed=1, device=device, dtype=dtype
+            )  # fmt: skip
+        losses["ours"] = float(np.mean(done.losses))
+
+    def peer() -> None:
+        base.load_state_dict(first)
+        losses["peer"] = _trainer(base, tokenizer, rows, settings, dtype, steps)
+
+    ours(), peer()
+    difference = abs(losses["ours"] - losses["peer"]) / losses["peer"]
+    print(f"mean loss ours {losses['ours']:.4f}, Trainer's {losses['peer']:.4f}: {difference:.2%} apart")
+    examples = student.make_examples(rows, tokenizer, settings, False)
+    result = compare(
+        f"training_{'one' if name.startswith('one') else 'round'}",
+        {
+            "ours": (ours, len(rows)),
+            "transformers Trainer": (peer, len(rows)),
+            "bound": (lambda: _products(base, examples, dtype), len(rows)),
+        },
+        "examples/s", rounds=options.rounds, quick=options.quick, write=False,
+    )  # fmt: skip
+    return {**result, "loss_difference": round(difference, 5)}
+
+
+def _trainer(model, tokenizer, rows, settings, dtype, steps) -> float:
+    items = []
+    for i in range(len(rows)):
+        (example,) = student.make_examples(rows.iloc[[i]], tokenizer, settings, False)
+        ids = example.prompt + example.targets[0]
+        items.append(
+            {
+                "input_ids": ids,
+                "attention_mask": [1] * len(ids),
+                "labels": [-100] * len(example.prompt) + example.targets[0],
+            }
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, per_device_train_batch_size=settings.batch_size, num_train_epochs=1, learning_rate=RATE, seed=1,
+            bf16=dtype == torch.bfloat16, use_cpu=True, logging_steps=1, report_to=[], disable_tqdm=True, save_strategy="no",
+            weight_decay=0.01, lr_scheduler_type="linear", warmup_steps=0, dataloader_num_workers=0,
+        )  # fmt: skip
+        trainer = Trainer(
+            model,
+            arguments,
+            train_dataset=items,
+            data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        )
+        trainer.pop_callback(__import__("transformers").PrinterCallback)
+        trainer.train()
+    return float(np.mean([row["loss"] for row in trainer.state.log_history if "loss" in row]))
+
+
+def _products(model, examples, dtype: torch.dtype) -> None:
+    # Forward and both backward products of every weight, for the tokens that have to be read (the vocabulary's: to be learnt).
+    read = sum(e.length - len(e.targets) for e in examples)
+    learnt = sum(len(t) for e in examples for t in e.targets)
+    batches = max(1, round(sum(len(e.targets) for e in examples) / 16))
+    head = model.get_output_embeddings()
+    for _ in range(batches):
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                tokens = round((learnt if module is head else read) / batches)
+                weight = module.weight.detach().to(dtype)
+                x = torch.zeros(tokens, weight.shape[1], dtype=dtype)
+                y = functional.linear(x, weight)
+                y @ weight
+                y.T @ x
+
+
+if __name__ == "__main__":
+    main()

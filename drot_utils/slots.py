@@ -1,0 +1,168 @@
+"""Continuous batching for causal students: a sequence that ends makes room for one that waits.
+
+Each row of the batch is a *slot* with room for one sequence. A prompt is read once (prefill) and its keys and values are
+copied into the slots of its candidates. A slot whose sequence has ended is taken by the next waiting prompt's; when none
+waits, the batch is compacted. Keys and values stay where they are: a step writes one token a slot, in place.
+"""
+
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+REFILL_AT = 0.25  # share of free slots at which waiting prompts are let in
+COMPACT_BELOW = 0.75  # share of open slots below which the batch is compacted, when nothing waits
+
+#: Chooses the next token of each row from logits of shape (rows, vocabulary), given which sequence and step a row is.
+Choose = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class _SlotCache:
+    """Keys and values of all slots, layer by layer, each slot as long as its own sequence."""
+
+    def __init__(self, slots: int, width: int) -> None:
+        self.slots, self.width = slots, width
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.rows = self.at = torch.empty(0, dtype=torch.int64)
+        self.top = 0
+
+    def admit(self, prefill: DynamicCache, of: torch.Tensor, rows: torch.Tensor) -> None:
+        """Copy the keys and values of prefilled prompts `of` into the slots `rows`."""
+        for k, layer in enumerate(prefill.layers):
+            length = layer.keys.shape[2]
+            if k == len(self.layers):
+                _, heads, _, size = layer.keys.shape
+                shape = (self.slots, self.width, heads, size)
+                self.layers.append((layer.keys.new_zeros(shape), layer.values.new_zeros(shape)))
+            for kept, new in zip(self.layers[k], (layer.keys, layer.values), strict=True):
+                kept[rows, :length] = new.transpose(1, 2)[of]
+
+    def step(self, at: torch.Tensor) -> None:
+        """Say where in each slot the next token goes."""
+        self.rows, self.at, self.top = torch.arange(len(at), device=at.device), at, int(at.max()) + 1
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, **_: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write one token a slot and return all there is (what a transformers cache does)."""
+        kept = self.layers[layer]
+        for tensor, new in zip(kept, (key, value), strict=True):
+            tensor[self.rows, self.at] = new.squeeze(2)
+        return kept[0][:, : self.top].transpose(1, 2), kept[1][:, : self.top].transpose(1, 2)
+
+    def compact(self, rows: torch.Tensor) -> None:
+        """Keep the slots `rows` only."""
+        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
+
+
+@torch.inference_mode()
+def write_sequences(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    n: int,
+    choose: Choose,
+    *,
+    ends: torch.Tensor,
+    pad: int,
+    max_new_tokens: int,
+    slots: int,
+    done: Callable[[int], None],
+) -> list[list[int]]:
+    """Continue each prompt `n` times.
+
+    Parameters
+    ----------
+    prompts : list of list of int
+        Token ids; best in order of length, as neighbours are read together.
+    choose : callable
+        Gets logits, the numbers of the sequences (prompt * n + candidate) and their steps.
+    ends : Tensor of int64
+        Tokens that end a sequence.
+    slots : int
+        Sequences written at once; at least `n`.
+    done : callable
+        Told of finished sequences, by their count.
+
+    Returns
+    -------
+    list of list of int
+        Token ids of the ``len(prompts) * n`` sequences, the end token included.
+    """
+    device = ends.device
+    slots = min(max(slots, n), len(prompts) * n)
+    width = max(map(len, prompts)) + max_new_tokens
+    cache = _SlotCache(slots, width)
+    written = torch.full((len(prompts) * n, max_new_tokens), -1, dtype=torch.int64, device=device)
+    sequence = torch.zeros(slots, dtype=torch.int64, device=device)  # which sequence a slot holds
+    step, begin, at, token = (torch.zeros_like(sequence) for _ in range(4))
+    open_ = torch.zeros(slots, dtype=torch.bool, device=device)
+    waiting = 0
+    positions = torch.arange(width, device=device)
+    while True:
+        left = int(open_.sum())
+        free = len(open_) - left
+        if waiting < len(prompts) and (free >= max(n, REFILL_AT * slots) or not left):
+            take = range(waiting, min(len(prompts), waiting + max(1, free // n)))
+            waiting = take.stop
+            rows = (~open_).nonzero().squeeze(1)[: len(take) * n]
+            of = torch.arange(len(take), device=device).repeat_interleave(n)
+            prefill, logits, pads, length = _prefill(model, [prompts[i] for i in take], pad, device)
+            cache.admit(prefill, of, rows)
+            sequence[rows] = take.start * n + torch.arange(len(rows), device=device)
+            step[rows], begin[rows], at[rows], open_[rows] = 0, pads[of], length, True
+            new = rows
+            logits = logits[of]
+        else:
+            if waiting == len(prompts):
+                if not left:
+                    break
+                if left < COMPACT_BELOW * len(open_):
+                    rows = open_.nonzero().squeeze(1)
+                    cache.compact(rows)
+                    sequence, step, begin, at, token, open_ = (
+                        tensor[rows] for tensor in (sequence, step, begin, at, token, open_)
+                    )
+            cache.step(at)
+            seen = positions[: cache.top]
+            mask = (seen <= at.unsqueeze(1)) & (seen >= begin.unsqueeze(1))
+            logits = model(
+                input_ids=token.unsqueeze(1),
+                attention_mask=mask[:, None, None],
+                position_ids=(at - begin).unsqueeze(1),
+                cache=cache,
+                use_cache=True,
+            ).logits[:, -1]
+            at = torch.where(open_, at + 1, at)
+            step = torch.where(open_, step + 1, step)
+            new = open_.nonzero().squeeze(1)
+            if len(new) < len(open_):
+                logits = logits[new]
+        chosen = choose(logits, sequence[new], step[new])
+        written[sequence[new], step[new]] = chosen
+        token[new] = chosen
+        ended = torch.isin(chosen, ends) | (step[new] + 1 == max_new_tokens)
+        open_[new] = ~ended
+        if count := int(ended.sum()):
+            done(count)
+    return [row[row >= 0].tolist() for row in written.cpu()]
+
+
+def _prefill(
+    model: PreTrainedModel, prompts: list[list[int]], pad: int, device: torch.device
+) -> tuple[DynamicCache, torch.Tensor, torch.Tensor, int]:
+    length = max(map(len, prompts))
+    pads = torch.tensor([length - len(prompt) for prompt in prompts], device=device)
+    ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
+    seen = torch.arange(length, device=device)
+    mask = (seen >= pads.unsqueeze(1)).long()
+    cache = DynamicCache()
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(seen - pads.unsqueeze(1)).clamp(min=0),
+        cache=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    return cache, logits, pads, length
