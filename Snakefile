@@ -2,7 +2,6 @@
 #   snakemake --cores 2 --config params_file=params/demo.yaml        (or `make demo`, which also shows the progress)
 # A notebook, a module it imports, or a section of the parameters it hangs on: when one changes, what depends on it runs again.
 # Outputs are executed notebooks only: unfinished shards and checkpoints are no outputs, so a failed job keeps them.
-import shlex
 import sys
 
 from drot_utils.paths import Run
@@ -13,6 +12,7 @@ PARAMS_FILE = config.get("params_file", "params/demo.yaml")
 PARAMS = load_params(PARAMS_FILE)
 RUN = Run(PARAMS.profile)
 STAGES = list_stages(PARAMS, ablations=True if config.get("ablations") else None)
+PYTHON = sys.executable
 VALUES = PARAMS.model_dump(mode="json")
 
 
@@ -34,4 +34,4 @@ for stage in STAGES:
             # What makes a stage run again: its sections of the parameters, not where they are written down.
             values={section: VALUES[section] for section in stage.sections},
         shell:
-            shlex.join([sys.executable, "-m", "drot_utils.execute", stage.name, str(PARAMS_FILE)])
+            "{PYTHON:q} -m drot_utils.execute {rule} {PARAMS_FILE:q}"
