@@ -13,6 +13,10 @@ from drot_utils.paths import NOTEBOOKS, ROOT, Run, exclusive, write_text
 from drot_utils.progress import STATUS
 from drot_utils.stages import Stage, list_stages
 
+THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "GOTO")] + [
+    "VECLIB_MAXIMUM_THREADS"
+]
+
 
 def execute(stage: Stage, params_file: str, run: Run) -> Path:
     """Execute a stage's notebook in a fresh kernel.
@@ -53,6 +57,9 @@ def _execute(stage: Stage, params_file: str, run: Run, output: Path) -> None:
         json.dumps({"what": "starting", "n": 0, "total": 0, "unit": "", "rate": 0, "since": time.time()}),
     )
     os.environ[STATUS] = str(status)
+    # Snakemake tells each job's libraries to use one thread; `compute.threads` says how many.
+    for name in THREADS:
+        os.environ.pop(name, None)
     try:
         papermill.execute_notebook(
             NOTEBOOKS / f"{stage.notebook}.ipynb", unfinished, {"params_file": params_file, **stage.parameters},

@@ -17,6 +17,8 @@ from drot_utils.progress import Progress
 LABELS = ["contradiction", "neutral", "entailment"]
 HEAD = {"pooling": "mean", "hidden": 384, "dropout": 0.1}
 
+ALIKE = 0.2  # share of common words from which a context is asked about first; decisions do not hang on it
+
 #: Returns P(premise entails hypothesis) for pairs of texts, as an array of the same length.
 Entails = Callable[[list[str], list[str]], np.ndarray]
 
@@ -60,8 +62,9 @@ def filter_unique(
     """Keep of each group the contexts that say something new (section 3.2's formula, exactly).
 
     Candidate i is accepted if, for every earlier *accepted* j, P(i entails j) or P(j entails i) is below `threshold`.
-    Only pairs that can still change a decision are asked, the second direction only where the first reaches the
-    threshold; an exact repetition entails itself and needs no model.
+    Only pairs that can still change a decision are asked: first the accepted context most like the candidate, which settles
+    most repetitions, then the others. Of a pair, the direction that is less likely to hold is asked first (a shorter text
+    seldom entails a longer one), the other only where it reaches the threshold. An exact repetition needs no model.
 
     Parameters
     ----------
@@ -79,22 +82,23 @@ def filter_unique(
     """
     result = Filtered([[True] * len(g) for g in groups], blocked_by=[[None] * len(g) for g in groups])
     result.pairs_possible = sum(len(g) * (len(g) - 1) for g in groups)
-    longest = max(map(len, groups), default=0)
+    words = [[frozenset(text.lower().split()) for text in group] for group in groups]
     with Progress(what, sum(map(len, groups)), "contexts") as progress:
-        for i in range(longest):
-            open_groups = [k for k, g in enumerate(groups) if len(g) > i]
+        for i in range(max(map(len, groups), default=0)):
+            open_groups = [k for k, group in enumerate(groups) if len(group) > i]
+            likely, others = [], []
             for k in open_groups:
-                same = [j for j in range(i) if result.kept[k][j] and groups[k][j] == groups[k][i]]
-                if same:
-                    _block(result, k, i, same[0])
-            asked = [(k, j) for k in open_groups if result.kept[k][i] for j in range(i) if result.kept[k][j]]
-            forward = _ask(entails, [(groups[k][i], groups[k][j]) for k, j in asked])
-            close = [pair for pair, p in zip(asked, forward, strict=True) if p >= threshold]
-            backward = _ask(entails, [(groups[k][j], groups[k][i]) for k, j in close])
-            for (k, j), p in zip(close, backward, strict=True):
-                if p >= threshold and result.kept[k][i]:
-                    _block(result, k, i, j)
-            result.pairs_asked += len(asked) + len(close)
+                accepted = [j for j in range(i) if result.kept[k][j]]
+                same = next((j for j in accepted if groups[k][j] == groups[k][i]), None)
+                if same is not None:
+                    _block(result, k, i, same)
+                    continue
+                accepted.sort(key=lambda j, of=words[k]: -_overlap(of[i], of[j]))
+                near = 1 if accepted and _overlap(words[k][i], words[k][accepted[0]]) >= ALIKE else 0
+                likely += [(k, j) for j in accepted[:near]]
+                others += [(k, j) for j in accepted[near:]]
+            _settle(result, groups, i, likely, entails, threshold)
+            _settle(result, groups, i, [(k, j) for k, j in others if result.kept[k][i]], entails, threshold)
             progress.update(len(open_groups))
     return result
 
@@ -179,8 +183,31 @@ def load_nli(folder: Path, settings: Settings, run: Run, device: torch.device, d
     )
 
 
-def _ask(entails: Entails, pairs: list[tuple[str, str]]) -> np.ndarray:
+def _settle(
+    result: Filtered,
+    groups: Sequence[Sequence[str]],
+    i: int,
+    pairs: list[tuple[int, int]],
+    entails: Entails,
+    threshold: float,
+) -> None:
+    texts = [sorted((groups[k][i], groups[k][j]), key=lambda text: len(text.split())) for k, j in pairs]
+    first = _ask(entails, texts)
+    close = [index for index, p in enumerate(first) if p >= threshold]
+    second = _ask(entails, [texts[index][::-1] for index in close])
+    result.pairs_asked += len(texts) + len(close)
+    for index, p in zip(close, second, strict=True):
+        k, j = pairs[index]
+        if p >= threshold and result.kept[k][i]:
+            _block(result, k, i, j)
+
+
+def _ask(entails: Entails, pairs: Sequence[Sequence[str]]) -> np.ndarray:
     return entails([a for a, _ in pairs], [b for _, b in pairs]) if pairs else np.zeros(0)
+
+
+def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / max(1, len(one | other))
 
 
 def _block(result: Filtered, group: int, candidate: int, by: int) -> None:

@@ -84,6 +84,24 @@ def test_the_second_direction_is_asked_only_where_the_first_reaches_the_threshol
     assert asked == [("b", "a"), ("c", "a"), ("c", "b")]
 
 
+def test_what_settles_most_is_asked_first():
+    """A paraphrase costs two forwards, however many accepted contexts there are; a more specific one no second forward."""
+    asked = []
+
+    def entails(premises, hypotheses):
+        asked.extend(zip(premises, hypotheses, strict=True))
+        return np.array(
+            [float(set(h.split()) <= set(p.split())) for p, h in zip(premises, hypotheses, strict=True)]
+        )
+
+    group = ["at a campsite", "in the rain", "with his dog", "for no money", "a campsite at"]
+    assert nli.filter_unique([group], entails, 0.5).kept == [[True, True, True, True, False]]
+    assert len(asked) == 3 * 4 / 2 + 2
+    asked.clear()
+    assert nli.filter_unique([["at a campsite", "at a safe campsite"]], entails, 0.5).kept == [[True, True]]
+    assert asked == [("at a campsite", "at a safe campsite")]
+
+
 @pytest.fixture(scope="module")
 def trained(smoke):
     pairs = corpora.read_groups("data/demo/entailment_groups.jsonl")

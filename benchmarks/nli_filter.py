@@ -1,0 +1,123 @@
+"""The NLI filter: ours against all ordered pairs scored in batches of 32 as they come, then the formula."""
+
+import random
+
+import torch
+
+from benchmarks.harness import compare, read_options
+from drot_utils import corpora, encoder, models
+from drot_utils.nli import HEAD, LABELS, Nli, filter_unique
+from drot_utils.params import load_params
+from drot_utils.paths import Run
+
+THRESHOLD = 0.5
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = read_options(__doc__)
+    params, run = load_params("params/demo.yaml"), Run("demo")
+    device = models.set_up(params.compute, params.seed)
+    nli = _model(params, run, device)
+    count = 30 if options.quick else 150
+    for name, groups in (("different", _groups(count, 0)), ("paraphrases", _groups(count, 6))):
+        found, expected = filter_unique(groups, nli, THRESHOLD), _plain(groups, nli)
+        assert found.kept == expected, "the decisions differ"
+        fewest = _fewest(groups, found.kept, nli)
+        kept = sum(map(sum, found.kept))
+        print(
+            f"{name}: {kept} of {sum(map(len, groups))} kept, {found.pairs_asked} forwards, {fewest} are needed at least"
+        )
+        compare(
+            "nli_filter" if name == "different" else "nli_filter_paraphrases",
+            {
+                "ours": (lambda g=groups: filter_unique(g, nli, THRESHOLD), len(groups)),
+                "all pairs": (lambda g=groups: _plain(g, nli), len(groups)),
+            },
+            "groups/s",
+            rounds=options.rounds,
+            quick=options.quick,
+            notes={
+                "forwards": found.pairs_asked,
+                "fewest_forwards": fewest,
+                "all_pairs": found.pairs_possible,
+            },
+        )
+
+
+def _model(params, run, device) -> Nli:
+    if (run.model("nli") / "model.safetensors").exists():
+        from drot_utils.nli import load_nli
+
+        return load_nli(
+            run.model("nli"), params.nli, run, device, models.compute_dtype(params.compute, device)
+        )
+    base, tokenizer = models.load(params.nli.base, "encoder", run)
+    torch.manual_seed(0)
+    model = encoder.PairClassifier(base, len(LABELS), **HEAD).to(device).eval()
+    dtype = models.compute_dtype(params.compute, device)
+    return Nli(model, tokenizer, LABELS.index("entailment"), params.nli.max_length, device, dtype)
+
+
+def _groups(count: int, paraphrases: int) -> list[list[str]]:
+    """Groups of ten: contexts of the teacher, of which some are paraphrased by the entailment groups' texts."""
+    rng = random.Random(0)
+    pairs = corpora.read_groups("data/demo/entailment_groups.jsonl")
+    same = [g["hypothesis"].tolist() for _, g in pairs[pairs["label"] == 2].groupby("group")]
+    contexts = corpora.read_recorded(
+        "data/demo/teacher_plain.tsv", corpora.read_actions("data/demo/actions.tsv")
+    )["context"].tolist()
+    groups = []
+    for _ in range(count):
+        repeated = [text for group in rng.sample(same, 2) for text in group][:paraphrases]
+        group = [*repeated, *rng.sample(contexts, 10 - len(repeated))]
+        rng.shuffle(group)
+        groups.append(group)
+    return groups
+
+
+def _plain(groups: list[list[str]], nli: Nli) -> list[list[bool]]:
+    asked = [(k, i, j) for k, g in enumerate(groups) for i in range(len(g)) for j in range(len(g)) if i != j]
+    scores = {}
+    model = nli.model if nli.dtype == torch.float32 else nli.model.to(nli.dtype)
+    with torch.inference_mode():
+        for start in range(0, len(asked), 32):
+            part = asked[start : start + 32]
+            texts = [groups[k][i] for k, i, _ in part], [groups[k][j] for k, _, j in part]
+            batch = nli.tokenizer(
+                *texts, truncation=True, max_length=nli.max_length, padding=True, return_tensors="pt"
+            )
+            probabilities = encoder.softmax(model(**batch).float().numpy())[:, nli.entailment]
+            scores |= dict(zip(part, probabilities, strict=True))
+    model.float()
+    kept = []
+    for k, group in enumerate(groups):
+        accepted: list[int] = []
+        for i in range(len(group)):
+            if all(
+                group[i] != group[j] and min(scores[k, i, j], scores[k, j, i]) < THRESHOLD for j in accepted
+            ):
+                accepted.append(i)
+        kept.append([i in accepted for i in range(len(group))])
+    return kept
+
+
+def _fewest(groups: list[list[str]], kept: list[list[bool]], nli: Nli) -> int:
+    """Forwards that any exact method in candidate order needs.
+
+    An accepted candidate must be cleared against every accepted one before it: at least one forward each. A blocked one needs
+    both directions of one pair; a repetition needs none.
+    """
+    fewest = 0
+    for group, flags in zip(groups, kept, strict=True):
+        for i, flag in enumerate(flags):
+            earlier = [j for j in range(i) if flags[j]]
+            if flag:
+                fewest += len(earlier)
+            elif group[i] not in {group[j] for j in earlier}:
+                fewest += 2
+    return fewest
+
+
+if __name__ == "__main__":
+    main()
