@@ -10,10 +10,11 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN = .venv/bin
 PY ?= $(BIN)/python
 PIP = $(PY) -m pip --disable-pip-version-check install -qq --no-deps
+BENCHMARKS = sampling training critic_scoring nli_filter statistics read_corpus topics overhead
 LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
 
 .DEFAULT_GOAL = help
-.PHONY: help demo smoke ablations test lint lab lock clean
+.PHONY: help demo smoke ablations test lint lab plan bench chaos extras lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -38,18 +39,32 @@ lint: .venv/ready  ## ruff, and no outputs in committed notebooks
 lab: .venv/ready  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 
+plan: .venv/ready  ## what a run of PROFILE will take: samples, tokens, pairs, GPU hours
+	@$(BIN)/python -m drot_utils.plan params/$(PROFILE).yaml
+
+bench: .venv/ready  ## all benchmarks, ours against what one would otherwise use (an hour; QUICK=--quick: a quarter)
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(QUICK) || exit 1; done
+
+chaos: .venv/ready  ## kill the smoke study 30 times and compare with an undisturbed run (half an hour)
+	@$(BIN)/python tests/chaos.py --kills 30
+
+extras: .venv/ready  ## Ray and the Slurm executor
+	@$(PIP) --require-hashes -r requirements/extras.txt
+
 lock: .venv/ready  ## renew the locks from requirements/*.in
 	$(BIN)/python -m pip install --quiet pip-tools
 	cd requirements && ../$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --unsafe-package torch \
 	  --no-emit-index-url --no-emit-find-links core.in -o core.txt
 	cd requirements && ../$(BIN)/pip-compile --quiet --generate-hashes --strip-extras \
 	  --no-emit-index-url --no-emit-find-links dev.in -o dev.txt
+	cd requirements && ../$(BIN)/pip-compile --quiet --generate-hashes --strip-extras \
+	  --no-emit-index-url --no-emit-find-links extras.in -o extras.txt
 
 clean:  ## remove the run and the figures of PROFILE (demo by default); the committed figures come back with git
 	rm -rf runs/$(PROFILE) figures/$(PROFILE)
 
 # The environment: pinned, hash-checked. A lock that changes is installed anew.
-.venv/ready: $(LOCKS) Makefile pyproject.toml
+.venv/ready: $(LOCKS) pyproject.toml
 	@echo "setting up .venv (a few minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv .venv

@@ -5,7 +5,7 @@
 import sys
 
 from drot_utils.paths import Run
-from drot_utils.params import load_params
+from drot_utils.profiles import load_params
 from drot_utils.stages import inputs_of, list_stages
 
 PARAMS_FILE = config.get("params_file", "params/demo.yaml")

@@ -7,8 +7,9 @@ from transformers import AutoModelForSequenceClassification, pipeline
 
 from benchmarks.harness import compare, read_options
 from drot_utils import corpora, encoder, models
-from drot_utils.params import load_params
+from drot_utils.gold import read_gold
 from drot_utils.paths import Run
+from drot_utils.profiles import load_params
 
 MAX_LENGTH = 64
 
@@ -64,7 +65,7 @@ def _classifier(params, run):
 
 
 def _pairs(params, count: int) -> tuple[list[str], list[str]]:
-    gold = corpora.read_gold(params.critic.gold, corpora.read_actions(params.corpus.actions))
+    gold = read_gold(params.critic.gold, corpora.read_actions(params.corpus.actions))
     rows = gold.sample(count, replace=True, random_state=0)
     # Contexts of unequal length: every third with its rationale.
     longer = np.arange(count) % 3 == 0

@@ -7,8 +7,8 @@ import torch
 from benchmarks.harness import compare, read_options
 from drot_utils import corpora, encoder, models
 from drot_utils.nli import HEAD, LABELS, Nli, filter_unique
-from drot_utils.params import load_params
 from drot_utils.paths import Run
+from drot_utils.profiles import load_params
 
 THRESHOLD = 0.5
 

@@ -9,8 +9,8 @@ from torch.nn import functional
 from benchmarks.harness import compare, read_options
 from drot_utils import corpora, models, student
 from drot_utils.generation import Writer
-from drot_utils.params import load_params
 from drot_utils.paths import Run
+from drot_utils.profiles import load_params
 from drot_utils.prompts import student_source
 
 N, TOP_P, TEMPERATURE, MAX_NEW, SLOTS = 10, 0.9, 0.8, 56, 320

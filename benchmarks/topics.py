@@ -7,8 +7,8 @@ import numpy as np
 
 from benchmarks.harness import read_options, report
 from drot_utils import corpora, models, topics
-from drot_utils.params import load_params
 from drot_utils.paths import Run
+from drot_utils.profiles import load_params
 
 
 def main() -> None:

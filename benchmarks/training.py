@@ -15,8 +15,8 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from benchmarks.harness import compare, read_options
 from drot_utils import corpora, models, student
-from drot_utils.params import load_params
 from drot_utils.paths import Run
+from drot_utils.profiles import load_params
 
 RATE = 1e-4
 

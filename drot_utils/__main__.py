@@ -9,15 +9,16 @@ import time
 from pathlib import Path
 
 from drot_utils.errors import DrotError
-from drot_utils.params import Params, load_params
+from drot_utils.params import Params
 from drot_utils.paths import ROOT, Run, exclusive
+from drot_utils.profiles import load_params
 from drot_utils.stages import Stage, list_stages
 
 LOG_EVERY = 30  # seconds between lines when the output is a file
 
 
-def run_study(params_file: str, cores: int, ablations: bool) -> int:
-    """Run all stages that are not up to date, through Snakemake.
+def run_study(params_file: str, cores: int, ablations: bool, until: str | None = None) -> int:
+    """Run all stages (or those up to `until`) that are not up to date, through Snakemake.
 
     Returns
     -------
@@ -32,6 +33,8 @@ def run_study(params_file: str, cores: int, ablations: bool) -> int:
     params = load_params(params_file)
     run = Run(params.profile)
     stages = list_stages(params, ablations=True if ablations else None)
+    if until and until not in {stage.name for stage in stages}:
+        raise DrotError(f"no stage {until!r}; there are {', '.join(stage.name for stage in stages)}")
     work = run.work("")
     with exclusive(work / ".lock", wait=False, what="running this study") as lock:
         for stale in run.work("progress").glob("*"):
@@ -40,6 +43,7 @@ def run_study(params_file: str, cores: int, ablations: bool) -> int:
             sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(work),
             "--cores", str(cores), "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input",
             "--nocolor", "--config", f"params_file={params_file}", *(["ablations=1"] if ablations else []),
+            *(["--until", until] if until else []),
         ]  # fmt: skip
         log = work / "snakemake.log"
         with (
@@ -135,9 +139,10 @@ def main() -> int:
     parser.add_argument("params_file", help="such as params/demo.yaml")
     parser.add_argument("--cores", type=int, default=1, help="notebooks that may run side by side")
     parser.add_argument("--ablations", action="store_true", help="with the six ablated students of table 2")
+    parser.add_argument("--until", metavar="STAGE", help="stop after this stage, such as 04_distill_base")
     arguments = parser.parse_args()
     try:
-        return run_study(arguments.params_file, arguments.cores, arguments.ablations)
+        return run_study(arguments.params_file, arguments.cores, arguments.ablations, arguments.until)
     except DrotError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

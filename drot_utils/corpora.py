@@ -4,7 +4,6 @@ The published, hyphenated column names live in this module only.
 """
 
 import json
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +13,6 @@ import pyarrow.csv as arrow_csv
 from drot_utils.errors import DataError
 from drot_utils.paths import resolve
 from drot_utils.schema import check_columns
-
-#: What a vote on figure 6's first question means for the context; N and O both make it invalid (appendix B.1).
-VOTES = {"Y": "as_asked", "N": "neutral", "O": "opposite"}
 
 
 def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
@@ -133,57 +129,11 @@ def read_recorded(path: str | Path, actions: pd.DataFrame) -> pd.DataFrame:
         An unknown action, a moral variance other than 1 and -1, an empty context, a duplicate choice.
     """
     frame = read_tsv(path, ["action-id", "moral-variance", "choice", "context", "rationale"])
-    frame = _typed(frame, str(path))
+    frame = with_variance(frame, str(path))
     frame["choice"] = frame["choice"].astype(int)
     doubled = frame.duplicated(["action_id", "moral_variance", "choice"])
-    _refuse(frame, doubled, "repeat the choice of an earlier line", str(path))
-    return _with_action(frame, actions, str(path))
-
-
-def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
-    """Read the critic's gold: annotation files with votes, or the published file with ``context-quality``.
-
-    Labels are the majority of the votes, and "neutral" and "opposite" are both invalid (appendix B.1). Three different
-    votes have no majority: such a row is invalid, its shift unknown.
-
-    Parameters
-    ----------
-    paths : list of str
-        TSVs with ``q1-a1 q1-a2 q1-a3``, with a single ``q1``, or with ``context-quality``.
-    actions : DataFrame
-        As `read_actions` returns it; joined where a file has ``action-id`` but no ``action``.
-
-    Returns
-    -------
-    DataFrame
-        ``action_id action moral_variance context rationale source``, ``valid`` (bool), ``shift`` (-1, 0, +1: what the
-        context does to the action, whatever was asked; null when unknown), ``votes`` (how many), ``agreed`` (all of at
-        least three votes the same), ``split`` (as published, else null).
-
-    Raises
-    ------
-    DataError
-        As `read_tsv`; also for a vote that is not Y, N or O.
-    """
-    return pd.concat([_read_gold_file(path, actions) for path in paths], ignore_index=True)
-
-
-def read_votes(path: str) -> pd.DataFrame | None:
-    """Read the single votes of an annotation file, for their agreement.
-
-    Returns
-    -------
-    DataFrame or None
-        ``file row source question annotator answer``, a row a vote; None when the file holds fewer than three votes a row.
-    """
-    frame = read_tsv(path, ["context"])
-    columns = [name for name in frame if re.fullmatch(r"q\d_a\d", name)]
-    if not columns:
-        return None
-    frame = frame.assign(file=path, row=range(len(frame)), source=frame.get("source", ""))
-    votes = frame.melt(["file", "row", "source"], columns, "name", "answer")
-    votes[["question", "annotator"]] = votes["name"].str.split("_", expand=True).to_numpy()
-    return votes.drop(columns="name")
+    refuse(frame, doubled, "repeat the choice of an earlier line", str(path))
+    return join_action(frame, actions, str(path))
 
 
 def read_groups(path: str | Path) -> pd.DataFrame:
@@ -217,66 +167,19 @@ def read_groups(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["group", "split", "premise", "hypothesis", "label"])
 
 
-def _read_gold_file(path: str, actions: pd.DataFrame) -> pd.DataFrame:
-    frame = read_tsv(path, ["moral-variance", "context", "rationale"])
-    frame = _typed(frame, path)
-    if "action" not in frame:
-        frame = _with_action(frame, actions, path)
-    elif "action_id" not in frame:
-        frame["action_id"] = "g" + frame.groupby("action").ngroup().astype(str).str.zfill(6)
-    if "context_quality" in frame:
-        _refuse(
-            frame,
-            ~frame["context_quality"].isin(["0", "1"]),
-            "have a context-quality other than 0 and 1",
-            path,
-        )
-        frame = frame.assign(valid=frame["context_quality"] == "1", shift=float("nan"), votes=3)
-        frame["agreed"] = (
-            frame["split"] != "train"
-        )  # the published dev and test splits hold full agreement only
-        frame["source"] = frame.get("source", "gpt-3")
-    else:
-        frame = _vote(frame, path)
-    columns = [
-        "action_id",
-        "action",
-        "moral_variance",
-        "context",
-        "rationale",
-        "source",
-        "valid",
-        "shift",
-        "votes",
-    ]
-    return frame.reindex(columns=[*columns, "agreed", "split"])
-
-
-def _vote(frame: pd.DataFrame, path: str) -> pd.DataFrame:
-    columns = [c for c in ("q1", "q1_a1", "q1_a2", "q1_a3") if c in frame]
-    if len(columns) not in (1, 3):
-        raise DataError("expected the votes in q1, or in q1-a1 q1-a2 q1-a3, or context-quality", where=path)
-    votes = frame[columns]
-    _refuse(frame, ~votes.isin(list(VOTES)).all(axis=1), "have a vote other than Y, N and O", path)
-    counts = pd.DataFrame({v: votes.eq(v).sum(axis=1) for v in VOTES})
-    winner = counts.idxmax(axis=1).where(counts.max(axis=1) * 2 > len(columns))
-    asked = frame["moral_variance"].astype(float)
-    shift = asked.where(winner == "Y", -asked).where(winner != "N", 0.0).where(winner.notna())
-    agreed = counts.max(axis=1).eq(len(columns)) & (len(columns) >= 3)
-    return frame.assign(valid=winner.eq("Y"), shift=shift, votes=len(columns), agreed=agreed, split=None)
-
-
-def _typed(frame: pd.DataFrame, where: str) -> pd.DataFrame:
-    _refuse(
+def with_variance(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Check moral variances and contexts, and return the former as numbers."""
+    refuse(
         frame, ~frame["moral_variance"].isin(["1", "-1"]), "have a moral variance other than 1 and -1", where
     )
-    _refuse(frame, frame["context"].str.strip() == "", "have an empty context", where)
+    refuse(frame, frame["context"].str.strip() == "", "have an empty context", where)
     return frame.assign(moral_variance=frame["moral_variance"].astype("int8"))
 
 
-def _with_action(frame: pd.DataFrame, actions: pd.DataFrame, where: str) -> pd.DataFrame:
+def join_action(frame: pd.DataFrame, actions: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Join the action by its id, refusing rows of an unknown one."""
     names = actions.set_index("action_id")["action"]
-    _refuse(
+    refuse(
         frame,
         ~frame["action_id"].isin(names.index),
         "name an action-id that the actions file does not have",
@@ -285,7 +188,8 @@ def _with_action(frame: pd.DataFrame, actions: pd.DataFrame, where: str) -> pd.D
     return frame.assign(action=frame["action_id"].map(names))
 
 
-def _refuse(frame: pd.DataFrame, bad: pd.Series, what: str, where: str) -> None:
+def refuse(frame: pd.DataFrame, bad: pd.Series, what: str, where: str) -> None:
+    """Raise a `DataError` that counts the bad rows and shows the first, if there is any."""
     if bad.any():
         first = frame.index[bad][0]
         row = {

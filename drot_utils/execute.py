@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from drot_utils.errors import DrotError, wrap_os_error
-from drot_utils.params import load_params
 from drot_utils.paths import NOTEBOOKS, ROOT, Run, exclusive, write_text
+from drot_utils.profiles import load_params
 from drot_utils.progress import STATUS
 from drot_utils.stages import Stage, list_stages
 

@@ -1,4 +1,4 @@
-"""The figures: each function draws one and returns it; `save_figure` writes it as PDF and PNG."""
+"""The study's figures: each function draws one and returns it; `save_figure` writes it as PDF and PNG."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
+from drot_utils.charts import draw_stacked
 from drot_utils.paper import STUDENTS
 from drot_utils.paths import STYLE, Run, atomic
 
@@ -81,34 +82,6 @@ def draw_losses(losses: dict[str, list[float]], window: int = 10) -> Figure:
         axes.plot(np.arange(1, len(values) + 1), smooth, label=STUDENTS.get(name, name))
     axes.set(xlabel="optimizer step", ylabel=f"nats a token (mean of {window})", title="Training loss")
     axes.legend()
-    return figure
-
-
-def draw_confusion(table: pd.DataFrame, title: str) -> Figure:
-    """Draw a confusion matrix of counts: rows the labels, columns the predictions."""
-    figure, axes = plt.subplots(figsize=(3.8, 3.3))
-    axes.imshow(table, cmap="Blues")
-    limit = table.to_numpy().max() / 2
-    for (row, column), count in np.ndenumerate(table.to_numpy()):
-        axes.text(column, row, count, ha="center", va="center", color="white" if count > limit else "black")
-    axes.set_xticks(range(table.shape[1]), table.columns, rotation=20)
-    axes.set_yticks(range(table.shape[0]), table.index)
-    axes.set(xlabel="predicted", ylabel="label", title=title)
-    axes.grid(False)
-    return figure
-
-
-def draw_stacked(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
-    """Draw one stacked bar a row of a table of counts, one part a column."""
-    figure, axes = plt.subplots(figsize=(6.2, 1.1 + 0.32 * len(table)), layout="constrained")
-    left = np.zeros(len(table))
-    for name in table.columns:
-        axes.barh(table.index.astype(str), table[name], left=left, label=str(name))
-        left += table[name].to_numpy()
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.set(xlabel=xlabel, title=title)
-    figure.legend(ncols=min(4, table.shape[1]), loc="outside lower center")
     return figure
 
 
@@ -216,49 +189,4 @@ def draw_topics(topics: dict[str, pd.DataFrame], top: int) -> Figure:
         axes.invert_yaxis()
         axes.set(title=name, xlabel="texts")
         axes.grid(axis="y", visible=False)
-    return figure
-
-
-def draw_bars(
-    table: pd.DataFrame, x: str, y: str, title: str, low: str | None = None, high: str | None = None
-) -> Figure:
-    """Draw one horizontal bar a row, with an interval where `low` and `high` name its ends."""
-    figure, axes = plt.subplots(figsize=(5.5, 0.8 + 0.3 * len(table)))
-    error = [table[y] - table[low], table[high] - table[y]] if low and high else None
-    axes.barh(table[x], table[y], xerr=error, capsize=2)
-    axes.invert_yaxis()
-    axes.set(xlabel=y.replace("_", " "), title=title)
-    axes.grid(axis="y", visible=False)
-    return figure
-
-
-def draw_against(table: pd.DataFrame, label: str, found: str, expected: str, title: str) -> Figure:
-    """Draw what was found in each row as a bar, and what chance would give as a mark on it."""
-    figure, axes = plt.subplots(figsize=(5.5, 0.9 + 0.3 * len(table)))
-    axes.barh(table[label], table[found], label=found)
-    axes.plot(
-        table[expected],
-        table[label],
-        "|",
-        color="black",
-        markersize=12,
-        markeredgewidth=2,
-        label=f"{expected} by chance",
-    )
-    axes.invert_yaxis()
-    axes.set(xlabel=found, title=title)
-    axes.grid(axis="y", visible=False)
-    axes.legend(loc="lower right")
-    return figure
-
-
-def draw_matrix(table: pd.DataFrame, title: str) -> Figure:
-    """Draw a square table of distances as a heat map."""
-    figure, axes = plt.subplots(figsize=(4.8, 4.2))
-    image = axes.imshow(table, cmap="viridis")
-    axes.set_xticks(range(len(table)), table.columns, rotation=40, ha="right")
-    axes.set_yticks(range(len(table)), table.index)
-    axes.set_title(title)
-    axes.grid(False)
-    figure.colorbar(image, shrink=0.8)
     return figure

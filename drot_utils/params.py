@@ -1,14 +1,8 @@
-"""The parameters of a run: one YAML file a profile, the same keys in all, checked once when a notebook opens."""
+"""The parameters of a run, section by section: their names, kinds and limits."""
 
-import difflib
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
-
-from drot_utils.errors import ParamsError
-from drot_utils.paths import resolve
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, le=1)]
@@ -39,12 +33,21 @@ class ModelRef(Section):
         return self
 
 
+class Executor(Section):
+    """Who does sharded work: this process, several processes, or a Ray cluster (`address`; null: one on this machine)."""
+
+    kind: Literal["local", "processes", "ray"]
+    workers: PositiveInt
+    address: str | None
+
+
 class Compute(Section):
-    """Device, precision and threads."""
+    """Device, precision, threads, and who does sharded work."""
 
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["auto", "float32", "bfloat16"]
     threads: PositiveInt | None
+    executor: Executor
 
 
 class Corpus(Section):
@@ -243,59 +246,3 @@ class Params(Section):
     toxicity: Toxicity
     bias: Bias
     annotation: Annotation
-
-
-def load_params(path: str | Path) -> Params:
-    """Read and check a parameter file.
-
-    Parameters
-    ----------
-    path : str or Path
-        A YAML file; relative paths are relative to the checkout.
-
-    Returns
-    -------
-    Params
-
-    Raises
-    ------
-    ParamsError
-        Naming every key that is unknown, missing or of the wrong kind, with what was expected.
-    """
-    path = resolve(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        known = ", ".join(f"params/{p.name}" for p in sorted(resolve("params").glob("*.yaml")))
-        raise ParamsError("no such parameter file", where=str(path), todo=f"use one of {known}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(
-            f"is no YAML text: {error}", where=str(path), todo="mend the file at the place named"
-        ) from error
-    if not isinstance(values, dict):
-        raise ParamsError(f"expected keys and values, found {type(values).__name__}", where=str(path))
-    try:
-        return Params.model_validate(values)
-    except ValidationError as error:
-        problems = "; ".join(_explain(problem) for problem in error.errors())
-        raise ParamsError(
-            problems, where=str(path), todo="params/demo.yaml shows every key with its meaning"
-        ) from error
-
-
-def _explain(problem: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in problem["loc"]) or "file"
-    if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(problem["loc"][-1]), _key_names(Params), n=1)
-        return f"unknown key `{key}`" + (f" (did you mean `{close[0]}`?)" if close else "")
-    if problem["type"] == "missing":
-        return f"missing key `{key}`"
-    return f"`{key}`: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r})"
-
-
-def _key_names(model: type[BaseModel]) -> set[str]:
-    names = set(model.model_fields)
-    for field in model.model_fields.values():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names |= _key_names(field.annotation)
-    return names

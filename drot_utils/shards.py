@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ import pandas as pd
 import pyarrow as pa
 
 from drot_utils.errors import DataError
+from drot_utils.executors import OpenWork, run_tasks
+from drot_utils.params import Executor
 from drot_utils.progress import Progress
 from drot_utils.schema import read_table, write_table
 
-#: Turns the rows of one shard and its seed into the shard's result.
-Work = Callable[[pd.DataFrame, int], pd.DataFrame]
+LOCAL = Executor(kind="local", workers=1, address=None)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -44,15 +44,16 @@ def derive_seed(seed: int, stage: str, number: int) -> int:
 def map_shards(
     rows: pd.DataFrame,
     size: int,
-    work: Work,
+    open_work: OpenWork,
     folder: Path,
     *,
     seed: int,
     stage: str,
     per_row: int = 1,
     unit: str = "rows",
+    executor: Executor = LOCAL,
 ) -> pd.DataFrame:
-    """Apply `work` to fixed stretches of `rows`, keeping every finished one on disk.
+    """Apply work to fixed stretches of `rows`, keeping every finished one on disk.
 
     Parameters
     ----------
@@ -60,8 +61,8 @@ def map_shards(
         What there is to do; cut into stretches of `size` rows.
     size : int
         Rows a shard; part of the result's definition, as the seeds hang on it.
-    work : callable
-        Gets a stretch and its seed, returns its result rows.
+    open_work : callable
+        Returns what gets a stretch and its seed and returns its result rows; not called when nothing is missing.
     folder : Path
         Where shards are kept. Its name must change with everything that the result hangs on (see `fingerprint`).
     seed : int
@@ -70,6 +71,8 @@ def map_shards(
         Enters the shards' seeds and titles the progress.
     per_row : int
         Units of progress a row stands for.
+    executor : Executor
+        Who does it; the result does not hang on it.
 
     Returns
     -------
@@ -83,20 +86,17 @@ def map_shards(
     """
     if size < 1:
         raise ValueError(f"a shard needs at least one row, not {size}")
-    starts = range(0, len(rows), size)
-    done = {number: result for number in range(len(starts)) if (result := _read(folder, number)) is not None}
-    finished = sum(min(size, len(rows) - starts[number]) for number in done)
+    parts = [rows.iloc[start : start + size] for start in range(0, len(rows), size)]
+    done = {number: result for number in range(len(parts)) if (result := _read(folder, number)) is not None}
+    missing = [(n, part, derive_seed(seed, stage, n)) for n, part in enumerate(parts) if n not in done]
+    finished = sum(len(parts[number]) for number in done)
     with Progress(stage, len(rows) * per_row, unit, done=finished * per_row) as progress:
-        for number, start in enumerate(starts):
-            if number in done:
-                continue
-            part = rows.iloc[start : start + size]
-            result = work(part, derive_seed(seed, stage, number))
+        for number, result in run_tasks(open_work, missing, executor):
             write_table(pa.Table.from_pandas(result, preserve_index=False), _path(folder, number))
             done[number] = _read(folder, number)
-            progress.update(len(part) * per_row)
+            progress.update(len(parts[number]) * per_row)
     return (
-        pd.concat([done[number] for number in range(len(starts))], ignore_index=True)
+        pd.concat([done[number] for number in range(len(parts))], ignore_index=True)
         if done
         else rows.iloc[:0]
     )

@@ -8,24 +8,20 @@ positions from the end of the prompt; a seq2seq model encodes the prompt once. T
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
+from drot_utils.checkpoint import CHECKPOINT, Training, restore_checkpoint, save_checkpoint
 from drot_utils.params import Student as Settings
-from drot_utils.paths import atomic
 from drot_utils.progress import Progress
 from drot_utils.prompts import student_source, student_target
 from drot_utils.schema import PROMPT
-
-CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -39,16 +35,6 @@ class Example:
     def length(self) -> int:
         """Tokens the model has to read."""
         return len(self.prompt) + sum(map(len, self.targets))
-
-
-@dataclass
-class Training:
-    """What a training left behind besides the weights."""
-
-    rows: int
-    steps: int
-    target_tokens: int
-    losses: list[float] = field(default_factory=list)
 
 
 def make_examples(
@@ -139,7 +125,7 @@ def train(
         )  # a fifth faster: the fused one's backward pass is slow on a CPU
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
     result = Training(len(rows), total, 0)
-    done = _restore(work, model, optimizer, result)
+    done = restore_checkpoint(work, model, optimizer, result)
     saved = time.monotonic()
     with Progress(what, total, "steps", done=done) as progress:
         for step, micro in _numbered_steps(examples, settings, seed, total):
@@ -160,7 +146,7 @@ def train(
             result.losses.append(sum(losses) / len(losses))
             progress.update()
             if time.monotonic() - saved >= settings.checkpoint_minutes * 60 and step + 1 < total:
-                _checkpoint(work, model, optimizer, result)
+                save_checkpoint(work, model, optimizer, result)
                 saved = time.monotonic()
     (work / CHECKPOINT).unlink(missing_ok=True)
     model.eval()
@@ -243,36 +229,3 @@ def _seq2seq_logits(
 
 def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
-
-
-def _checkpoint(
-    work: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, result: Training
-) -> None:
-    tensors = {f"model.{i}": p.detach() for i, p in enumerate(model.parameters())}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"state.{i}.{key}": value for key, value in state.items()}
-    tensors["random"] = torch.get_rng_state()
-    tensors["losses"] = torch.tensor(result.losses, dtype=torch.float64)
-    tensors["target_tokens"] = torch.tensor(result.target_tokens)
-    with atomic(work / CHECKPOINT) as temporary:
-        save_file(tensors, temporary)
-
-
-def _restore(work: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, result: Training) -> int:
-    try:
-        tensors = load_file(work / CHECKPOINT)
-    except (OSError, SafetensorError):
-        return 0  # none, or not whole: the training starts afresh and ends the same
-    with torch.no_grad():
-        for i, parameter in enumerate(model.parameters()):
-            parameter.copy_(tensors[f"model.{i}"])
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("state."):
-            _, i, key = name.split(".")
-            state.setdefault(int(i), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    torch.set_rng_state(tensors["random"])
-    result.losses = tensors["losses"].tolist()
-    result.target_tokens = int(tensors["target_tokens"])
-    return len(result.losses)

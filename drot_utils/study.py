@@ -14,8 +14,9 @@ import yaml
 
 from drot_utils.errors import DataError
 from drot_utils.manifest import record_stage
-from drot_utils.params import Params, load_params
+from drot_utils.params import Params
 from drot_utils.paths import Run, resolve, sha256
+from drot_utils.profiles import load_params
 
 
 @dataclass

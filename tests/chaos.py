@@ -23,9 +23,9 @@ COMPARED = {".parquet", ".safetensors", ".csv", ".tex", ".md", ".tsv", ".png", "
 TIMED = {"manifest.json"}
 
 
-def start(params_file: Path, output: Path) -> subprocess.Popen[bytes]:
+def start(params_file: Path, output: Path, until: list[str]) -> subprocess.Popen[bytes]:
     """Start the study in a process group of its own."""
-    command = [sys.executable, "-m", "drot_utils", str(params_file), "--cores", "2"]
+    command = [sys.executable, "-m", "drot_utils", str(params_file), "--cores", "2", *until]
     log = (output / "log.txt").open("ab")
     return subprocess.Popen(
         command,
@@ -49,11 +49,13 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     psutil.wait_procs([psutil.Process(pid) for pid in victims if psutil.pid_exists(pid)], timeout=5)
 
 
-def run_disturbed(params_file: Path, output: Path, rng: random.Random, kills: int, longest: float) -> int:
+def run_disturbed(
+    params_file: Path, output: Path, rng: random.Random, kills: int, longest: float, until: list[str]
+) -> int:
     """Run a study to its end through at most `kills` kills; return how many there were."""
     done = 0
     while True:
-        process = start(params_file, output)
+        process = start(params_file, output, until)
         wait = rng.uniform(1, longest) if done < kills else 3600
         try:
             if process.wait(timeout=wait) == 0:
@@ -91,19 +93,20 @@ def main() -> int:
         "--longest", type=float, default=40.0, help="seconds a study lives at most before a kill"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="without the ablations")
+    parser.add_argument("--until", metavar="STAGE", help="only up to this stage, without the ablations")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
+    until = ["--until", arguments.until] if arguments.until else []
     with tempfile.TemporaryDirectory() as folder:
         values = yaml.safe_load((ROOT / "params/smoke.yaml").read_text(encoding="utf-8"))
         values["student"]["checkpoint_minutes"] = 0.01  # so that kills fall between checkpoints, too
-        values["ablations"] = not arguments.short
+        values["ablations"] = arguments.until is None
         params_file = Path(folder) / "chaos.yaml"
         params_file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         whole = Path(folder) / "whole"
         whole.mkdir()
         began = time.perf_counter()
-        run_disturbed(params_file, whole, rng, 0, 0)
+        run_disturbed(params_file, whole, rng, 0, 0, until)
         expected = files_of(whole)
         print(f"undisturbed: {len(expected)} files in {time.perf_counter() - began:.0f} s", flush=True)
         total = rounds = 0

@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 
-from drot_utils import corpora, models
-from drot_utils.params import Params, load_params
+from drot_utils import corpora, forms, models, student
+from drot_utils.params import Params
 from drot_utils.paths import ROOT, Run
+from drot_utils.profiles import load_params
 from drot_utils.study import Study
 
 CPU = torch.device("cpu")
@@ -71,6 +72,65 @@ def candidates() -> pd.DataFrame:
         }
     )
     return rows.astype({"nli_kept": "boolean", "critic_score": "float64", "kept": "boolean"})
+
+
+ALL_YES = {"q1": "Y", "q2": "Y", "q3": "Y", "q4": "Y"}
+FORM = forms.EVALUATION_FORM
+
+
+@pytest.fixture
+def student_rows() -> pd.DataFrame:
+    """Four rows to learn from, of three prompts."""
+    return pd.DataFrame(
+        {
+            "action_id": ["a1", "a1", "a1", "a2"],
+            "action": ["Setting a fire"] * 3 + ["Telling a lie"],
+            "moral_variance": [1, 1, -1, -1],
+            "context": ["at a campsite", "to keep warm in winter", "in a dry field", "to a judge"],
+            "rationale": [
+                "it is safe there",
+                "people may freeze",
+                "it may spread fast",
+                "courts need the truth",
+            ],
+        }
+    )
+
+
+@pytest.fixture
+def asked(candidates):
+    """Rows that annotators are asked about."""
+    return candidates[candidates["context"].notna()].assign(set="greedy").reset_index(drop=True)
+
+
+@pytest.fixture
+def key(asked, tmp_path):
+    """The key of an exported evaluation form."""
+    return forms.export_form(FORM, asked, tmp_path / "forms", 1)
+
+
+def fill(tmp_path, name, answers):
+    """Fill a copy of the exported form; answers by row_id, or the same for all rows."""
+    form = pd.read_csv(tmp_path / "forms" / f"{FORM.name}.csv", dtype=str, keep_default_na=False)
+    for question, value in answers.items():
+        form[question] = [value[r] if isinstance(value, dict) else value for r in form["row_id"]]
+    (tmp_path / "filled").mkdir(exist_ok=True)
+    form.to_csv(tmp_path / "filled" / f"{FORM.name}-{name}.csv", index=False)
+
+
+def fit_student(model_and_tokenizer, rows, settings, work, **changes):
+    """Train a student for a few steps."""
+    model, tokenizer = model_and_tokenizer
+    options = {
+        "learning_rate": 0.01,
+        "epochs": 6,
+        "work": work,
+        "seed": 3,
+        "device": CPU,
+        "dtype": torch.float32,
+        **changes,
+    }
+    return student.train(model, tokenizer, rows, settings, **options)
 
 
 def write_params(path: Path, base: str, **changes: object) -> Path:

@@ -1,5 +1,5 @@
 from drot_utils import cards
-from drot_utils.params import load_params
+from drot_utils.profiles import load_params
 
 
 def test_a_student_says_what_it_is_not_for(smoke):

@@ -6,13 +6,14 @@ from conftest import CPU
 
 from drot_utils import corpora, critic
 from drot_utils.errors import DataError, MissingInputError
+from drot_utils.gold import read_gold
 from drot_utils.params import Threshold
 from drot_utils.paths import Run
 
 
 @pytest.fixture(scope="module")
 def gold(actions, smoke):
-    return critic.split_gold(corpora.read_gold(smoke.critic.gold, actions), smoke.critic, 1)
+    return critic.split_gold(read_gold(smoke.critic.gold, actions), smoke.critic, 1)
 
 
 @pytest.fixture(scope="module")

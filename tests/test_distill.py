@@ -2,10 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from drot_utils import distill, models
-from drot_utils.errors import DataError, MissingInputError
-from drot_utils.generation import Written
-from drot_utils.prompts import parse_student
+from drot_utils import distill
+from drot_utils.errors import DataError
 
 
 class FixedCritic:
@@ -77,48 +75,6 @@ def test_filters_can_be_left_out(candidates):
 def test_a_score_at_the_threshold_does_not_pass(candidates):
     exact = 13 / 20  # "at a campsite"
     assert not distill.flag_valid(candidates.assign(nli_kept=True), FixedCritic(), exact)["kept"][0]
-
-
-def test_raw_text_is_kept_when_it_does_not_parse():
-    prompts = pd.DataFrame({"action_id": ["a"], "action": ["Lying"], "moral_variance": [1]})
-    rows = distill.to_rows(
-        prompts, [[Written("nonsense", 2), Written("Update: x. Explanation: y.", 7)]], "s", parse_student
-    )
-    assert rows["context"].fillna("null").tolist() == ["null", "x"] and rows["raw"].tolist() == [
-        "nonsense",
-        "Update: x. Explanation: y.",
-    ]
-
-
-@pytest.fixture
-def student_on_disk(study):
-    model, tokenizer = models.build_tiny("tiny-llama")
-    models.save(model, tokenizer, study.run.model("distill_base"), study.dtype)
-    return study
-
-
-def test_writing_is_resumable_and_counted(student_on_disk, actions):
-    study, some = student_on_disk, actions.head(7)
-    rows = distill.write_contexts(study, "distill_base", some, "round_1", 3, "nucleus")
-    assert len(rows) == 7 * 2 * 3 and rows["kept"].isna().all() and set(rows["source"]) == {"distill_base"}
-    shards = sorted(study.run.work("shards").rglob("*.parquet"))
-    assert len(shards) == 2  # 14 prompts, ten a shard
-    shards[1].unlink()
-    pd.testing.assert_frame_equal(
-        distill.write_contexts(study, "distill_base", some, "round_1", 3, "nucleus"), rows
-    )
-    other = distill.write_contexts(study, "distill_base", some, "round_2", 3, "nucleus")
-    assert not other["raw"].equals(rows["raw"])
-
-
-def test_base_model_is_asked_the_teachers_prompt(study):
-    author = distill.open_author(study, "base")
-    assert author.ask("Lying", -1).startswith("Given an action")
-
-
-def test_a_student_that_does_not_exist_names_its_notebook(study, actions):
-    with pytest.raises(MissingInputError, match="05_self_distill"):
-        distill.write_contexts(study, "self_distill_1", actions.head(1), "x", 1, "greedy")
 
 
 def test_fine_tune_keeps_a_record_and_is_not_done_twice(study, candidates, monkeypatch):

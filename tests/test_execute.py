@@ -8,8 +8,8 @@ from conftest import write_params
 
 from drot_utils import execute
 from drot_utils.errors import DrotError
-from drot_utils.params import load_params
 from drot_utils.paths import ROOT, Run
+from drot_utils.profiles import load_params
 from drot_utils.stages import list_stages
 
 

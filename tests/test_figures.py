@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from drot_utils import evaluation, figures
+from drot_utils import charts, evaluation, figures
 from drot_utils.paths import Run
 
 
@@ -54,14 +54,14 @@ def test_every_kind_draws_on_small_and_odd_input():
         figures.draw_calibration(np.array([True, False]), np.array([0.9, 0.1])),
         figures.draw_fit(pd.DataFrame({"step": [1], "train_loss": [1.0], "dev_loss": [1.0]}), 1, "t"),
         figures.draw_losses({"distill_base": [1.0]}),
-        figures.draw_confusion(pd.DataFrame([[1, 2], [0, 3]], ["a", "b"], ["a", "b"]), "t"),
+        charts.draw_confusion(pd.DataFrame([[1, 2], [0, 3]], ["a", "b"], ["a", "b"]), "t"),
         figures.draw_flow({"d0": {"kept": 1, "nli": 0}, "d1": {"kept": 2, "critic": 1}}, "t"),
         figures.draw_scores({"x": few}, None, "t"),
         figures.draw_lengths({"x": pd.Series(["a b", None])}, "t"),
         figures.draw_topics({"contexts": topics, "rationales": topics.iloc[:0]}, 5),
-        figures.draw_bars(against, "c", "distance", "t", "expected", "distance"),
-        figures.draw_against(against, "c", "distance", "expected", "t"),
-        figures.draw_matrix(pd.DataFrame([[0, 1], [1, 0]], ["x", "y"], ["x", "y"]), "t"),
+        charts.draw_bars(against, "c", "distance", "t", "expected", "distance"),
+        charts.draw_against(against, "c", "distance", "expected", "t"),
+        charts.draw_matrix(pd.DataFrame([[0, 1], [1, 0]], ["x", "y"], ["x", "y"]), "t"),
     ]
     for k, figure in enumerate(drawn):
         figures.save_figure(figure, Run("smoke"), f"f{k}")

@@ -66,11 +66,11 @@ def test_public_functions_have_docstrings(path):
 
 def test_modules_import_downwards():
     floors = [
-        {"errors"}, {"params", "paths", "progress", "paper"}, {"schema", "manifest"},
-        {"corpora", "prompts", "tiny", "models", "shards", "nucleus", "slots", "study", "cards"},
-        {"teacher", "encoder", "critic", "nli", "student", "generation"}, {"distill"},
-        {"evaluation", "annotation", "topics", "toxicity", "bias", "statistics", "export"}, {"figures", "tables"},
-        {"stages", "execute", "plan", "__main__"},
+        {"errors"}, {"params", "paths", "progress", "paper"}, {"profiles", "schema", "manifest", "executors"},
+        {"corpora", "gold", "prompts", "tiny", "models", "shards", "nucleus", "slots", "checkpoint", "study", "cards"},
+        {"teacher", "encoder", "critic", "nli", "student", "generation"}, {"writing", "distill"},
+        {"evaluation", "forms", "annotation", "topics", "toxicity", "bias", "statistics", "export"},
+        {"charts", "figures", "tables"}, {"stages", "execute", "plan", "__main__"},
     ]  # fmt: skip
     floor_of = {name: k for k, names in enumerate(floors) for name in names}
     assert set(floor_of) == {p.stem for p in MODULES} - {"__init__"}
@@ -101,7 +101,7 @@ def test_nothing_of_ours_is_pickled_or_trusts_remote_code():
 
 
 def test_locks_are_hashed_and_torch_is_pinned_apart():
-    for name in ("core", "dev", "models"):
+    for name in ("core", "dev", "models", "extras"):
         text = (ROOT / f"requirements/{name}.txt").read_text()
         pins = re.findall(r"^[a-z0-9][\w.\[\]-]*==", text, re.MULTILINE)
         assert (

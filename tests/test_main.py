@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import run_study, write_params
 
-from drot_utils.params import load_params
+from drot_utils.profiles import load_params
 from drot_utils.schema import CANDIDATES, check_candidates, read_table
 from drot_utils.stages import list_stages
 

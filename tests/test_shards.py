@@ -11,7 +11,7 @@ def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def run(rows, folder, size=3, do=work):
-    return map_shards(rows, size, do, folder, seed=7, stage="test")
+    return map_shards(rows, size, lambda: do, folder, seed=7, stage="test")
 
 
 @given(st.integers(0, 30), st.integers(1, 12))

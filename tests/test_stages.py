@@ -1,8 +1,8 @@
 import pytest
 
 from drot_utils import stages
-from drot_utils.params import load_params
 from drot_utils.paths import NOTEBOOKS, Run
+from drot_utils.profiles import load_params
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +35,23 @@ def test_a_stage_hangs_on_the_modules_its_notebook_imports_and_no_others():
     names = {p.stem for p in stages.modules_of(NOTEBOOKS / "03_nli_filter.ipynb")}
     assert {"nli", "encoder", "corpora", "errors"} <= names and not {"teacher", "topics", "student"} & names
     assert "shards" in {p.stem for p in stages.modules_of(NOTEBOOKS / "05_self_distill.ipynb")}
+
+
+@pytest.mark.slow
+def test_the_slurm_profile_submits_a_job_a_notebook(output):
+    import os
+    import subprocess
+    import sys
+
+    from drot_utils.paths import ROOT
+
+    pytest.importorskip("snakemake_executor_plugin_slurm", reason="extra: make extras")
+    command = [
+        sys.executable, "-m", "snakemake", "--profile", "params/slurm", "--dry-run",
+        "--config", "params_file=params/paper.yaml", "--directory", str(output),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "11_human_evaluation" in done.stdout and "slurm_partition=gpu" in done.stdout

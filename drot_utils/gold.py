@@ -1,0 +1,106 @@
+"""The critic's gold: annotators' votes, and the labels that follow from them (appendix B.1)."""
+
+import re
+
+import pandas as pd
+
+from drot_utils.corpora import join_action, read_tsv, refuse, with_variance
+from drot_utils.errors import DataError
+
+#: What a vote on figure 6's first question means for the context; N and O both make it invalid (appendix B.1).
+VOTES = {"Y": "as_asked", "N": "neutral", "O": "opposite"}
+
+
+def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
+    """Read the critic's gold: annotation files with votes, or the published file with ``context-quality``.
+
+    Labels are the majority of the votes, and "neutral" and "opposite" are both invalid (appendix B.1). Three different
+    votes have no majority: such a row is invalid, its shift unknown.
+
+    Parameters
+    ----------
+    paths : list of str
+        TSVs with ``q1-a1 q1-a2 q1-a3``, with a single ``q1``, or with ``context-quality``.
+    actions : DataFrame
+        As `read_actions` returns it; joined where a file has ``action-id`` but no ``action``.
+
+    Returns
+    -------
+    DataFrame
+        ``action_id action moral_variance context rationale source``, ``valid`` (bool), ``shift`` (-1, 0, +1: what the
+        context does to the action, whatever was asked; null when unknown), ``votes`` (how many), ``agreed`` (all of at
+        least three votes the same), ``split`` (as published, else null).
+
+    Raises
+    ------
+    DataError
+        As `read_tsv`; also for a vote that is not Y, N or O.
+    """
+    return pd.concat([_read_gold_file(path, actions) for path in paths], ignore_index=True)
+
+
+def read_votes(path: str) -> pd.DataFrame | None:
+    """Read the single votes of an annotation file, for their agreement.
+
+    Returns
+    -------
+    DataFrame or None
+        ``file row source question annotator answer``, a row a vote; None when the file holds fewer than three votes a row.
+    """
+    frame = read_tsv(path, ["context"])
+    columns = [name for name in frame if re.fullmatch(r"q\d_a\d", name)]
+    if not columns:
+        return None
+    frame = frame.assign(file=path, row=range(len(frame)), source=frame.get("source", ""))
+    votes = frame.melt(["file", "row", "source"], columns, "name", "answer")
+    votes[["question", "annotator"]] = votes["name"].str.split("_", expand=True).to_numpy()
+    return votes.drop(columns="name")
+
+
+def _read_gold_file(path: str, actions: pd.DataFrame) -> pd.DataFrame:
+    frame = read_tsv(path, ["moral-variance", "context", "rationale"])
+    frame = with_variance(frame, path)
+    if "action" not in frame:
+        frame = join_action(frame, actions, path)
+    elif "action_id" not in frame:
+        frame["action_id"] = "g" + frame.groupby("action").ngroup().astype(str).str.zfill(6)
+    if "context_quality" in frame:
+        refuse(
+            frame,
+            ~frame["context_quality"].isin(["0", "1"]),
+            "have a context-quality other than 0 and 1",
+            path,
+        )
+        frame = frame.assign(valid=frame["context_quality"] == "1", shift=float("nan"), votes=3)
+        frame["agreed"] = (
+            frame["split"] != "train"
+        )  # the published dev and test splits hold full agreement only
+        frame["source"] = frame.get("source", "gpt-3")
+    else:
+        frame = _vote(frame, path)
+    columns = [
+        "action_id",
+        "action",
+        "moral_variance",
+        "context",
+        "rationale",
+        "source",
+        "valid",
+        "shift",
+        "votes",
+    ]
+    return frame.reindex(columns=[*columns, "agreed", "split"])
+
+
+def _vote(frame: pd.DataFrame, path: str) -> pd.DataFrame:
+    columns = [c for c in ("q1", "q1_a1", "q1_a2", "q1_a3") if c in frame]
+    if len(columns) not in (1, 3):
+        raise DataError("expected the votes in q1, or in q1-a1 q1-a2 q1-a3, or context-quality", where=path)
+    votes = frame[columns]
+    refuse(frame, ~votes.isin(list(VOTES)).all(axis=1), "have a vote other than Y, N and O", path)
+    counts = pd.DataFrame({v: votes.eq(v).sum(axis=1) for v in VOTES})
+    winner = counts.idxmax(axis=1).where(counts.max(axis=1) * 2 > len(columns))
+    asked = frame["moral_variance"].astype(float)
+    shift = asked.where(winner == "Y", -asked).where(winner != "N", 0.0).where(winner.notna())
+    agreed = counts.max(axis=1).eq(len(columns)) & (len(columns) >= 3)
+    return frame.assign(valid=winner.eq("Y"), shift=shift, votes=len(columns), agreed=agreed, split=None)

@@ -1,0 +1,133 @@
+"""Students at work: a student, or the base model, writes contexts for actions, in shards (GENERATE in appendix C)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from drot_utils import models
+from drot_utils.executors import Work
+from drot_utils.generation import Writer, Written
+from drot_utils.params import Generation
+from drot_utils.paths import require, sha256
+from drot_utils.prompts import Parsed, parse_student, parse_teacher, student_source, teacher_prompt
+from drot_utils.schema import empty_columns
+from drot_utils.shards import fingerprint, map_shards, source_hash
+from drot_utils.study import Study
+
+MADE_BY = {"distill_base": "04_distill_base", "distill_final": "06_final_dataset"}
+
+
+@dataclass(frozen=True)
+class Author:
+    """Somebody who writes contexts: a writer, how it is asked, and how its answer is read."""
+
+    name: str
+    writer: Writer
+    ask: Callable[[str, int], str]
+    parse: Callable[[str], Parsed | None]
+
+
+def open_author(study: Study, name: str) -> Author:
+    """Load one of the run's students, or under the name ``base`` the base model as a zero-shot baseline (section 5.1)."""
+    params, generation = study.params, study.params.generation
+    if name == "base":
+        model, tokenizer = models.load(params.student.base, "student", study.run)
+        lengths, ask, parse = (
+            (512, params.teacher.max_tokens),
+            partial(_ask_zero_shot, tokenizer),
+            parse_teacher,
+        )
+    else:
+        folder = require(
+            study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill")
+        ).parent
+        model, tokenizer = models.load_folder(folder, "student")
+        lengths, parse = (params.student.max_prompt_length, generation.max_new_tokens), parse_student
+        ask = partial(student_source, seq2seq=model.config.is_encoder_decoder)
+    writer = Writer(model, tokenizer, study.device, study.dtype, *lengths, generation.batch_size)
+    return Author(name, writer, ask, parse)
+
+
+def _ask_zero_shot(tokenizer: PreTrainedTokenizerBase, action: str, moral_variance: int) -> str:
+    prompt = teacher_prompt(action, moral_variance)
+    if not tokenizer.chat_template:
+        return prompt
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+
+
+def write_contexts(
+    study: Study, name: str, actions: pd.DataFrame, stage: str, n: int, method: str
+) -> pd.DataFrame:
+    """Let a student write `n` candidates for each action and moral variance, in shards.
+
+    Parameters
+    ----------
+    name : str
+        The student, such as ``distill_base``, or ``base``; becomes the rows' ``source``.
+    actions : DataFrame
+        ``action_id`` and ``action``.
+    stage : str
+        Names the draws: the same stage, student and actions give the same candidates.
+    method : {"greedy", "nucleus", "beam"}
+
+    Returns
+    -------
+    DataFrame
+        Columns of `schema.CANDIDATES`, ``len(actions) * 2 * n`` rows, flags and scores null.
+    """
+    settings = study.params.generation
+    known = name != "base"
+    origin = study.run.model(name) / "model.safetensors"
+    prompts = actions[["action_id", "action"]].merge(pd.DataFrame({"moral_variance": [1, -1]}), how="cross")
+    key = fingerprint(
+        prompts, n, method, settings.model_dump(), study.params.seed, stage, str(study.dtype),
+        sha256(require(origin, MADE_BY.get(name, "05_self_distill"))) if known else models.describe(study.params.student.base),
+        source_hash("generation", "nucleus", "prompts"),
+    )  # fmt: skip
+    rows = map_shards(
+        prompts, settings.shard_size, partial(_open_writing, study, name, n, method),
+        study.run.work("shards") / f"{stage}-{name}-{key}", seed=study.params.seed, stage=f"{stage}: {name} writes",
+        per_row=n, unit="candidates", executor=study.params.compute.executor,
+    )  # fmt: skip
+    return empty_columns(rows)
+
+
+def _open_writing(study: Study, name: str, n: int, method: str) -> Work:
+    return partial(_write_shard, open_author(study, name), study.params.generation, n, method)
+
+
+def _write_shard(
+    author: Author, settings: Generation, n: int, method: str, part: pd.DataFrame, seed: int
+) -> pd.DataFrame:
+    texts = [author.ask(row.action, row.moral_variance) for row in part.itertuples()]
+    written = author.writer.write(
+        texts, n, method, top_p=settings.top_p, temperature=settings.temperature, seed=seed
+    )
+    return to_rows(part, written, author.name, author.parse)
+
+
+def to_rows(
+    prompts: pd.DataFrame, written: list[list[Written]], source: str, parse: Callable[[str], Parsed | None]
+) -> pd.DataFrame:
+    """Put written texts into the table of the study; a text that does not parse keeps its raw form only."""
+    rows = []
+    for prompt, group in zip(prompts.itertuples(), written, strict=True):
+        for candidate, text in enumerate(group):
+            parsed = parse(text.text)
+            rows.append({
+                "action_id": prompt.action_id,
+                "action": prompt.action,
+                "moral_variance": prompt.moral_variance,
+                "candidate": candidate,
+                "source": source,
+                "context": parsed.context if parsed else None,
+                "rationale": parsed.rationale if parsed else None,
+                "raw": text.text,
+                "tokens": text.tokens,
+            })  # fmt: skip
+    return pd.DataFrame(rows)

@@ -1,0 +1,92 @@
+import pytest
+import yaml
+from conftest import write_params
+
+from drot_utils.errors import ParamsError
+from drot_utils.profiles import load_params
+
+
+def keys_of(value, prefix=""):
+    if not isinstance(value, dict):
+        return {prefix}
+    return set().union(*(keys_of(v, f"{prefix}.{k}") for k, v in value.items()))
+
+
+@pytest.mark.parametrize("profile", ["smoke", "demo", "paper"])
+def test_committed_profiles_are_valid(profile):
+    assert load_params(f"params/{profile}.yaml").profile == profile
+
+
+def test_all_profiles_have_the_same_keys():
+    from drot_utils.paths import ROOT
+
+    values = [yaml.safe_load((ROOT / f"params/{p}.yaml").read_text()) for p in ("smoke", "demo", "paper")]
+    models_and_rules = ("base", "embedder", "model", "threshold_distill", "threshold_dataset")
+
+    def plain(value):
+        return (
+            {k: None if k in models_and_rules else plain(v) for k, v in value.items()}
+            if isinstance(value, dict)
+            else None
+        )
+
+    assert plain(values[0]) == plain(values[1]) == plain(values[2])
+
+
+def test_paper_profile_holds_the_papers_numbers():
+    params = load_params("params/paper.yaml")
+    assert params.corpus.seed_actions == 60_000 and params.corpus.test_actions == 6_000
+    assert params.critic.threshold_distill.value == 0.8 and params.critic.threshold_dataset.value == 0.96
+    assert (params.critic.learning_rate, params.critic.batch_size, params.critic.max_steps) == (
+        5e-6,
+        4,
+        15_000,
+    )
+    assert params.student.learning_rate == 5e-5 and params.student.epochs == 3
+    assert params.student.batch_size * params.student.accumulate == 64
+    assert (
+        params.generation.candidates == 10 and params.generation.top_p == 0.9 and params.nli.threshold == 0.5
+    )
+    assert params.teacher.presence_penalty == params.teacher.frequency_penalty == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"generation__top_pp": 0.9}, r"unknown key `generation.top_pp` \(did you mean `top_p`\?\)"),
+        ({"generation__top_p": "0.9"}, "generation.top_p"),
+        ({"generation__top_p": 1.5}, "less than or equal to 1"),
+        ({"generation__batch_size": 0}, "greater than 0"),
+        ({"generation__shard_size": 0}, "greater than 0"),
+        ({"seed": True}, "seed"),
+        ({"critic__splits": [0.5, 0.5, 0.5]}, "must sum to 1"),
+        ({"critic__head": "binary"}, "teacher_rows"),
+        ({"critic__threshold_distill": {"value": 0.5, "recall": 0.5}}, "exactly one of"),
+        ({"student__base": {"source": "hub", "name": "gpt2"}}, "pinned"),
+        ({"student__base": {"source": "random", "name": "x", "revision": "a" * 40}}, "hub"),
+        ({"toxicity__scorer": "recorded"}, "path of the scores"),
+        ({"toxicity__scorer": "model"}, "pinned"),
+        ({"bias__action": "No country here"}, "{country}"),
+        ({"corpus__round_actions": [1]}, "round_actions"),
+        ({"profile": "../escape"}, "profile"),
+    ],
+)
+def test_bad_values_are_named_with_file_and_rule(tmp_path, changes, message):
+    path = write_params(tmp_path / "p.yaml", "demo", **changes)
+    with pytest.raises(ParamsError, match=message) as caught:
+        load_params(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_key_missing_file_and_broken_yaml(tmp_path):
+    with pytest.raises(ParamsError, match="no such parameter file"):
+        load_params("params/nope.yaml")
+    (tmp_path / "a.yaml").write_text("profile: demo\n")
+    with pytest.raises(ParamsError, match="missing key `corpus`"):
+        load_params(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("a: [")
+    with pytest.raises(ParamsError, match="no YAML text"):
+        load_params(tmp_path / "b.yaml")
+    (tmp_path / "c.yaml").write_text("- 1\n")
+    with pytest.raises(ParamsError, match="expected keys and values"):
+        load_params(tmp_path / "c.yaml")

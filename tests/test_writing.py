@@ -1,0 +1,49 @@
+import pandas as pd
+import pytest
+
+from drot_utils import models, writing
+from drot_utils.errors import MissingInputError
+from drot_utils.generation import Written
+from drot_utils.prompts import parse_student
+
+
+def test_raw_text_is_kept_when_it_does_not_parse():
+    prompts = pd.DataFrame({"action_id": ["a"], "action": ["Lying"], "moral_variance": [1]})
+    rows = writing.to_rows(
+        prompts, [[Written("nonsense", 2), Written("Update: x. Explanation: y.", 7)]], "s", parse_student
+    )
+    assert rows["context"].fillna("null").tolist() == ["null", "x"] and rows["raw"].tolist() == [
+        "nonsense",
+        "Update: x. Explanation: y.",
+    ]
+
+
+@pytest.fixture
+def student_on_disk(study):
+    model, tokenizer = models.build_tiny("tiny-llama")
+    models.save(model, tokenizer, study.run.model("distill_base"), study.dtype)
+    return study
+
+
+def test_writing_is_resumable_and_counted(student_on_disk, actions):
+    study, some = student_on_disk, actions.head(7)
+    rows = writing.write_contexts(study, "distill_base", some, "round_1", 3, "nucleus")
+    assert len(rows) == 7 * 2 * 3 and rows["kept"].isna().all() and set(rows["source"]) == {"distill_base"}
+    shards = sorted(study.run.work("shards").rglob("*.parquet"))
+    assert len(shards) == 2  # 14 prompts, ten a shard
+    shards[1].unlink()
+    pd.testing.assert_frame_equal(
+        writing.write_contexts(study, "distill_base", some, "round_1", 3, "nucleus"), rows
+    )
+    other = writing.write_contexts(study, "distill_base", some, "round_2", 3, "nucleus")
+    assert not other["raw"].equals(rows["raw"])
+
+
+def test_base_model_is_asked_the_teachers_prompt(study):
+    author = writing.open_author(study, "base")
+    assert author.ask("Lying", -1).startswith("Given an action")
+
+
+def test_a_student_that_does_not_exist_names_its_notebook(study, actions):
+    with pytest.raises(MissingInputError, match="05_self_distill"):
+        writing.write_contexts(study, "self_distill_1", actions.head(1), "x", 1, "greedy")
