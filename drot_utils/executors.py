@@ -94,6 +94,7 @@ class _Worker:
         self.work = open_work()
 
     def do(self, task: Task) -> tuple[int, pd.DataFrame]:
+        """Do a task and return its number with the result."""
         number, part, seed = task
         return number, self.work(part, seed)
 

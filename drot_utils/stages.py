@@ -57,29 +57,29 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     if ablations is None:
         ablations = params.ablations or any(Run(params.profile).model(name).exists() for name in ABLATIONS)
     stages = [
-        Stage("01_seed_generation", "01_seed_generation", (), ("seed", "corpus", "teacher"), 5),
-        Stage("02_critic", "02_critic", (), ("seed", "compute", "corpus", "critic", "evaluation"), 130),
-        Stage("03_nli_filter", "03_nli_filter", (), ("seed", "compute", "nli"), 65),
+        Stage("01_seed_generation", "01_seed_generation", (), ("seed", "corpus", "teacher"), 8),
+        Stage("02_critic", "02_critic", (), ("seed", "compute", "corpus", "critic", "evaluation"), 97),
+        Stage("03_nli_filter", "03_nli_filter", (), ("seed", "compute", "nli"), 50),
         Stage(
             "04_distill_base",
             "04_distill_base",
             ("01_seed_generation", "02_critic", "03_nli_filter"),
             WRITES,
-            300,
+            100,
         ),
-        _round("05_self_distill-1", "04_distill_base", 260),
-        _round("05_self_distill-2", "05_self_distill-1", 260),
-        Stage("06_final_dataset", "06_final_dataset", ("05_self_distill-2",), WRITES, 400),
+        _round("05_self_distill-1", "04_distill_base", 117),
+        _round("05_self_distill-2", "05_self_distill-1", 147),
+        Stage("06_final_dataset", "06_final_dataset", ("05_self_distill-2",), WRITES, 310),
     ]
     variants = _ablations() if ablations else []
     students = tuple(s.name for s in [stages[-1], *variants])
     return [
         *stages,
         *variants,
-        Stage("07_evaluation", "07_evaluation", students, (*WRITES, "teacher", "evaluation"), 330),
-        Stage("08_topics", "08_topics", ("06_final_dataset",), ("seed", "compute", "topics"), 60),
-        Stage("09_toxicity", "09_toxicity", ("06_final_dataset",), ("seed", "compute", "toxicity"), 10),
-        Stage("10_cultural_bias", "10_cultural_bias", ("06_final_dataset",), (*WRITES, "topics", "bias"), 35),
+        Stage("07_evaluation", "07_evaluation", students, (*WRITES, "teacher", "evaluation"), 300),
+        Stage("08_topics", "08_topics", ("06_final_dataset",), ("seed", "compute", "topics"), 55),
+        Stage("09_toxicity", "09_toxicity", ("06_final_dataset",), ("seed", "compute", "toxicity"), 8),
+        Stage("10_cultural_bias", "10_cultural_bias", ("06_final_dataset",), (*WRITES, "topics", "bias"), 18),
         Stage("11_human_evaluation", "11_human_evaluation", ("07_evaluation",), ("seed", "compute", "corpus", "critic", "nli", "annotation"), 10),
     ]  # fmt: skip
 
@@ -126,14 +126,14 @@ def _ablations() -> list[Stage]:
         "04_distill_base",
         ("04_distill_base",),
         WRITES,
-        270,
+        150,
         {"variant": "no_critic"},
     )
     stages = [base]
     for variant in ("top_1_only", "no_nli"):
         first = f"05_self_distill-1-{variant}"
-        stages.append(_round(first, "04_distill_base", 150, variant))
-        stages.append(_round(f"05_self_distill-2-{variant}", first, 250, variant))
+        stages.append(_round(first, "04_distill_base", 110, variant))
+        stages.append(_round(f"05_self_distill-2-{variant}", first, 140, variant))
     # Its number of training steps is that of both rounds together.
-    stages.append(_round("05_self_distill-2-no_self_distill", "05_self_distill-2", 400, "no_self_distill"))
+    stages.append(_round("05_self_distill-2-no_self_distill", "05_self_distill-2", 230, "no_self_distill"))
     return stages

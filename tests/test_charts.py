@@ -33,5 +33,5 @@ def test_what_was_found_stands_against_chance():
 def test_intervals_are_drawn_where_they_are():
     table = pd.DataFrame({"text": ["x"], "percent": [2.0], "low": [1.0], "high": [5.0]})
     axes = charts.draw_bars(table, "text", "percent", "t", "low", "high").axes[0]
-    (segments,) = axes.containers[0].errorbar.lines[2]
-    assert segments.get_segments()[0][:, 0].tolist() == [1.0, 5.0]
+    (interval,) = [c for c in axes.collections if hasattr(c, "get_segments")]
+    assert interval.get_segments()[0][:, 0].tolist() == [1.0, 5.0]
