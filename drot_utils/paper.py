@@ -4,7 +4,7 @@ import pandas as pd
 
 #: The order of the students, our name to the paper's.
 STUDENTS = {
-    "teacher": "GPT-3 (teacher)",
+    "teacher": "teacher (the paper's: GPT-3)",
     "base": "zero-shot base model",
     "distill_base": "Distill_base",
     "distill_base-no_critic": "- No Critic",
@@ -54,7 +54,7 @@ TABLE2 = pd.DataFrame(
 #: Zero-shot baselines on 1,000 test actions; `ours` names the model of this study that takes the same place.
 TABLE3 = pd.DataFrame(
     [
-        ("GPT-3 (teacher)", "teacher", 0.53, 0.69),
+        ("teacher (the paper's: GPT-3)", "teacher", 0.53, 0.69),
         ("Falcon-7B-Instruct", None, 0.39, 0.54),
         ("GPT-3.5 (ChatGPT)", None, 0.71, 0.77),
         ("GPT-4", None, 0.77, 0.82),

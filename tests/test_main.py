@@ -167,3 +167,30 @@ def test_errors_of_the_command_line(tmp_path):
 @pytest.mark.parametrize("profile", ["smoke"])
 def test_numbers_of_random_models_are_said_to_mean_nothing(profile, smoke_run):
     assert "mean nothing" in (smoke_run / "stdout.txt").read_text()
+
+
+def test_filled_forms_fill_the_human_columns(smoke_run, tmp_path):
+    """Last in this file, as it runs notebook 11 again in the shared run."""
+    import os
+    import subprocess
+    import sys
+
+    from drot_utils.paths import ROOT
+
+    form = pd.read_csv(
+        smoke_run / "runs/smoke/data/forms/evaluation_form.csv", dtype=str, keep_default_na=False
+    )
+    for name, shift in (("ann", "Y"), ("bob", "Y"), ("cyd", "N")):
+        filled = form.assign(q1="Y", q2=shift, q3="S", q4="Y")
+        filled.to_csv(tmp_path / f"evaluation_form-{name}.csv", index=False)
+    params = write_params(tmp_path / "filled.yaml", "smoke", annotation__filled=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "drot_utils.execute", "11_human_evaluation", str(params)],
+        cwd=ROOT, env={**os.environ, "DROT_OUTPUT": str(smoke_run)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table4 = pd.read_csv(smoke_run / "figures/smoke/table4.csv")
+    assert table4.loc[0, ["valid_pct", "significant_pct", "language_pct"]].tolist() == [100, 100, 100]
+    human = pd.read_csv(smoke_run / "figures/smoke/table2_human.csv").set_index("model")
+    assert human.loc["teacher", "human_vld"] == 1 and human["human_vld"].dropna().between(0, 1).all()
+    assert human.loc["base", "human_vld"] < 1  # what does not parse is not valid
