@@ -19,39 +19,39 @@ LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
 
-demo: .venv/ready  ## the whole study on the embedded profile (about half an hour on 2 cores); PROFILE=, CORES=
+demo: .venv/ready-$(TORCH)  ## the whole study on the embedded profile (about 20 minutes on 2 slow cores); PROFILE=, CORES=
 	@$(BIN)/python -m drot_utils params/$(PROFILE).yaml --cores $(CORES)
 
-smoke: .venv/ready  ## every code path with tiny random models, in about 3 minutes; its numbers mean nothing
+smoke: .venv/ready-$(TORCH)  ## every code path with tiny random models, in about 3 minutes; its numbers mean nothing
 	@$(BIN)/python -m drot_utils params/smoke.yaml --cores 2
 
-ablations: .venv/ready  ## the six ablated students of table 2 as well (about an hour more in the demo)
+ablations: .venv/ready-$(TORCH)  ## the six ablated students of table 2 as well
 	@$(BIN)/python -m drot_utils params/$(PROFILE).yaml --cores $(CORES) --ablations
 
-test: .venv/ready lint  ## lint, then the tests, with the smoke study end to end among them
+test: .venv/ready-$(TORCH) lint  ## lint, then the tests, with the smoke study end to end among them
 	@$(BIN)/python -m pytest
 
-lint: .venv/ready  ## ruff, and no outputs in committed notebooks
+lint: .venv/ready-$(TORCH)  ## ruff, and no outputs in committed notebooks
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/python tests/notebook_hygiene.py notebooks/*.ipynb
 
-lab: .venv/ready  ## JupyterLab on the notebooks
+lab: .venv/ready-$(TORCH)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 
-plan: .venv/ready  ## what a run of PROFILE will take: samples, tokens, pairs, GPU hours
+plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: samples, tokens, pairs, GPU hours
 	@$(BIN)/python -m drot_utils.plan params/$(PROFILE).yaml
 
-bench: .venv/ready  ## all benchmarks, ours against what one would otherwise use (an hour; QUICK=--quick: a quarter)
+bench: .venv/ready-$(TORCH)  ## all benchmarks, ours against what one would otherwise use (an hour; QUICK=--quick: a quarter)
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(QUICK) || exit 1; done
 
-chaos: .venv/ready  ## kill the smoke study 30 times and compare with an undisturbed run (half an hour)
+chaos: .venv/ready-$(TORCH)  ## kill the smoke study 30 times and compare with an undisturbed run (half an hour)
 	@$(BIN)/python tests/chaos.py --kills 30
 
-extras: .venv/ready  ## Ray and the Slurm executor
+extras: .venv/ready-$(TORCH)  ## Ray and the Slurm executor
 	@$(PIP) --require-hashes -r requirements/extras.txt
 
-lock: .venv/ready  ## renew the locks from requirements/*.in
+lock: .venv/ready-$(TORCH)  ## renew the locks from requirements/*.in
 	$(BIN)/python -m pip install --quiet pip-tools
 	cd requirements && ../$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --unsafe-package torch \
 	  --no-emit-index-url --no-emit-find-links core.in -o core.txt
@@ -60,18 +60,18 @@ lock: .venv/ready  ## renew the locks from requirements/*.in
 	cd requirements && ../$(BIN)/pip-compile --quiet --generate-hashes --strip-extras \
 	  --no-emit-index-url --no-emit-find-links extras.in -o extras.txt
 
-clean:  ## remove the run and the figures of PROFILE (demo by default); the committed figures come back with git
-	rm -rf runs/$(PROFILE) figures/$(PROFILE)
+clean:  ## remove the run of PROFILE (demo by default); its figures and tables stay
+	rm -rf runs/$(PROFILE)
 
 # The environment: pinned, hash-checked. A lock that changes is installed anew.
-.venv/ready: $(LOCKS) pyproject.toml
-	@echo "setting up .venv (a few minutes, once)"
+.venv/ready-$(TORCH): $(LOCKS) pyproject.toml
+	@echo "setting up .venv (a minute or two, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv .venv
 	@$(MAKE) --no-print-directory packages
 	@touch $@
 
-# What .venv/ready installs; for a conda environment of your own: make packages PY=python
+# What .venv/ready-$(TORCH) installs; for a conda environment of your own: make packages PY=python
 .PHONY: packages torch-cpu torch-cuda
 packages:
 	@$(PIP) --require-hashes $(addprefix -r ,$(LOCKS))

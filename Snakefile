@@ -27,7 +27,7 @@ for stage in STAGES:
         name:
             stage.name
         input:
-            inputs_of(stage, RUN),
+            inputs_of(stage, RUN, PARAMS),
         output:
             stage.output(RUN),
         params:

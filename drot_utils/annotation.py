@@ -7,6 +7,8 @@ from drot_utils.forms import EVALUATION_FORM
 from drot_utils.nli import Entails, filter_unique
 from drot_utils.schema import PROMPT
 
+#: What `agreement` returns.
+AGREEMENT = ["rows", "annotators", "full", "majority", "kappa"]
 HUMAN_COLUMNS = [
     "human_rows",
     "human_vld",
@@ -123,7 +125,10 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
     for model, rows in judged.groupby("source", sort=False):
         greedy, sampled = rows[rows["set"] == "greedy"], rows[rows["set"] == "sampled"]
         shift = greedy["q2"].map({"Y": 1.0, "S": 0.5, "N": 0.0})
-        groups = [g.loc[g["q2"].isin(["Y", "S"]), "context"].tolist() for _, g in sampled.groupby(PROMPT)]
+        groups = [
+            g.loc[g["q2"].isin(["Y", "S"]), "context"].tolist()
+            for _, g in sampled.sort_values("candidate").groupby(PROMPT)
+        ]
         unique = filter_unique(groups, entails, threshold, what="unique contexts").kept
         out.append({
             "model": model,

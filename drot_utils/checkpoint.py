@@ -31,6 +31,8 @@ def save_checkpoint(
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"state.{i}.{key}": value for key, value in state.items()}
     tensors["random"] = torch.get_rng_state()
+    if model.device.type == "cuda":
+        tensors["random_cuda"] = torch.cuda.get_rng_state()  # dropout draws from it
     tensors["losses"] = torch.tensor(result.losses, dtype=torch.float64)
     tensors["target_tokens"] = torch.tensor(result.target_tokens)
     with atomic(work / CHECKPOINT) as temporary:
@@ -55,6 +57,8 @@ def restore_checkpoint(
             state.setdefault(int(i), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     torch.set_rng_state(tensors["random"])
+    if "random_cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random_cuda"])
     result.losses = tensors["losses"].tolist()
     result.target_tokens = int(tensors["target_tokens"])
     return len(result.losses)

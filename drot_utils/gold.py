@@ -39,18 +39,18 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([_read_gold_file(path, actions) for path in paths], ignore_index=True)
 
 
-def read_votes(path: str) -> pd.DataFrame | None:
+def read_votes(path: str) -> pd.DataFrame:
     """Read the single votes of an annotation file, for their agreement.
 
     Returns
     -------
-    DataFrame or None
-        ``file row source question annotator answer``, a row a vote; None when the file holds fewer than three votes a row.
+    DataFrame
+        ``file row source question annotator answer``, a row a vote; empty when the file does not hold several votes a row.
     """
     frame = read_tsv(path, ["context"])
     columns = [name for name in frame if re.fullmatch(r"q\d_a\d", name)]
     if not columns:
-        return None
+        return pd.DataFrame(columns=["file", "row", "source", "question", "annotator", "answer"])
     frame = frame.assign(file=path, row=range(len(frame)), source=frame.get("source", ""))
     votes = frame.melt(["file", "row", "source"], columns, "name", "answer")
     votes[["question", "annotator"]] = votes["name"].str.split("_", expand=True).to_numpy()

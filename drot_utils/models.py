@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -223,6 +225,9 @@ def _package_folder(name: str, run: Run) -> Path:
 
 def _dequantize(gguf: Path, folder: Path) -> None:
     # A model loaded from GGUF refuses to be saved as it is still marked as quantized: its tensors go into a fresh one.
+    modeling_gguf_pytorch_utils.tqdm = partial(
+        modeling_gguf_pytorch_utils.tqdm, disable=True
+    )  # a bar of its own
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
     fresh = AutoModelForCausalLM.from_config(config)

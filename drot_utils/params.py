@@ -246,3 +246,9 @@ class Params(Section):
     toxicity: Toxicity
     bias: Bias
     annotation: Annotation
+
+    @model_validator(mode="after")
+    def _check(self) -> "Params":
+        if self.evaluation.critic == "independent" and not self.critic.independent_share:
+            raise ValueError("`evaluation.critic: independent` needs a `critic.independent_share` above 0")
+        return self

@@ -2,12 +2,13 @@
 
 import ast
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from drot_utils.paper import ABLATIONS
 from drot_utils.params import Params
-from drot_utils.paths import NOTEBOOKS, ROOT, Run
+from drot_utils.paths import NOTEBOOKS, ROOT, Run, resolve
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     ]  # fmt: skip
 
 
-def inputs_of(stage: Stage, run: Run) -> list[Path]:
-    """Return the files a stage hangs on: its notebook, the modules it imports, the notebooks run before it."""
+def inputs_of(stage: Stage, run: Run, params: Params) -> list[Path]:
+    """Return the files a stage hangs on: its notebook, the modules it imports, its data, the notebooks run before it."""
     notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
     before = [run.root / "notebooks" / f"{name}.ipynb" for name in stage.needs]
-    return [notebook, *modules_of(notebook), *before]
+    values = [value for section in stage.sections for value in _texts(getattr(params, section))]
+    return [notebook, *modules_of(notebook), *_files(values), *before]
 
 
 def modules_of(notebook: Path) -> list[Path]:
@@ -104,6 +106,23 @@ def modules_of(notebook: Path) -> list[Path]:
             found[name] = path
             waiting |= _imported(path.read_text(encoding="utf-8"))
     return sorted(found.values())
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+    elif hasattr(value, "__pydantic_fields__"):
+        for name in type(value).model_fields:
+            yield from _texts(getattr(value, name))
+
+
+def _files(values: list[str]) -> list[Path]:
+    paths = [resolve(value) for value in values if "/" in value]
+    filled = [file for path in paths if path.is_dir() for file in path.glob("*.csv")]
+    return sorted({path for path in [*paths, *filled] if path.is_file()})
 
 
 def _imported(source: str) -> set[str]:

@@ -108,7 +108,7 @@ class Cache:
 
 
 def fill_cache(cache: Cache, recorded: pd.DataFrame, settings: Settings, seed: int) -> int:
-    """Put recorded responses into the cache as the answers to the requests of this study.
+    """Put recorded responses into the cache as the answers to the requests of this study, in the place of other ones.
 
     Returns
     -------
@@ -118,12 +118,12 @@ def fill_cache(cache: Cache, recorded: pd.DataFrame, settings: Settings, seed: i
     new = []
     for (action, variance), group in recorded.groupby(["action", "moral_variance"], sort=False):
         key = request_key(make_request(action, int(variance), settings, seed))
-        if cache.get(key) is None:
-            group = group.sort_values("choice").head(settings.contexts_per_variance)
-            choices = [
-                teacher_response(c, r) for c, r in zip(group["context"], group["rationale"], strict=True)
-            ]
-            new.append((key, Response(choices)))
+        group = group.sort_values("choice").head(settings.contexts_per_variance)
+        response = Response(
+            [teacher_response(c, r) for c, r in zip(group["context"], group["rationale"], strict=True)]
+        )
+        if cache.get(key) != response:
+            new.append((key, response))
     cache.put_all(new)
     return len(new)
 

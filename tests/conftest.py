@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from drot_utils import corpora, forms, models, student
+from drot_utils.gold import read_gold
 from drot_utils.params import Params
 from drot_utils.paths import ROOT, Run
 from drot_utils.profiles import load_params
@@ -169,13 +170,25 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_published_gold(path: Path) -> Path:
+    """Write the built-in labels in the form of the published gold: valid or not, a split, no votes."""
+    rows = read_gold(["data/demo/critic_annotations.tsv"], corpora.read_actions("data/demo/actions.tsv"))
+    part = rows["action_id"].str[-1].map({"8": "dev", "9": "test"}).fillna("train")
+    rows = rows.assign(quality=rows["valid"].astype(int), part=part)
+    names = {"moral_variance": "moral-variance", "quality": "context-quality", "part": "split"}
+    columns = ["action", "moral_variance", "context", "rationale", "quality", "part"]
+    rows[columns].rename(columns=names).to_csv(path, sep="\t", index=False, quoting=3)
+    return path
+
+
 @pytest.fixture(scope="session")
 def seq2seq_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smoke study with a seq2seq student, beams in the place of samples, and the paper's binary critic."""
+    """The smoke study as the paper's profile has it: seq2seq student, beams, binary critic on gold in the published form."""
     folder = tmp_path_factory.mktemp("seq2seq")
     params_file = write_params(
         folder / "seq2seq.yaml", "smoke", profile="seq2seq", ablations=False, generation__method="beam",
         student__base={"source": "random", "name": "tiny-t5"}, critic__head="binary", critic__teacher_rows=None,
+        critic__gold=[str(write_published_gold(folder / "gold.tsv"))],
         critic__independent_share=0.0, student__epochs=60,
     )  # fmt: skip
     done = run_study(params_file, folder, "--cores", "2")

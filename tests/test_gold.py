@@ -42,4 +42,4 @@ def test_votes_are_read_one_by_one():
     votes = read_votes("data/demo/critic_annotations.tsv")
     assert len(votes) == 1800 * 9 and set(votes["question"]) == {"q1", "q2", "q3"}
     assert set(votes.loc[votes["question"] == "q1", "answer"]) == {"Y", "N", "O"}
-    assert read_votes("data/demo/critic_annotations_single.tsv") is None
+    assert read_votes("data/demo/critic_annotations_single.tsv").empty

@@ -153,6 +153,9 @@ def test_a_seq2seq_student_beams_and_the_binary_critic_go_the_same_way(seq2seq_r
     assert rows.groupby(["action_id", "moral_variance"]).size().eq(10).all()
     table = pd.read_csv(seq2seq_run / "figures/seq2seq/table2.csv")
     assert "independent_vld" not in table and len(table) == 6
+    assert pd.read_csv(
+        seq2seq_run / "figures/seq2seq/agreement.csv"
+    ).empty  # the published gold holds no votes
 
 
 def test_errors_of_the_command_line(tmp_path):

@@ -68,6 +68,7 @@ def test_paper_profile_holds_the_papers_numbers():
         ({"toxicity__scorer": "model"}, "pinned"),
         ({"bias__action": "No country here"}, "{country}"),
         ({"corpus__round_actions": [1]}, "round_actions"),
+        ({"critic__independent_share": 0.0, "evaluation__critic": "independent"}, "above 0"),
         ({"profile": "../escape"}, "profile"),
     ],
 )

@@ -31,6 +31,26 @@ def test_sections_exist(smoke):
         assert set(stage.sections) <= set(type(smoke).model_fields)
 
 
+def test_a_stage_hangs_on_its_data_and_on_filled_forms(demo, tmp_path):
+    by_name = {s.name: s for s in stages.list_stages(demo)}
+    names = {p.name for p in stages.inputs_of(by_name["02_critic"], Run("demo"), demo)}
+    assert {
+        "actions.tsv",
+        "critic_annotations.tsv",
+        "critic_annotations_single.tsv",
+        "teacher_plain.tsv",
+    } <= names
+    assert "entailment_groups.jsonl" not in names
+    assert "profanity.txt" in {p.name for p in stages.inputs_of(by_name["09_toxicity"], Run("demo"), demo)}
+    (tmp_path / "evaluation_form-ann.csv").write_text("row_id\n")
+    forms = demo.model_copy(
+        update={"annotation": demo.annotation.model_copy(update={"filled": str(tmp_path)})}
+    )
+    assert tmp_path / "evaluation_form-ann.csv" in stages.inputs_of(
+        by_name["11_human_evaluation"], Run("demo"), forms
+    )
+
+
 def test_a_stage_hangs_on_the_modules_its_notebook_imports_and_no_others():
     names = {p.stem for p in stages.modules_of(NOTEBOOKS / "03_nli_filter.ipynb")}
     assert {"nli", "encoder", "corpora", "errors"} <= names and not {"teacher", "topics", "student"} & names

@@ -67,6 +67,12 @@ def test_recorded_responses_answer_without_key_or_network(settings, cache, actio
     some = actions.head(5)
     assert teacher.fill_cache(cache, recorded, settings, 1) == 790 * 2
     assert teacher.fill_cache(cache, recorded, settings, 1) == 0
+    rich = corpora.read_recorded("data/demo/teacher_rich.tsv", actions)
+    other = teacher.Cache(cache.path.with_name("other.jsonl"))
+    teacher.fill_cache(other, recorded, settings, 1)
+    assert (
+        teacher.fill_cache(other, rich, settings, 1) == 790 * 2
+    )  # another file in the same place: it counts
     rows, usage = teacher.ask_teacher(some, settings, cache, 1)
     assert len(rows) == 5 * 2 * 2 and rows["context"].notna().all()
     assert usage == {
