@@ -191,6 +191,6 @@ def seq2seq_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         critic__gold=[str(write_published_gold(folder / "gold.tsv"))],
         critic__independent_share=0.0, student__epochs=60,
     )  # fmt: skip
-    done = run_study(params_file, folder, "--cores", "2")
+    done = run_study(params_file, folder, "--cores", "2", "--until", "11_human_evaluation")
     assert done.returncode == 0, done.stderr + done.stdout[-3000:]
     return folder
