@@ -3,12 +3,9 @@
 Only safetensors (and the one pinned GGUF file, which holds tensors and no code) are read; never pickle, never remote code.
 """
 
-import ctypes
 import importlib.util
 import json
-import platform
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -66,7 +63,6 @@ def set_up(compute: Compute, seed: int) -> torch.device:
         When ``device: cuda`` is asked for and there is none.
     """
     torch.manual_seed(seed)
-    _keep_freed_memory()
     if compute.threads:
         torch.set_num_threads(compute.threads)
     if compute.device == "cuda" and not torch.cuda.is_available():
@@ -75,15 +71,6 @@ def set_up(compute: Compute, seed: int) -> torch.device:
         )
     cuda = compute.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if cuda else "cpu")
-
-
-def _keep_freed_memory() -> None:
-    # glibc gives blocks back to the system at every free, and getting them again costs a training step 6%. The largest
-    # (32 MiB is as high as the bound goes) still are: a heap that keeps those as well doubles in size.
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # the numbers of <malloc.h>
-        libc.mallopt(mmap_threshold, 32 << 20)
-        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def compute_dtype(compute: Compute, device: torch.device) -> torch.dtype:
