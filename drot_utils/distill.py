@@ -3,6 +3,7 @@
 The names in capitals in the docstrings are those of appendix C.
 """
 
+import gc
 import json
 
 import numpy as np
@@ -167,6 +168,7 @@ def fine_tune(
     record = read_training(study, name)
     if record and record["fingerprint"] == key:
         return record
+    gc.collect()  # models that have done their writing hang in reference cycles: half a gigabyte each
     place = (
         models.load_folder(study.run.model(start), "student")
         if start
