@@ -113,9 +113,8 @@ def main() -> int:
         while total < arguments.kills:
             output = Path(folder) / f"killed{rounds}"
             output.mkdir()
-            total += run_disturbed(
-                params_file, output, rng, min(arguments.each, arguments.kills - total), arguments.longest
-            )
+            kills = min(arguments.each, arguments.kills - total)
+            total += run_disturbed(params_file, output, rng, kills, arguments.longest, until)
             rounds += 1
             different = differences(expected, files_of(output))
             print(
