@@ -23,7 +23,7 @@ def main() -> None:
     for name, groups in (("different", _groups(count, 0)), ("paraphrases", _groups(count, 6))):
         found, expected = filter_unique(groups, nli, THRESHOLD), _plain(groups, nli)
         assert found.kept == expected, "the decisions differ"
-        fewest = _fewest(groups, found.kept, nli)
+        fewest = _fewest(groups, found.kept)
         kept = sum(map(sum, found.kept))
         print(
             f"{name}: {kept} of {sum(map(len, groups))} kept, {found.pairs_asked} forwards, {fewest} are needed at least"
@@ -102,7 +102,7 @@ def _plain(groups: list[list[str]], nli: Nli) -> list[list[bool]]:
     return kept
 
 
-def _fewest(groups: list[list[str]], kept: list[list[bool]], nli: Nli) -> int:
+def _fewest(groups: list[list[str]], kept: list[list[bool]]) -> int:
     """Forwards that any exact method in candidate order needs.
 
     An accepted candidate must be cleared against every accepted one before it: at least one forward each. A blocked one needs

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
 
-from benchmarks.harness import compare, read_options
+from benchmarks.harness import compare, read_options, write_result
 from drot_utils import corpora, models, student
 from drot_utils.paths import Run
 from drot_utils.profiles import load_params
@@ -41,8 +41,6 @@ def main() -> None:
         "loss_difference": several["loss_difference"],
     }
     # The JSON's ratio is the second set's, its bound the first's.
-    from benchmarks.harness import write_result
-
     write_result(
         "training",
         {**several, "name": "training", "bound": one["bound"], "of_bound": one["of_bound"], **notes},
@@ -124,7 +122,7 @@ def _trainer(model, tokenizer, rows, settings, dtype, steps) -> float:
             train_dataset=items,
             data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
         )
-        trainer.pop_callback(__import__("transformers").PrinterCallback)
+        trainer.pop_callback(PrinterCallback)
         trainer.train()
     return float(np.mean([row["loss"] for row in trainer.state.log_history if "loss" in row]))
 

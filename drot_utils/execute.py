@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 from drot_utils.errors import DrotError, wrap_os_error
@@ -54,7 +53,7 @@ def _execute(stage: Stage, params_file: str, run: Run, output: Path) -> None:
     status = run.work("progress") / f"{stage.name}.json"
     write_text(
         status,
-        json.dumps({"what": "starting", "n": 0, "total": 0, "unit": "", "rate": 0, "since": time.time()}),
+        json.dumps({"what": "starting", "n": 0, "total": 0, "unit": "", "rate": 0}),
     )
     os.environ[STATUS] = str(status)
     # Snakemake tells each job's libraries to use one thread; `compute.threads` says how many.
