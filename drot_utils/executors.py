@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import pandas as pd
 
 from drot_utils.errors import DrotError
-from drot_utils.params import Executor
+from drot_utils.settings import Executor
 
 #: Turns the rows of one shard and its seed into the shard's result.
 Work = Callable[[pd.DataFrame, int], pd.DataFrame]

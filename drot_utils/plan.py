@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from drot_utils.errors import DrotError
-from drot_utils.params import ModelRef, Params
+from drot_utils.params import Params
 from drot_utils.profiles import load_params
+from drot_utils.settings import ModelRef
 
 #: Parameters of the models that profiles name (from their model cards); embeddings are not counted for encoders.
 SIZES = {

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from drot_utils.errors import DataError
 from drot_utils.executors import OpenWork, run_tasks
-from drot_utils.params import Executor
 from drot_utils.progress import Progress
 from drot_utils.schema import read_table, write_table
+from drot_utils.settings import Executor
 
 LOCAL = Executor(kind="local", workers=1, address=None)
 

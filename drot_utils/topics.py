@@ -8,10 +8,10 @@ from safetensors.numpy import load_file, save_file
 
 from drot_utils import encoder, models
 from drot_utils.errors import DataError
-from drot_utils.params import ModelRef
 from drot_utils.params import Topics as Settings
 from drot_utils.paths import Run, atomic
 from drot_utils.progress import Progress
+from drot_utils.settings import ModelRef
 from drot_utils.shards import fingerprint, source_hash
 
 #: Columns of a topic table.

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from drot_utils.errors import DrotError
-from drot_utils.params import Executor
+from drot_utils.settings import Executor
 from drot_utils.shards import map_shards
 
 LOCAL = Executor(kind="local", workers=1, address=None)

@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 
 from drot_utils import models
 from drot_utils.errors import ModelError
-from drot_utils.params import ModelRef
 from drot_utils.paths import Run
+from drot_utils.settings import ModelRef
 
 
 def test_package_weights_are_the_pinned_ones():

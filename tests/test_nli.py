@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from drot_utils import corpora, nli
 from drot_utils.errors import MissingInputError, ModelError
-from drot_utils.params import ModelRef
 from drot_utils.paths import Run
+from drot_utils.settings import ModelRef
 
 LETTERS = "abcdefgh"
 GROUPS = st.lists(st.lists(st.sampled_from(LETTERS), max_size=7), max_size=5)

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from drot_utils.params import Executor, ModelRef, Params, Threshold
+from drot_utils.params import Params, Threshold
+from drot_utils.settings import Executor, ModelRef
 
 
 def test_values_do_not_change(smoke):

@@ -2,8 +2,8 @@ import pytest
 
 from drot_utils import plan
 from drot_utils.errors import DrotError
-from drot_utils.params import ModelRef
 from drot_utils.profiles import load_params
+from drot_utils.settings import ModelRef
 
 
 def test_the_papers_own_numbers_come_back():

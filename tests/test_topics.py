@@ -5,8 +5,8 @@ from conftest import CPU
 
 from drot_utils import topics
 from drot_utils.errors import DataError
-from drot_utils.params import ModelRef
 from drot_utils.paths import Run
+from drot_utils.settings import ModelRef
 
 SUBJECTS = {
     "dog": "the dog barks at the cat",

@@ -6,8 +6,8 @@ from conftest import CPU
 
 from drot_utils import toxicity
 from drot_utils.errors import DataError, ModelError
-from drot_utils.params import ModelRef
 from drot_utils.paths import Run
+from drot_utils.settings import ModelRef
 
 PLACE = (Run("smoke"), CPU, torch.float32)
 

