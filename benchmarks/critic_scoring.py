@@ -26,7 +26,7 @@ def main() -> None:
 
     def ours(dtype: torch.dtype = dtype) -> np.ndarray:
         encoded = encoder.encode(tokenizer, pairs, MAX_LENGTH)
-        return encoder.softmax(encoder.predict(model, tokenizer, encoded, device=device, dtype=dtype))
+        return encoder.softmax(encoder.predict(encoder.in_dtype(model, dtype), tokenizer, encoded, device))
 
     def peer(dtype: torch.dtype = dtype) -> np.ndarray:
         classify = pipeline(

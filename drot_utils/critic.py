@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -50,17 +51,14 @@ class Critic:
             asked = rows.loc[has]
             encoded = encoder.encode(self.tokenizer, texts(asked, self.head), self.max_length)
             with Progress(what, len(encoded), "contexts") as progress:
-                logits = encoder.predict(
-                    self.model,
-                    self.tokenizer,
-                    encoded,
-                    device=self.device,
-                    dtype=self.dtype,
-                    progress=progress,
-                )
+                logits = encoder.predict(self._fast, self.tokenizer, encoded, self.device, progress=progress)
             column = _class_of(asked["moral_variance"].to_numpy(), self.head)
             scores[has] = encoder.softmax(logits)[np.arange(len(asked)), column]
         return scores
+
+    @cached_property
+    def _fast(self) -> torch.nn.Module:
+        return encoder.in_dtype(self.model, self.dtype)
 
     def save(self, folder: Path, record: dict) -> None:
         """Write weights, tokenizer and settings, with `record` (thresholds, curve, metrics) beside them."""

@@ -11,12 +11,12 @@ import pandas as pd
 
 from drot_utils import models, student
 from drot_utils.cards import model_card
-from drot_utils.critic import Critic, load_critic, read_record
 from drot_utils.errors import DataError
-from drot_utils.nli import Filtered, Nli, filter_unique, load_nli
+from drot_utils.nli import Filtered
 from drot_utils.params import Corpus
-from drot_utils.paths import require, sha256
+from drot_utils.paths import sha256
 from drot_utils.schema import PROMPT
+from drot_utils.scoring import ShardedCritic, ShardedNli
 from drot_utils.shards import fingerprint, source_hash
 from drot_utils.study import Study
 
@@ -66,7 +66,7 @@ def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, 
     return {**parts, "test": test.iloc[:wanted_test].reset_index(drop=True)}
 
 
-def flag_repeats(rows: pd.DataFrame, nli: Nli, threshold: float) -> tuple[pd.DataFrame, Filtered]:
+def flag_repeats(rows: pd.DataFrame, nli: ShardedNli, threshold: float) -> tuple[pd.DataFrame, Filtered]:
     """Set ``nli_kept``: does a context say something that no accepted earlier one of its group says? (MUTUALNLI)
 
     Rows without a context keep a null flag.
@@ -74,7 +74,7 @@ def flag_repeats(rows: pd.DataFrame, nli: Nli, threshold: float) -> tuple[pd.Dat
     has = rows["context"].notna()
     groups = rows[has].groupby(PROMPT, sort=False).indices
     contexts = rows.loc[has, "context"].to_numpy()
-    filtered = filter_unique([contexts[index].tolist() for index in groups.values()], nli, threshold)
+    filtered = nli.filter([contexts[index].tolist() for index in groups.values()], threshold)
     flags = np.zeros(int(has.sum()), dtype=bool)
     for index, kept in zip(groups.values(), filtered.kept, strict=True):
         flags[index] = kept
@@ -84,7 +84,12 @@ def flag_repeats(rows: pd.DataFrame, nli: Nli, threshold: float) -> tuple[pd.Dat
 
 
 def flag_valid(
-    rows: pd.DataFrame, critic: Critic, threshold: float, *, use_nli: bool = True, use_critic: bool = True
+    rows: pd.DataFrame,
+    critic: ShardedCritic,
+    threshold: float,
+    *,
+    use_nli: bool = True,
+    use_critic: bool = True,
 ) -> pd.DataFrame:
     """Set ``critic_score`` and ``kept`` (FILTER): a row is kept if it parsed and passes the filters in use."""
     scored = rows.assign(critic_score=critic.score(rows))
@@ -108,12 +113,10 @@ def count_dropped(rows: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def load_filters(study: Study, critic_name: str = "critic") -> tuple[Critic, Nli, dict]:
-    """Load the run's critic (with its record, which holds the thresholds) and entailment model."""
-    params, run = study.params, study.run
-    folder = require(run.model(critic_name) / "settings.json", "02_critic").parent
-    critic = load_critic(folder, params.critic, run, study.device, study.dtype)
-    return critic, load_nli(run.model("nli"), params.nli, run, study.device, study.dtype), read_record(folder)
+def load_filters(study: Study, critic_name: str = "critic") -> tuple[ShardedCritic, ShardedNli, dict]:
+    """Open the run's critic (with its record, which holds the thresholds) and entailment model."""
+    critic = ShardedCritic(study, critic_name)
+    return critic, ShardedNli(study), critic.record
 
 
 def fine_tune(

@@ -49,12 +49,20 @@ class PairClassifier(nn.Module):
     def forward(self, **batch: torch.Tensor) -> torch.Tensor:
         """Return logits of shape (rows, classes), float32."""
         states = self.encoder(**batch).last_hidden_state
-        if self.pooling == "mean":
-            mask = batch["attention_mask"].unsqueeze(-1)
-            pooled = (states.float() * mask).sum(1) / mask.sum(1)
-        else:
-            pooled = states[:, 0]
+        pooled = _mean(states, batch) if self.pooling == "mean" else states[:, 0]
         return self.head(pooled.to(self.head[1].weight.dtype)).float()
+
+
+class SentenceEncoder(nn.Module):
+    """The mean over an encoder's tokens, of unit length."""
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, **batch: torch.Tensor) -> torch.Tensor:
+        """Return vectors of shape (rows, width), float32."""
+        return nn.functional.normalize(_mean(self.encoder(**batch).last_hidden_state, batch), dim=-1)
 
 
 @dataclass
@@ -140,7 +148,7 @@ def fit(
             progress.update()
             if step % every and step != steps:
                 continue
-            scores = predict(model, tokenizer, dev_rows, device=device, dtype=dtype)
+            scores = predict(in_dtype(model, dtype), tokenizer, dev_rows, device)
             dev_loss = float(nn.functional.cross_entropy(torch.tensor(scores), torch.tensor(dev_labels)))
             result.curve.append({"step": step, "train_loss": float(np.mean(losses)), "dev_loss": dev_loss})
             losses, result.steps = [], step
@@ -157,14 +165,21 @@ def fit(
     return result
 
 
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of `model` for scoring with its weights in `dtype`, or itself where that is float32.
+
+    Half as fast again as autocast, which casts every weight and activation at every batch.
+    """
+    return (model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)).eval()
+
+
 @torch.inference_mode()
 def predict(
     model: Callable[..., torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, list[int]]],
-    *,
     device: torch.device,
-    dtype: torch.dtype,
+    *,
     batch_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> np.ndarray:
@@ -175,6 +190,7 @@ def predict(
     Parameters
     ----------
     model : PairClassifier or a transformers classifier
+        As `in_dtype` returns it.
     rows : list of dict
         As `encode` returns them.
 
@@ -184,8 +200,6 @@ def predict(
     """
     if not rows:
         return np.zeros((0, 0), dtype=np.float32)
-    # A copy in `dtype` is half as fast again as autocast, which casts every weight and activation at every batch.
-    model = (model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)).eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     out: list[np.ndarray | None] = [None] * len(rows)
     for index in _by_tokens(order, rows, batch_tokens):
@@ -202,6 +216,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Return probabilities over the last axis, float64."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def _mean(states: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    mask = batch["attention_mask"].unsqueeze(-1)
+    return (states.float() * mask).sum(1) / mask.sum(1)
 
 
 def _by_tokens(order: list[int], rows: list[dict], batch_tokens: int) -> Iterator[list[int]]:

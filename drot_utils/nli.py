@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,6 @@ from drot_utils.progress import Progress
 
 LABELS = ["contradiction", "neutral", "entailment"]
 HEAD = {"pooling": "mean", "hidden": 384, "dropout": 0.1}
-
-ALIKE = 0.2  # share of common words from which a context is asked about first; decisions do not hang on it
 
 #: Returns P(premise entails hypothesis) for pairs of texts, as an array of the same length.
 Entails = Callable[[list[str], list[str]], np.ndarray]
@@ -41,9 +40,11 @@ class Nli:
     def probabilities(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
         """Return the probabilities of all labels, float64 of shape (pairs, labels)."""
         rows = encoder.encode(self.tokenizer, (premises, hypotheses), self.max_length)
-        return encoder.softmax(
-            encoder.predict(self.model, self.tokenizer, rows, device=self.device, dtype=self.dtype)
-        )
+        return encoder.softmax(encoder.predict(self._fast, self.tokenizer, rows, self.device))
+
+    @cached_property
+    def _fast(self) -> torch.nn.Module:
+        return encoder.in_dtype(self.model, self.dtype)
 
 
 @dataclass
@@ -62,9 +63,10 @@ def filter_unique(
     """Keep of each group the contexts that say something new (section 3.2's formula, exactly).
 
     Candidate i is accepted if, for every earlier *accepted* j, P(i entails j) or P(j entails i) is below `threshold`.
-    Only pairs that can still change a decision are asked: first the accepted context most like the candidate, which settles
-    most repetitions, then the others. Of a pair, the direction that is less likely to hold is asked first (a shorter text
-    seldom entails a longer one), the other only where it reaches the threshold. An exact repetition needs no model.
+    Only pairs that can still change a decision are asked: first the accepted context with the most words in common with
+    the candidate, which settles most repetitions, then the next one, the next two, four ... Of a pair, the direction that
+    is less likely to hold is asked first (a shorter text seldom entails a longer one), the other only where it reaches the
+    threshold. An exact repetition needs no model.
 
     Parameters
     ----------
@@ -85,21 +87,13 @@ def filter_unique(
     words = [[frozenset(text.lower().split()) for text in group] for group in groups]
     with Progress(what, sum(map(len, groups)), "contexts") as progress:
         for i in range(max(map(len, groups), default=0)):
-            open_groups = [k for k, group in enumerate(groups) if len(group) > i]
-            likely, others = [], []
-            for k in open_groups:
-                accepted = [j for j in range(i) if result.kept[k][j]]
-                same = next((j for j in accepted if groups[k][j] == groups[k][i]), None)
-                if same is not None:
-                    _block(result, k, i, same)
-                    continue
-                accepted.sort(key=lambda j, of=words[k]: -_overlap(of[i], of[j]))
-                near = 1 if accepted and _overlap(words[k][i], words[k][accepted[0]]) >= ALIKE else 0
-                likely += [(k, j) for j in accepted[:near]]
-                others += [(k, j) for j in accepted[near:]]
-            _settle(result, groups, i, likely, entails, threshold)
-            _settle(result, groups, i, [(k, j) for k, j in others if result.kept[k][i]], entails, threshold)
-            progress.update(len(open_groups))
+            members = [k for k, group in enumerate(groups) if len(group) > i]
+            ranked = {k: _rank(result, groups[k], words[k], k, i) for k in members}
+            start, stop = 0, 1
+            while asked := [(k, j) for k in members if result.kept[k][i] for j in ranked[k][start:stop]]:
+                _settle(result, groups, i, asked, entails, threshold)
+                start, stop = stop, stop * 2
+            progress.update(len(members))
     return result
 
 
@@ -183,6 +177,16 @@ def load_nli(folder: Path, settings: Settings, run: Run, device: torch.device, d
     )
 
 
+def _rank(
+    result: Filtered, group: Sequence[str], words: list[frozenset[str]], number: int, i: int
+) -> list[int]:
+    accepted = [j for j in range(i) if result.kept[number][j]]
+    same = next((j for j in accepted if group[j] == group[i]), None)
+    if same is not None:
+        _block(result, number, i, same)
+    return sorted(accepted, key=lambda j: -len(words[i] & words[j]) / max(1, len(words[i] | words[j])))
+
+
 def _settle(
     result: Filtered,
     groups: Sequence[Sequence[str]],
@@ -204,10 +208,6 @@ def _settle(
 
 def _ask(entails: Entails, pairs: Sequence[Sequence[str]]) -> np.ndarray:
     return entails([a for a, _ in pairs], [b for _, b in pairs]) if pairs else np.zeros(0)
-
-
-def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / max(1, len(one | other))
 
 
 def _block(result: Filtered, group: int, candidate: int, by: int) -> None:

@@ -48,6 +48,7 @@ class Compute(Section):
     dtype: Literal["auto", "float32", "bfloat16"]
     threads: PositiveInt | None
     executor: Executor
+    shard_rows: PositiveInt
 
 
 class Endpoint(Section):

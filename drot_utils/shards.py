@@ -86,7 +86,8 @@ def map_shards(
     """
     if size < 1:
         raise ValueError(f"a shard needs at least one row, not {size}")
-    parts = [rows.iloc[start : start + size] for start in range(0, len(rows), size)]
+    # Of no rows, one empty shard, so that the result has its columns.
+    parts = [rows.iloc[start : start + size] for start in range(0, len(rows) or 1, size)]
     done = {number: result for number in range(len(parts)) if (result := _read(folder, number)) is not None}
     missing = [(n, part, derive_seed(seed, stage, n)) for n, part in enumerate(parts) if n not in done]
     finished = sum(len(parts[number]) for number in done)
@@ -95,11 +96,7 @@ def map_shards(
             write_table(pa.Table.from_pandas(result, preserve_index=False), _path(folder, number))
             done[number] = _read(folder, number)
             progress.update(len(parts[number]) * per_row)
-    return (
-        pd.concat([done[number] for number in range(len(parts))], ignore_index=True)
-        if done
-        else rows.iloc[:0]
-    )
+    return pd.concat([done[number] for number in range(len(parts))], ignore_index=True)
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -2,72 +2,12 @@
 
 import numpy as np
 import pandas as pd
-import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from drot_utils import encoder, models
 from drot_utils.errors import DataError
 from drot_utils.params import Topics as Settings
-from drot_utils.paths import Run, atomic
-from drot_utils.progress import Progress
-from drot_utils.settings import ModelRef
-from drot_utils.shards import fingerprint, source_hash
 
 #: Columns of a topic table.
 COLUMNS = ["topic", "count", "words", "example"]
-
-
-class _MeanPooled(torch.nn.Module):
-    """A sentence encoder: the mean over tokens, of unit length."""
-
-    def __init__(self, base: torch.nn.Module) -> None:
-        super().__init__()
-        self.base = base
-
-    def forward(self, **batch: torch.Tensor) -> torch.Tensor:
-        """Return vectors of shape (rows, width), float32."""
-        states = self.base(**batch).last_hidden_state.float()
-        mask = batch["attention_mask"].unsqueeze(-1)
-        return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-
-
-def embed(
-    texts: list[str],
-    ref: ModelRef,
-    run: Run,
-    device: torch.device,
-    dtype: torch.dtype,
-    what: str = "embedding",
-) -> np.ndarray:
-    """Embed texts, or read the embeddings of the same texts by the same model from the run directory.
-
-    Parameters
-    ----------
-    texts : list of str
-    ref : ModelRef
-        The sentence encoder.
-
-    Returns
-    -------
-    ndarray of float32, shape (texts, width)
-        Rows of unit length.
-    """
-    key = fingerprint(texts, models.describe(ref), str(dtype), source_hash("topics", "encoder"))
-    path = run.work("embeddings") / f"{key}.safetensors"
-    try:
-        return load_file(path)["embeddings"]
-    except (OSError, SafetensorError):
-        pass  # none yet, or not whole
-    base, tokenizer = models.load(ref, "encoder", run)
-    rows = encoder.encode(tokenizer, (texts, None), min(256, tokenizer.model_max_length))
-    with Progress(what, len(rows), "texts") as progress:
-        vectors = encoder.predict(
-            _MeanPooled(base).to(device), tokenizer, rows, device=device, dtype=dtype, progress=progress
-        )
-    with atomic(path) as temporary:
-        save_file({"embeddings": vectors}, temporary)
-    return vectors
 
 
 def find_topics(

@@ -1,6 +1,8 @@
 """Toxicity of the data set, by a scorer of choice, and profanity by word list, which is another thing (section 5.2)."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,34 +13,33 @@ from drot_utils.corpora import read_tsv
 from drot_utils.errors import DataError, ModelError
 from drot_utils.params import Toxicity as Settings
 from drot_utils.paths import Run, resolve
-from drot_utils.progress import Progress
 
 #: Labels under which classifiers keep the score that is meant.
 LABELS = ("toxicity", "toxic")
 
+#: Gives each text a score from 0 to 1, or NaN.
+Scorer = Callable[[list[str]], np.ndarray]
 
-def score_toxicity(
-    texts: list[str], settings: Settings, run: Run, device: torch.device, dtype: torch.dtype
-) -> np.ndarray:
-    """Score texts with the scorer that the parameters name.
+
+def open_scorer(settings: Settings, run: Run, device: torch.device, dtype: torch.dtype) -> Scorer:
+    """Load the scorer that the parameters name.
 
     Parameters
     ----------
-    texts : list of str
     settings : Toxicity
         ``scorer: none`` scores nothing; ``recorded`` reads a TSV with ``text`` and ``toxicity``; ``model`` runs a pinned
         local classifier.
 
     Returns
     -------
-    ndarray of float64, shape (texts,)
-        0 to 1; NaN (null) where there is no score.
+    callable
+        Gives for a list of texts an array of float64, 0 to 1; NaN (null) where there is no score.
     """
     if settings.scorer == "none":
-        return np.full(len(texts), np.nan)
+        return _score_nothing
     if settings.scorer == "recorded":
-        return _recorded(texts, settings.recorded)
-    return _classified(texts, settings, run, device, dtype)
+        return partial(_look_up, _read_recorded(settings.recorded))
+    return _open_classifier(settings, run, device, dtype)
 
 
 def read_words(path: str) -> list[str]:
@@ -76,7 +77,11 @@ def _pattern(words: list[str]) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{joined})(?:s|es|ed|er|ers|ing|y)?\b", re.IGNORECASE)
 
 
-def _recorded(texts: list[str], path: str) -> np.ndarray:
+def _score_nothing(texts: list[str]) -> np.ndarray:
+    return np.full(len(texts), np.nan)
+
+
+def _read_recorded(path: str) -> pd.Series:
     table = read_tsv(path, ["text", "toxicity"])
     values = pd.to_numeric(table["toxicity"].replace("", None), errors="coerce")
     bad = (table["toxicity"] != "") & ~values.between(0, 1)
@@ -87,13 +92,14 @@ def _recorded(texts: list[str], path: str) -> np.ndarray:
             where=f"{path}, line {row + 2}",
         )
     known = pd.Series(values.to_numpy(), index=table["text"])
-    known = known[~known.index.duplicated()]
+    return known[~known.index.duplicated()]
+
+
+def _look_up(known: pd.Series, texts: list[str]) -> np.ndarray:
     return known.reindex(texts).to_numpy(dtype=float)
 
 
-def _classified(
-    texts: list[str], settings: Settings, run: Run, device: torch.device, dtype: torch.dtype
-) -> np.ndarray:
+def _open_classifier(settings: Settings, run: Run, device: torch.device, dtype: torch.dtype) -> Scorer:
     model, tokenizer = models.load(settings.model, "classifier", run)
     names = {str(name).lower(): i for i, name in model.config.id2label.items()}
     column = next((names[label] for label in LABELS if label in names), None)
@@ -101,11 +107,19 @@ def _classified(
         raise ModelError(
             f"expected a label named {' or '.join(LABELS)}, found {sorted(names)}", where=settings.model.name
         )
-    rows = encoder.encode(tokenizer, (texts, None), 256)
-    with Progress("toxicity", len(rows), "texts") as progress:
-        logits = encoder.predict(
-            model.to(device), tokenizer, rows, device=device, dtype=dtype, progress=progress
-        )
-    if model.config.problem_type == "single_label_classification":
+    one_label = model.config.problem_type == "single_label_classification"
+    return partial(_classify, encoder.in_dtype(model, dtype).to(device), tokenizer, device, column, one_label)
+
+
+def _classify(
+    model: torch.nn.Module,
+    tokenizer: object,
+    device: torch.device,
+    column: int,
+    one_label: bool,
+    texts: list[str],
+) -> np.ndarray:
+    logits = encoder.predict(model, tokenizer, encoder.encode(tokenizer, (texts, None), 256), device)
+    if one_label:
         return encoder.softmax(logits)[:, column]
     return 1 / (1 + np.exp(-logits[:, column].astype(np.float64)))  # one yes or no a label

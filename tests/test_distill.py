@@ -4,6 +4,7 @@ import pytest
 
 from drot_utils import distill
 from drot_utils.errors import DataError
+from drot_utils.nli import filter_unique
 
 
 class FixedCritic:
@@ -13,10 +14,15 @@ class FixedCritic:
         return rows["context"].str.len().to_numpy(dtype=float) / 20
 
 
-def entails_by_letters(premises, hypotheses):
-    return np.array(
-        [float(p.replace(" ", "") == h.replace(" ", "")) for p, h in zip(premises, hypotheses, strict=True)]
-    )
+class LettersNli:
+    """Entails what has the same letters."""
+
+    def __call__(self, premises, hypotheses):
+        pairs = zip(premises, hypotheses, strict=True)
+        return np.array([float(p.replace(" ", "") == h.replace(" ", "")) for p, h in pairs])
+
+    def filter(self, groups, threshold):
+        return filter_unique(groups, self, threshold)
 
 
 def test_actions_are_sampled_without_replacement(actions, smoke):
@@ -53,7 +59,7 @@ def test_fewer_actions_than_asked_for(actions, smoke, changes):
 
 
 def test_filters_flag_and_never_delete(candidates):
-    rows, filtered = distill.flag_repeats(candidates, entails_by_letters, 0.5)
+    rows, filtered = distill.flag_repeats(candidates, LettersNli(), 0.5)
     assert rows["nli_kept"].fillna(False).tolist() == [True, False, True, True, False, True] and pd.isna(
         rows["nli_kept"][4]
     )

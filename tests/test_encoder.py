@@ -18,10 +18,8 @@ def test_scores_come_in_order_and_do_not_hang_on_the_batch(classifier):
     model, tokenizer = classifier
     texts = [f"{'word ' * (1 + i % 7)}{i}" for i in range(30)]
     rows = encoder.encode(tokenizer, (texts, None), 64)
-    many = encoder.predict(model, tokenizer, rows, device=CPU, dtype=torch.float32)
-    one = np.concatenate(
-        [encoder.predict(model, tokenizer, [r], device=CPU, dtype=torch.float32) for r in rows]
-    )
+    many = encoder.predict(model, tokenizer, rows, CPU)
+    one = np.concatenate([encoder.predict(model, tokenizer, [r], CPU) for r in rows])
     np.testing.assert_allclose(many, one, atol=1e-5)
 
 
@@ -33,12 +31,7 @@ def test_pairs_are_cut_at_the_longest_part(classifier):
 
 def test_nothing_in_nothing_out(classifier):
     model, tokenizer = classifier
-    assert (
-        encoder.predict(
-            model, tokenizer, encoder.encode(tokenizer, ([], None), 8), device=CPU, dtype=torch.float32
-        ).shape[0]
-        == 0
-    )
+    assert encoder.predict(model, tokenizer, encoder.encode(tokenizer, ([], None), 8), CPU).shape[0] == 0
 
 
 def test_it_learns_and_keeps_the_best_step(classifier, smoke):
@@ -55,9 +48,7 @@ def test_it_learns_and_keeps_the_best_step(classifier, smoke):
     )  # fmt: skip
     losses = [row["dev_loss"] for row in fit.curve]
     assert min(losses) < 0.2 and fit.best_step == fit.curve[int(np.argmin(losses))]["step"]
-    logits = encoder.predict(
-        model, tokenizer, encoder.encode(tokenizer, (texts[120:], None), 64), device=CPU, dtype=torch.float32
-    )
+    logits = encoder.predict(model, tokenizer, encoder.encode(tokenizer, (texts[120:], None), 64), CPU)
     assert (logits.argmax(1) == labels[120:]).mean() > 0.9
 
 

@@ -1,12 +1,8 @@
 import numpy as np
 import pytest
-import torch
-from conftest import CPU
 
 from drot_utils import topics
 from drot_utils.errors import DataError
-from drot_utils.paths import Run
-from drot_utils.settings import ModelRef
 
 SUBJECTS = {
     "dog": "the dog barks at the cat",
@@ -41,25 +37,3 @@ def test_topics_are_found_named_counted_and_the_same_again(texts, vectors, smoke
 def test_too_few_texts(smoke):
     with pytest.raises(DataError, match=r"too few for 5 neighbours\n.*topics\.neighbors"):
         topics.find_topics(["a"] * 4, np.zeros((4, 3)), smoke.topics, 0)
-
-
-def test_embeddings_are_unit_length_kept_and_read_again(monkeypatch):
-    ref, run = ModelRef(source="random", name="tiny-bert"), Run("smoke")
-    first = topics.embed(["a fire", "a lie", "a"], ref, run, CPU, torch.float32)
-    np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)
-    (kept,) = run.work("embeddings").iterdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(topics.models, "load", lambda *a: pytest.fail("embedded again"))
-        np.testing.assert_array_equal(
-            topics.embed(["a fire", "a lie", "a"], ref, run, CPU, torch.float32), first
-        )
-    kept.write_bytes(kept.read_bytes()[:40])
-    np.testing.assert_array_equal(topics.embed(["a fire", "a lie", "a"], ref, run, CPU, torch.float32), first)
-
-
-def test_a_sentence_encoder_puts_like_with_like():
-    ref = ModelRef(source="package", name="all-minilm-l6-v2")
-    a, b, c = topics.embed(
-        ["a dog barks", "the puppy is barking", "tax law reform"], ref, Run("smoke"), CPU, torch.float32
-    )
-    assert a @ b > 0.6 > 0.3 > a @ c

@@ -13,17 +13,17 @@ PLACE = (Run("smoke"), CPU, torch.float32)
 
 
 def test_no_scorer_no_number(smoke):
-    assert np.isnan(toxicity.score_toxicity(["a", "b"], smoke.toxicity, *PLACE)).all()
+    assert np.isnan(toxicity.open_scorer(smoke.toxicity, *PLACE)(["a", "b"])).all()
 
 
 def test_recorded_scores_are_joined_by_text_and_the_rest_is_null(smoke, tmp_path):
     (tmp_path / "s.tsv").write_text("text\ttoxicity\na\t0.25\nb\t\na\t0.9\n")
     settings = smoke.toxicity.model_copy(update={"scorer": "recorded", "recorded": str(tmp_path / "s.tsv")})
-    scores = toxicity.score_toxicity(["b", "a", "c"], settings, *PLACE)
+    scores = toxicity.open_scorer(settings, *PLACE)(["b", "a", "c"])
     assert scores[1] == 0.25 and np.isnan(scores[[0, 2]]).all()
     (tmp_path / "s.tsv").write_text("text\ttoxicity\na\tvery\n")
     with pytest.raises(DataError, match=r"line 2: expected a score from 0 to 1 or nothing, found 'very'"):
-        toxicity.score_toxicity(["a"], settings, *PLACE)
+        toxicity.open_scorer(settings, *PLACE)
 
 
 def test_a_local_classifier_scores_by_its_toxic_label(smoke, tmp_path):
@@ -42,11 +42,11 @@ def test_a_local_classifier_scores_by_its_toxic_label(smoke, tmp_path):
         tokenizer.save_pretrained(tmp_path / place)
     model = ModelRef(source="folder", name=str(tmp_path / "good"))
     settings = smoke.toxicity.model_copy(update={"scorer": "model", "model": model})
-    scores = toxicity.score_toxicity(["a fire", "a lie"], settings, *PLACE)
+    scores = toxicity.open_scorer(settings, *PLACE)(["a fire", "a lie"])
     assert scores.shape == (2,) and ((scores > 0) & (scores < 1)).all()
     settings = settings.model_copy(update={"model": ModelRef(source="folder", name=str(tmp_path / "bad"))})
     with pytest.raises(ModelError, match="toxicity or toxic"):
-        toxicity.score_toxicity(["a"], settings, *PLACE)
+        toxicity.open_scorer(settings, *PLACE)
 
 
 def test_profanity_is_whole_words_in_any_case():
