@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.harness import compare, read_options
-from drot_utils import corpora, models, student
+from drot_utils import corpora, models, training
 from drot_utils.generation import Writer
 from drot_utils.paths import Run
 from drot_utils.profiles import load_params
@@ -66,7 +66,7 @@ def _student(params, run, device, dtype):
         rows = corpora.read_recorded(
             params.teacher.recorded, corpora.read_actions(params.corpus.actions)
         ).head(400)
-        student.train(
+        training.train(
             model, tokenizer, rows, params.student, learning_rate=1e-4, epochs=1, work=folder.with_name("work"), seed=1,
             device=device, dtype=dtype,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
 
 from benchmarks.harness import compare, read_options, write_result
-from drot_utils import corpora, models, student
+from drot_utils import corpora, models, student, training
 from drot_utils.paths import Run
 from drot_utils.profiles import load_params
 
@@ -73,7 +73,7 @@ def _measure(name, rows, params, run, device, dtype, options):
     def ours() -> None:
         base.load_state_dict(first)
         with tempfile.TemporaryDirectory() as work:
-            done = student.train(
+            done = training.train(
                 base, tokenizer, rows, settings, learning_rate=RATE, epochs=1, work=Path(work), seed=1, device=device, dtype=dtype
             )  # fmt: skip
         losses["ours"] = float(np.mean(done.losses))

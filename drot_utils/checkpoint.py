@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from drot_utils.paths import atomic
 
@@ -24,41 +25,55 @@ class Training:
 
 
 def save_checkpoint(
-    work: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, result: Training
+    work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, result: Training, write: bool = True
 ) -> None:
-    """Write weights, optimizer, random state and losses to `work`, whole or not at all."""
-    tensors = {f"model.{i}": p.detach() for i, p in enumerate(model.parameters())}
+    """Write weights, optimizer and losses to `work`, whole or not at all.
+
+    Parameters
+    ----------
+    write : bool
+        False in all but one of several processes; all must call, as each may hold a part of the weights.
+    """
+    tensors = {f"model.{i}": gather_whole(p.detach()) for i, p in enumerate(model.parameters())}
     for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"state.{i}.{key}": value for key, value in state.items()}
-    tensors["random"] = torch.get_rng_state()
-    if model.device.type == "cuda":
-        tensors["random_cuda"] = torch.cuda.get_rng_state()  # dropout draws from it
+        tensors |= {f"state.{i}.{key}": gather_whole(value) for key, value in state.items()}
     tensors["losses"] = torch.tensor(result.losses, dtype=torch.float64)
     tensors["target_tokens"] = torch.tensor(result.target_tokens)
-    with atomic(work / CHECKPOINT) as temporary:
-        save_file(tensors, temporary)
+    if write:
+        with atomic(work / CHECKPOINT) as temporary:
+            save_file(tensors, temporary)
 
 
 def restore_checkpoint(
-    work: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, result: Training
+    work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, result: Training
 ) -> int:
     """Put a training back to its last checkpoint in `work`, if there is a whole one, and return the steps it had done."""
     try:
         tensors = load_file(work / CHECKPOINT)
     except (OSError, SafetensorError):
         return 0  # none, or not whole: the training starts afresh and ends the same
+    parameters = list(model.parameters())
     with torch.no_grad():
-        for i, parameter in enumerate(model.parameters()):
-            parameter.copy_(tensors[f"model.{i}"])
+        for i, parameter in enumerate(parameters):
+            parameter.copy_(_like(parameter, tensors[f"model.{i}"]))
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("state."):
             _, i, key = name.split(".")
-            state.setdefault(int(i), {})[key] = value
+            whole = value.shape == parameters[int(i)].shape  # a moment, not the step count
+            state.setdefault(int(i), {})[key] = _like(parameters[int(i)], value) if whole else value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    torch.set_rng_state(tensors["random"])
-    if "random_cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random_cuda"])
     result.losses = tensors["losses"].tolist()
     result.target_tokens = int(tensors["target_tokens"])
     return len(result.losses)
+
+
+def gather_whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that FSDP has cut into shards as one, others as they are; all processes must call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return whole

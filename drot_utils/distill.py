@@ -8,11 +8,13 @@ import json
 
 import numpy as np
 import pandas as pd
+from accelerate import Accelerator
 
-from drot_utils import models, student
+from drot_utils import models, training
 from drot_utils.cards import model_card
 from drot_utils.errors import DataError
 from drot_utils.nli import Filtered
+from drot_utils.parallel import launch
 from drot_utils.params import Corpus
 from drot_utils.paths import sha256
 from drot_utils.schema import PROMPT
@@ -158,7 +160,7 @@ def fine_tune(
             where=name,
             todo="lower the critic threshold in params",
         )
-    params, folder = study.params, study.run.model(name)
+    params = study.params
     origin = (
         sha256(study.run.model(start) / "model.safetensors")
         if start
@@ -166,29 +168,56 @@ def fine_tune(
     )
     key = fingerprint(
         rows[[*PROMPT, "context", "rationale"]], origin, params.student.model_dump(), learning_rate, epochs, steps,
-        params.seed, str(study.dtype), source_hash("student", "prompts"),
+        params.seed, str(study.dtype), source_hash("student", "training", "prompts"),
     )  # fmt: skip
     record = read_training(study, name)
     if record and record["fingerprint"] == key:
         return record
+    job = {
+        "name": name,
+        "key": key,
+        "start": start,
+        "learning_rate": learning_rate,
+        "epochs": epochs,
+        "steps": steps,
+    }
     gc.collect()  # models that have done their writing hang in reference cycles: half a gigabyte each
-    place = (
+    if params.compute.parallel.processes > 1:
+        launch(study, rows, job, study.run.work("parallel") / key)
+    else:
+        learn(study, rows, **job)
+    return read_training(study, name)
+
+
+def learn(
+    study: Study,
+    rows: pd.DataFrame,
+    *,
+    name: str,
+    key: str,
+    start: str | None,
+    learning_rate: float,
+    epochs: int,
+    steps: int | None,
+    accelerator: Accelerator | None = None,
+) -> None:
+    """Train a student and keep it with its record; in several processes, the first of them keeps it (see `fine_tune`)."""
+    params = study.params
+    model, tokenizer = (
         models.load_folder(study.run.model(start), "student")
         if start
         else models.load(params.student.base, "student", study.run)
     )
-    model, tokenizer = place
-    training = student.train(
+    done = training.train(
         model, tokenizer, rows, params.student, learning_rate=learning_rate, epochs=epochs, steps=steps,
         work=study.run.work("checkpoints") / key, seed=params.seed, device=study.device, dtype=study.dtype,
-        what=f"training {name}",
+        what=f"training {name}", accelerator=accelerator,
     )  # fmt: skip
-    record = {**vars(training), "start": start, "fingerprint": key}
-    card = model_card(name, start, len(rows), training.steps, model.config.is_encoder_decoder, params)
-    models.save(
-        model, tokenizer, folder, study.dtype, {"training.json": json.dumps(record), "README.md": card}
-    )
-    return record
+    record = {**vars(done), "start": start, "fingerprint": key}
+    card = model_card(name, start, len(rows), done.steps, model.config.is_encoder_decoder, params)
+    notes = {"training.json": json.dumps(record), "README.md": card}
+    first = accelerator is None or accelerator.is_main_process
+    models.save(model, tokenizer, study.run.model(name), study.dtype, notes, write=first)
 
 
 def read_training(study: Study, name: str) -> dict | None:

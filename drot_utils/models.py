@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from drot_utils.checkpoint import gather_whole
 from drot_utils.errors import ModelError
 from drot_utils.paths import Run, sha256
 from drot_utils.settings import Compute, ModelRef
@@ -142,17 +143,22 @@ def save(
     folder: Path,
     dtype: torch.dtype,
     notes: dict[str, str] | None = None,
-) -> Path:
-    """Write a student to `folder`, whole or not at all: weights in `dtype`, tokenizer, and `notes` (file name to text)."""
+    write: bool = True,
+) -> None:
+    """Write a student to `folder`, whole or not at all: weights in `dtype`, tokenizer, and `notes` (file name to text).
+
+    Of several processes that hold shards of it all must call, and one must `write`.
+    """
+    half = {name: gather_whole(tensor).to(dtype) for name, tensor in model.state_dict().items()}
 
     def fill(place: Path) -> None:
-        half = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
         model.save_pretrained(place, state_dict=half)
         tokenizer.save_pretrained(place)
         for name, text in (notes or {}).items():
             (place / name).write_text(text, encoding="utf-8")
 
-    return replace_folder(folder, fill)
+    if write:
+        replace_folder(folder, fill)
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:

@@ -108,6 +108,7 @@ class Student(Section):
     accumulate: PositiveInt
     max_prompt_length: PositiveInt
     max_target_length: PositiveInt
+    gradient_checkpointing: bool
     checkpoint_minutes: Annotated[float, Field(gt=0)]
 
 
@@ -208,4 +209,10 @@ class Params(Section):
     def _check(self) -> "Params":
         if self.evaluation.critic == "independent" and not self.critic.independent_share:
             raise ValueError("`evaluation.critic: independent` needs a `critic.independent_share` above 0")
+        processes, batches = self.compute.parallel.processes, self.student.accumulate
+        if batches % processes:
+            raise ValueError(
+                f"the {processes} processes of `compute.parallel` share a step's batches, so `student.accumulate` must be a "
+                f"multiple of {processes}, not {batches}"
+            )
         return self

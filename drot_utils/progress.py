@@ -26,11 +26,15 @@ class Progress:
         The field's word for one unit, such as "candidates".
     done : int
         Units finished by an earlier run; they count as done, not towards the rate.
+    quiet : bool
+        Show nothing: another process shows the same work.
     """
 
-    def __init__(self, what: str, total: int, unit: str = "rows", done: int = 0) -> None:
+    def __init__(
+        self, what: str, total: int, unit: str = "rows", done: int = 0, *, quiet: bool = False
+    ) -> None:
         self.what, self.total, self.unit, self.n, self.start_n = what, total, unit, done, done
-        self.status = os.environ.get(STATUS)
+        self.status = None if quiet else os.environ.get(STATUS)
         self.began = time.monotonic()
         self.written = 0.0
         self.bar = tqdm(
@@ -38,7 +42,7 @@ class Progress:
             initial=done,
             desc=what,
             unit=f" {unit}",
-            disable=bool(self.status) or not _interactive(),
+            disable=quiet or bool(self.status) or not _interactive(),
             mininterval=1,
             leave=False,
         )

@@ -41,14 +41,22 @@ class Executor(Section):
     address: str | None
 
 
+class Parallel(Section):
+    """Processes that share a training; with `fsdp` each holds a share of the weights, else a copy."""
+
+    processes: PositiveInt
+    fsdp: bool
+
+
 class Compute(Section):
-    """Device, precision, threads, and who does sharded work."""
+    """Device, precision, threads, who does sharded work, and who trains."""
 
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["auto", "float32", "bfloat16"]
     threads: PositiveInt | None
     executor: Executor
     shard_rows: PositiveInt
+    parallel: Parallel
 
 
 class Endpoint(Section):

@@ -1,15 +1,11 @@
-"""Fine-tuning a student: one code path for causal and seq2seq models (appendix D.2).
+"""What a student learns from, and its loss: one code path for causal and seq2seq models (appendix D.2).
 
 The contexts that share a prompt (same action and moral variance) are learnt behind one copy of it. A causal model sees
 ``prompt, target 1, target 2 ...`` in one sequence in which a target attends to the prompt and itself only and counts its
 positions from the end of the prompt; a seq2seq model encodes the prompt once. The losses are those of separate rows.
 """
 
-import math
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -17,9 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
-from drot_utils.checkpoint import CHECKPOINT, Training, restore_checkpoint, save_checkpoint
 from drot_utils.params import Student as Settings
-from drot_utils.progress import Progress
 from drot_utils.prompts import student_source, student_target
 from drot_utils.schema import PROMPT
 
@@ -78,93 +72,6 @@ def batch_loss(
     predict = _seq2seq_logits if model.config.is_encoder_decoder else _causal_logits
     logits, labels = predict(model, batch, device)
     return nn.functional.cross_entropy(logits.float(), labels), len(labels)
-
-
-def train(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: pd.DataFrame,
-    settings: Settings,
-    *,
-    learning_rate: float,
-    epochs: int,
-    work: Path,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    steps: int | None = None,
-    what: str = "training",
-) -> Training:
-    """Fine-tune in place with AdamW and a linear schedule.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        ``action_id action moral_variance context rationale``.
-    epochs : int
-        Passes over the rows.
-    work : Path
-        Where a checkpoint is kept every ``settings.checkpoint_minutes``; a training that was killed goes on from it
-        and ends with the same weights. Its name must change with the rows, the settings and the first weights.
-    steps : int, optional
-        Optimizer steps instead of epochs.
-
-    Returns
-    -------
-    Training
-        With the loss of each optimizer step.
-    """
-    torch.manual_seed(seed)
-    examples = make_examples(rows, tokenizer, settings, model.config.is_encoder_decoder)
-    each_epoch = math.ceil(len(make_batches(examples, settings.batch_size, seed, 0)) / settings.accumulate)
-    total = steps or epochs * each_epoch
-    model.to(device=device, dtype=torch.float32).train()
-    if device.type == "cpu":
-        model.set_attn_implementation(
-            "eager"
-        )  # a fifth faster: the fused one's backward pass is slow on a CPU
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
-    result = Training(len(rows), total, 0)
-    done = restore_checkpoint(work, model, optimizer, result)
-    saved = time.monotonic()
-    with Progress(what, total, "steps", done=done) as progress:
-        for step, micro in _numbered_steps(examples, settings, seed, total):
-            if step < done:
-                continue
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * (1 - step / total)
-            losses = []
-            for batch in micro:
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    loss, tokens = batch_loss(model, batch, device)
-                (loss / len(micro)).backward()
-                losses.append(loss.item())
-                result.target_tokens += tokens
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            result.losses.append(sum(losses) / len(losses))
-            progress.update()
-            if time.monotonic() - saved >= settings.checkpoint_minutes * 60 and step + 1 < total:
-                save_checkpoint(work, model, optimizer, result)
-                saved = time.monotonic()
-    (work / CHECKPOINT).unlink(missing_ok=True)
-    model.eval()
-    return result
-
-
-def _numbered_steps(
-    examples: list[Example], settings: Settings, seed: int, total: int
-) -> Iterator[tuple[int, list[list[Example]]]]:
-    step = epoch = 0
-    while True:
-        batches = make_batches(examples, settings.batch_size, seed, epoch)
-        for start in range(0, len(batches), settings.accumulate):
-            if step == total:
-                return
-            yield step, batches[start : start + settings.accumulate]
-            step += 1
-        epoch += 1
 
 
 def _causal_logits(

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from drot_utils import corpora, forms, models, student
+from drot_utils import corpora, forms, models, training
 from drot_utils.gold import read_gold
 from drot_utils.params import Params
 from drot_utils.paths import ROOT, Run
@@ -131,7 +131,7 @@ def fit_student(model_and_tokenizer, rows, settings, work, **changes):
         "dtype": torch.float32,
         **changes,
     }
-    return student.train(model, tokenizer, rows, settings, **options)
+    return training.train(model, tokenizer, rows, settings, **options)
 
 
 def write_params(path: Path, base: str, **changes: object) -> Path:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import fit_student
 
-from drot_utils import checkpoint, student
+from drot_utils import checkpoint, training
 
 
 def test_a_killed_training_ends_with_the_same_weights(smoke, student_rows, tmp_path, monkeypatch):
@@ -11,7 +11,7 @@ def test_a_killed_training_ends_with_the_same_weights(smoke, student_rows, tmp_p
     settings = smoke.student.model_copy(update={"batch_size": 2, "checkpoint_minutes": 1e-9, "accumulate": 2})
     whole = build_tiny("tiny-llama")
     expected = fit_student(whole, student_rows, settings, tmp_path / "whole")
-    calls, real = [], student.batch_loss
+    calls, real = [], training.batch_loss
 
     def dies(*args):
         calls.append(1)
@@ -19,10 +19,10 @@ def test_a_killed_training_ends_with_the_same_weights(smoke, student_rows, tmp_p
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(student, "batch_loss", dies)
+    monkeypatch.setattr(training, "batch_loss", dies)
     with pytest.raises(KeyboardInterrupt):
         fit_student(build_tiny("tiny-llama"), student_rows, settings, tmp_path / "killed")
-    monkeypatch.setattr(student, "batch_loss", real)
+    monkeypatch.setattr(training, "batch_loss", real)
     assert (tmp_path / "killed" / checkpoint.CHECKPOINT).exists()
     again = build_tiny("tiny-llama")
     resumed = fit_student(again, student_rows, settings, tmp_path / "killed")

@@ -87,7 +87,7 @@ def test_fine_tune_keeps_a_record_and_is_not_done_twice(study, candidates, monke
     rows = candidates[candidates["context"].notna()]
     record = distill.fine_tune(study, rows, "distill_base", start=None, learning_rate=1e-3, epochs=2)
     assert record["rows"] == 5 and record == distill.read_training(study, "distill_base")
-    monkeypatch.setattr(distill.student, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(distill.training, "train", lambda *a, **k: pytest.fail("trained again"))
     assert distill.fine_tune(study, rows, "distill_base", start=None, learning_rate=1e-3, epochs=2) == record
 
 

@@ -1,0 +1,140 @@
+"""Fine-tuning a student, by one process or several, killed at any moment and resumed (appendix D.2)."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from drot_utils.checkpoint import CHECKPOINT, Training, restore_checkpoint, save_checkpoint
+from drot_utils.params import Student as Settings
+from drot_utils.progress import Progress
+from drot_utils.shards import derive_seed
+from drot_utils.student import Example, batch_loss, make_batches, make_examples
+
+
+class _Learner(nn.Module):
+    """A student whose forward pass is its loss: what runs in several processes must be one call of one module."""
+
+    def __init__(self, student: PreTrainedModel) -> None:
+        super().__init__()
+        self.student = student
+        self._no_split_modules = student._no_split_modules  # the blocks that FSDP takes as units
+
+    def forward(self, batch: list[Example], device: torch.device) -> tuple[torch.Tensor, int]:
+        return batch_loss(self.student, batch, device)
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: pd.DataFrame,
+    settings: Settings,
+    *,
+    learning_rate: float,
+    epochs: int,
+    work: Path,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    steps: int | None = None,
+    what: str = "training",
+    accelerator: Accelerator | None = None,
+) -> Training:
+    """Fine-tune in place with AdamW and a linear schedule.
+
+    A step's batches (``settings.accumulate`` of them) are dealt to the processes there are. Dropout is drawn from a seed
+    of the step and the batch. So the losses hang neither on the number of processes nor on where a training was resumed.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        ``action_id action moral_variance context rationale``.
+    epochs : int
+        Passes over the rows, each of as many batches as the first.
+    work : Path
+        Where a checkpoint is kept every ``settings.checkpoint_minutes``; a training that was killed goes on from it
+        and ends with the same weights. Its name must change with the rows, the settings and the first weights.
+    steps : int, optional
+        Optimizer steps instead of epochs.
+    accelerator : Accelerator, optional
+        In each of several processes (see `parallel`). Under FSDP, `model` holds its shards afterwards.
+
+    Returns
+    -------
+    Training
+        With the loss of each optimizer step, over all processes.
+    """
+    accelerator = accelerator or Accelerator(cpu=device.type == "cpu")
+    world, rank = accelerator.num_processes, accelerator.process_index
+    examples = make_examples(rows, tokenizer, settings, model.config.is_encoder_decoder)
+    each_epoch = math.ceil(len(make_batches(examples, settings.batch_size, seed, 0)) / settings.accumulate)
+    total = steps or epochs * each_epoch
+    model.to(device=device, dtype=torch.float32).train()
+    if device.type == "cpu":
+        # A fifth faster: the fused one's backward pass is slow on a CPU.
+        model.set_attn_implementation("eager")
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    learner = _Learner(model)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=learning_rate, fused=True)
+    if world > 1:
+        learner, optimizer = accelerator.prepare(learner, optimizer)
+    result = Training(len(rows), total, 0)
+    done = restore_checkpoint(work, learner, optimizer, result)
+    saved = time.monotonic()
+    with Progress(what, total, "steps", done=done, quiet=rank > 0) as progress:
+        for step, micro in _numbered_steps(examples, settings, seed, total):
+            if step < done:
+                continue
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * (1 - step / total)
+            # A process without a batch goes through another's with no weight: all must take part.
+            mine = list(range(rank, len(micro), world)) or [0]
+            loss_sum = torch.zeros(2, device=device)
+            for k in mine:
+                torch.manual_seed(derive_seed(seed, f"dropout {step}", k))
+                weight = (rank < len(micro)) / len(micro)
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    loss, tokens = learner(micro[k], device)
+                if k == mine[-1]:
+                    (loss * weight * world).backward()
+                else:
+                    with accelerator.no_sync(learner):
+                        (loss * weight * world).backward()
+                loss_sum += torch.tensor([loss.item() * weight, tokens * (rank < len(micro))], device=device)
+            accelerator.clip_grad_norm_(learner.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            mean, tokens = accelerator.reduce(loss_sum).tolist()
+            result.losses.append(mean)
+            result.target_tokens += int(tokens)
+            progress.update()
+            due = time.monotonic() - saved >= settings.checkpoint_minutes * 60 and step + 1 < total
+            if accelerator.reduce(torch.tensor(float(due), device=device)).item() if world > 1 else due:
+                save_checkpoint(work, learner, optimizer, result, write=accelerator.is_main_process)
+                saved = time.monotonic()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (work / CHECKPOINT).unlink(missing_ok=True)
+    model.eval()
+    return result
+
+
+def _numbered_steps(
+    examples: list[Example], settings: Settings, seed: int, total: int
+) -> Iterator[tuple[int, list[list[Example]]]]:
+    step = epoch = 0
+    while True:
+        batches = make_batches(examples, settings.batch_size, seed, epoch)
+        for start in range(0, len(batches), settings.accumulate):
+            if step == total:
+                return
+            yield step, batches[start : start + settings.accumulate]
+            step += 1
+        epoch += 1
