@@ -1,9 +1,11 @@
 """Who does the shards: this process, several, or a Ray cluster. The rows and their order are the same from all of them."""
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 
 import pandas as pd
 
@@ -57,8 +59,12 @@ def _run_processes(
 ) -> Iterator[tuple[int, pd.DataFrame]]:
     # Spawned, not forked: torch's threads do not survive a fork.
     workers = min(executor.workers, len(tasks))
+    context = get_context("spawn")
+    numbers = context.SimpleQueue()
+    for number in range(workers):
+        numbers.put(number)
     pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_open_here, initargs=(open_work, workers)
+        workers, context, initializer=_open_here, initargs=(open_work, workers, numbers)
     )
     try:
         futures = [pool.submit(_do_here, task) for task in tasks]
@@ -74,13 +80,13 @@ def _run_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _open_here(open_work: OpenWork, workers: int) -> None:
-    import os
-
+def _open_here(open_work: OpenWork, workers: int, numbers: SimpleQueue) -> None:
     import torch
 
     global _work
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    if count := torch.cuda.device_count():
+        torch.cuda.set_device(numbers.get() % count)  # the GPUs are shared out among the workers
     _work = open_work()
 
 
@@ -123,7 +129,8 @@ def _run_ray(
             ) from error  # fmt: skip
     try:
         # A worker that is killed is started again, and what it was doing is done again.
-        worker = ray.remote(max_restarts=-1, max_task_retries=-1)(_Worker)
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        worker = ray.remote(max_restarts=-1, max_task_retries=-1, num_gpus=gpus)(_Worker)
         pool = ray.util.ActorPool(
             [worker.remote(open_work) for _ in range(min(executor.workers, len(tasks)))]
         )

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from drot_utils.cards import data_card
 from drot_utils.params import Params
-from drot_utils.paths import write_text
-from drot_utils.schema import write_table
+from drot_utils.paths import atomic, write_text
 
 #: The published columns; those of Social-Chem-101 follow them.
 PUBLISHED = {
@@ -17,6 +17,8 @@ PUBLISHED = {
     "context": "context",
     "rationale": "rationale",
 }
+OWN = {**PUBLISHED, "critic_score": "critic-score", "source": "source"}
+CHUNK = 100_000  # rows converted at once: the memory an export takes beside its rows
 
 
 def published_columns(rows: pd.DataFrame, actions: pd.DataFrame) -> pd.DataFrame:
@@ -29,10 +31,9 @@ def published_columns(rows: pd.DataFrame, actions: pd.DataFrame) -> pd.DataFrame
     actions : DataFrame
         As `corpora.read_actions` returns it.
     """
-    own = {**PUBLISHED, "critic_score": "critic-score", "source": "source"}
     others = actions.drop(columns=[c for c in ("action", "source") if c in actions])
-    joined = rows[["action_id", *own]].merge(others, on="action_id", how="left", validate="many_to_one")
-    return joined.drop(columns="action_id").rename(columns=lambda name: own.get(name, name.replace("_", "-")))
+    joined = rows[["action_id", *OWN]].merge(others, on="action_id", how="left", validate="many_to_one")
+    return joined.drop(columns="action_id").rename(columns=lambda name: OWN.get(name, name.replace("_", "-")))
 
 
 def export_drot(
@@ -48,15 +49,30 @@ def export_drot(
     Path
         `folder`.
     """
-    table = published_columns(rows, actions)
-    write_table(
-        pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None),
-        folder / "d-rot.parquet",
-    )
-    text = table.map(lambda value: " ".join(value.split()) if isinstance(value, str) else value)
-    write_text(
-        folder / "d-rot.tsv", text.to_csv(sep="\t", index=False, quoting=3, quotechar=None, escapechar=None)
-    )
-    others = [c for c in table.columns if c not in [*PUBLISHED.values(), "critic-score", "source"]]
+    parts = [rows.iloc[start : start + CHUNK] for start in range(0, len(rows) or 1, CHUNK)]
+    schema = pa.Schema.from_pandas(published_columns(rows.head(0), actions), preserve_index=False)
+    with (
+        atomic(folder / "d-rot.parquet") as binary,
+        atomic(folder / "d-rot.tsv") as text,
+        pq.ParquetWriter(
+            binary, schema.remove_metadata(), compression="zstd", write_page_checksum=True
+        ) as writer,
+        text.open("w", encoding="utf-8", newline="") as handle,
+    ):
+        for k, part in enumerate(parts):
+            table = published_columns(part, actions)
+            writer.write_table(
+                pa.Table.from_pandas(table, schema, preserve_index=False).replace_schema_metadata(None)
+            )
+            strings = table.select_dtypes("str").columns
+            table[strings] = table[strings].apply(_on_one_line)
+            table.to_csv(
+                handle, sep="\t", index=False, header=k == 0, quoting=3, quotechar=None, escapechar=None
+            )
+    others = [name for name in schema.names if name not in OWN.values()]
     write_text(folder / "README.md", data_card(rows, others, params, threshold))
     return folder
+
+
+def _on_one_line(column: pd.Series) -> pd.Series:
+    return column.str.replace(r"\s+", " ", regex=True).str.strip()

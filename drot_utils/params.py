@@ -115,6 +115,7 @@ class Student(Section):
 class Generation(Section):
     """How a student writes its candidates (section 3.2 says nucleus, Algorithm 1 says beams)."""
 
+    engine: Literal["transformers", "vllm"]
     method: Literal["nucleus", "beam"]
     candidates: PositiveInt
     top_p: OpenShare

@@ -27,6 +27,7 @@ class _Learner(nn.Module):
         self._no_split_modules = student._no_split_modules  # the blocks that FSDP takes as units
 
     def forward(self, batch: list[Example], device: torch.device) -> tuple[torch.Tensor, int]:
+        """Return the loss of a batch and the number of its target tokens."""
         return batch_loss(self.student, batch, device)
 
 

@@ -16,6 +16,7 @@ from drot_utils.prompts import Parsed, parse_student, parse_teacher, student_sou
 from drot_utils.schema import empty_columns
 from drot_utils.shards import fingerprint, map_shards, source_hash
 from drot_utils.study import Study
+from drot_utils.vllm_writer import VllmWriter
 
 MADE_BY = {"distill_base": "04_distill_base", "distill_final": "06_final_dataset"}
 
@@ -25,7 +26,7 @@ class Author:
     """Somebody who writes contexts: a writer, how it is asked, and how its answer is read."""
 
     name: str
-    writer: Writer
+    writer: Writer | VllmWriter
     ask: Callable[[str, int], str]
     parse: Callable[[str], Parsed | None]
 
@@ -33,22 +34,18 @@ class Author:
 def open_author(study: Study, name: str) -> Author:
     """Load one of the run's students, or under the name ``base`` the base model as a zero-shot baseline (section 5.1)."""
     params, generation = study.params, study.params.generation
+    place = (study.device, study.dtype)
     if name == "base":
         model, tokenizer = models.load(params.student.base, "student", study.run)
-        lengths, ask, parse = (
-            (512, params.teacher.max_tokens),
-            partial(_ask_zero_shot, tokenizer),
-            parse_teacher,
-        )
+        writer = Writer(model, tokenizer, *place, 512, params.teacher.max_tokens, generation.batch_size)
+        return Author(name, writer, partial(_ask_zero_shot, tokenizer), parse_teacher)
+    folder = require(study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill")).parent
+    sizes = (params.student.max_prompt_length, generation.max_new_tokens, generation.batch_size)
+    if generation.engine == "vllm":
+        writer = VllmWriter(folder, *place, *sizes)
     else:
-        folder = require(
-            study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill")
-        ).parent
-        model, tokenizer = models.load_folder(folder, "student")
-        lengths, parse = (params.student.max_prompt_length, generation.max_new_tokens), parse_student
-        ask = partial(student_source, seq2seq=model.config.is_encoder_decoder)
-    writer = Writer(model, tokenizer, study.device, study.dtype, *lengths, generation.batch_size)
-    return Author(name, writer, ask, parse)
+        writer = Writer(*models.load_folder(folder, "student"), *place, *sizes)
+    return Author(name, writer, partial(student_source, seq2seq=writer.seq2seq), parse_student)
 
 
 def _ask_zero_shot(tokenizer: PreTrainedTokenizerBase, action: str, moral_variance: int) -> str:
@@ -87,7 +84,7 @@ def write_contexts(
     key = fingerprint(
         prompts, n, method, settings.model_dump(), study.params.seed, stage, str(study.dtype),
         sha256(require(origin, MADE_BY.get(name, "05_self_distill"))) if known else models.describe(study.params.student.base),
-        source_hash("generation", "nucleus", "prompts"),
+        source_hash("generation", "nucleus", "slots", "vllm_writer", "prompts"),
     )  # fmt: skip
     rows = map_shards(
         prompts, settings.shard_size, partial(_open_writing, study, name, n, method),

@@ -21,6 +21,17 @@ def test_what_is_exported_is_what_users_read(candidates, actions, smoke, tmp_pat
     )
 
 
+def test_an_export_in_pieces_is_the_export(candidates, actions, smoke, tmp_path, monkeypatch):
+    rows = candidates[candidates["context"].notna()].assign(
+        critic_score=0.9, action_id=actions["action_id"][0]
+    )
+    whole = export.export_drot(rows, actions, smoke, 0.75, tmp_path / "whole")
+    monkeypatch.setattr(export, "CHUNK", 2)
+    pieces = export.export_drot(rows, actions, smoke, 0.75, tmp_path / "pieces")
+    assert (whole / "d-rot.tsv").read_bytes() == (pieces / "d-rot.tsv").read_bytes()
+    pd.testing.assert_frame_equal(*(pd.read_parquet(place / "d-rot.parquet") for place in (whole, pieces)))
+
+
 def test_card_is_honest_about_machine_written_data(candidates, actions, smoke, tmp_path):
     rows = candidates[candidates["context"].notna()].assign(
         critic_score=0.9, action_id=actions["action_id"][0]
