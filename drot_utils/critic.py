@@ -46,7 +46,7 @@ class Critic:
             Probability of the direction asked; NaN (null) where there is no context.
         """
         scores = np.full(len(rows), np.nan)
-        has = rows["context"].notna().to_numpy()
+        has = rows["context"].fillna("").str.strip().ne("").to_numpy()
         if has.any():
             asked = rows.loc[has]
             encoded = encoder.encode(self.tokenizer, texts(asked, self.head), self.max_length)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from drot_utils.errors import ModelError
 from drot_utils.params import Encoder
 from drot_utils.progress import Progress
 
@@ -197,6 +198,11 @@ def predict(
     Returns
     -------
     ndarray of float32, shape (rows, classes)
+
+    Raises
+    ------
+    ModelError
+        When a logit is not finite.
     """
     if not rows:
         return np.zeros((0, 0), dtype=np.float32)
@@ -205,6 +211,10 @@ def predict(
     for index in _by_tokens(order, rows, batch_tokens):
         logits = model(**tokenizer.pad([rows[i] for i in index], return_tensors="pt").to(device))
         logits = getattr(logits, "logits", logits).float().cpu().numpy()
+        if not np.isfinite(logits).all():
+            raise ModelError(
+                "the model answers with NaN or infinity: its weights are broken", todo="train it again"
+            )
         for i, row in zip(index, logits, strict=True):
             out[i] = row
         if progress:

@@ -10,8 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from drot_utils.nucleus import nucleus_sample
+from drot_utils.errors import ModelError
+from drot_utils.nucleus import check_logits, nucleus_sample
 from drot_utils.progress import Progress
+from drot_utils.prompts import cut_prompt
 from drot_utils.slots import COMPACT_BELOW, Choose, write_sequences
 
 
@@ -35,6 +37,11 @@ class Writer:
         Where a text is cut.
     batch_size : int
         Sequences written at once.
+
+    Raises
+    ------
+    ModelError
+        When prompt and text together are longer than the model has positions.
     """
 
     model: PreTrainedModel
@@ -48,6 +55,13 @@ class Writer:
     def __post_init__(self) -> None:
         self.model.to(device=self.device, dtype=self.dtype).eval()
         self.seq2seq = self.model.config.is_encoder_decoder
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        if positions and self.max_prompt_length + self.max_new_tokens > positions:
+            raise ModelError(
+                f"a prompt of up to {self.max_prompt_length} tokens and a text of up to {self.max_new_tokens} do not fit into "
+                f"the model's {positions} positions", where=type(self.model).__name__,
+                todo="lower student.max_prompt_length or generation.max_new_tokens",
+            )  # fmt: skip
         ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
         self.ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=self.device)
 
@@ -88,10 +102,7 @@ class Writer:
             if method == "nucleus"
             else None
         )
-        encoded = [
-            self.tokenizer(p, truncation=True, max_length=self.max_prompt_length)["input_ids"]
-            for p in prompts
-        ]
+        encoded = [cut_prompt(self.tokenizer(p)["input_ids"], self.max_prompt_length) for p in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
         draws = uniform[order].flatten(0, 1).to(self.device) if uniform is not None else None
         choose = partial(self._choose, draws, top_p, temperature)
@@ -115,6 +126,7 @@ class Writer:
         step: torch.Tensor,
     ) -> torch.Tensor:
         if draws is None:
+            check_logits(logits.amax(-1))
             return logits.argmax(-1)
         return nucleus_sample(logits, draws[sequence, step], top_p, temperature)
 

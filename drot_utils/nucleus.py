@@ -35,8 +35,7 @@ def nucleus_sample(
         When a row of `logits` holds NaN or +inf, or is -inf throughout.
     """
     peak = logits.amax(-1, keepdim=True)
-    if not torch.isfinite(peak).all():
-        raise ValueError("logits are not finite: the model's weights or its input are broken")
+    check_logits(peak)
     total = _total_mass(logits, peak, temperature)
     tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     pending = torch.arange(len(logits), device=logits.device)
@@ -59,6 +58,12 @@ def nucleus_sample(
         if not len(pending):
             break
     return tokens
+
+
+def check_logits(peak: torch.Tensor) -> None:
+    """Raise a ValueError when the largest logit of a row is NaN or infinite."""
+    if not torch.isfinite(peak).all():
+        raise ValueError("logits are not finite: the model's weights or its input are broken")
 
 
 def _total_mass(logits: torch.Tensor, peak: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -77,6 +77,12 @@ def student_source(action: str, moral_variance: int, seq2seq: bool) -> str:
     return source if seq2seq else f"{source}\n"
 
 
+def cut_prompt(ids: list[int], limit: int) -> list[int]:
+    """Shorten a prompt's token ids to `limit` by leaving out of its middle: the direction, at its end, must stay."""
+    tail = limit // 4
+    return ids if len(ids) <= limit else ids[: limit - tail] + ids[len(ids) - tail :]
+
+
 def student_target(context: str, rationale: str) -> str:
     """Write what the student learns to answer, appendix D.2."""
     return f"Update: {_sentence(context)} Explanation: {_sentence(rationale)}"

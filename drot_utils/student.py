@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from drot_utils.params import Student as Settings
-from drot_utils.prompts import student_source, student_target
+from drot_utils.prompts import cut_prompt, student_source, student_target
 from drot_utils.schema import PROMPT
 
 
@@ -39,7 +39,7 @@ def make_examples(
     for _, group in rows.groupby(PROMPT, sort=True):
         first = group.iloc[0]
         source = student_source(first["action"], int(first["moral_variance"]), seq2seq)
-        prompt = tokenizer(source, truncation=True, max_length=settings.max_prompt_length)["input_ids"]
+        prompt = cut_prompt(tokenizer(source)["input_ids"], settings.max_prompt_length)
         targets = []
         for context, rationale in zip(group["context"], group["rationale"], strict=True):
             ids = tokenizer(student_target(context, rationale), add_special_tokens=False)["input_ids"]

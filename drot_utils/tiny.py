@@ -47,7 +47,7 @@ def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTok
         if name == "tiny-llama":
             config = LlamaConfig(
                 hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                max_position_embeddings=256, tie_word_embeddings=True, **size,
+                max_position_embeddings=1024, tie_word_embeddings=True, **size,
             )  # fmt: skip
             model = LlamaForCausalLM(config)
         elif name == "tiny-t5":

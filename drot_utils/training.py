@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drot_utils.checkpoint import CHECKPOINT, Training, restore_checkpoint, save_checkpoint
+from drot_utils.errors import ModelError
 from drot_utils.params import Student as Settings
 from drot_utils.progress import Progress
 from drot_utils.shards import derive_seed
@@ -70,6 +71,11 @@ def train(
     -------
     Training
         With the loss of each optimizer step, over all processes.
+
+    Raises
+    ------
+    ModelError
+        When a loss is not finite; the last checkpoint is kept.
     """
     accelerator = accelerator or Accelerator(cpu=device.type == "cpu")
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -113,6 +119,11 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             mean, tokens = accelerator.reduce(loss_sum).tolist()
+            if not math.isfinite(mean):
+                raise ModelError(
+                    f"the loss is {mean} at step {step + 1} of {total}", where=what,
+                    todo="lower the learning rate, or train in float32 (compute.dtype)",
+                )  # fmt: skip
             result.losses.append(mean)
             result.target_tokens += int(tokens)
             progress.update()

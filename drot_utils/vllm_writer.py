@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 from drot_utils.errors import DrotError, ModelError
 from drot_utils.generation import Written
 from drot_utils.progress import Progress
+from drot_utils.prompts import cut_prompt
 from drot_utils.shards import derive_seed
 
 
@@ -76,10 +77,7 @@ class VllmWriter:
         """Write `n` candidates for each prompt (see `generation.Writer.write`)."""
         if method == "greedy" and n != 1:
             raise ValueError(f"greedy decoding writes one candidate a prompt, not {n}")
-        ids = [
-            self.tokenizer(prompt, truncation=True, max_length=self.max_prompt_length)["input_ids"]
-            for prompt in prompts
-        ]
+        ids = [cut_prompt(self.tokenizer(p)["input_ids"], self.max_prompt_length) for p in prompts]
         asked = [{"prompt_token_ids": row} for row in ids]
         if method == "beam":
             settings = self.vllm.sampling_params.BeamSearchParams(

@@ -4,6 +4,7 @@ import torch
 from conftest import CPU
 
 from drot_utils import encoder
+from drot_utils.errors import ModelError
 from drot_utils.tiny import build_tiny
 
 
@@ -32,6 +33,14 @@ def test_pairs_are_cut_at_the_longest_part(classifier):
 def test_nothing_in_nothing_out(classifier):
     model, tokenizer = classifier
     assert encoder.predict(model, tokenizer, encoder.encode(tokenizer, ([], None), 8), CPU).shape[0] == 0
+
+
+def test_a_broken_model_gives_no_score(classifier):
+    model, tokenizer = classifier
+    with torch.no_grad():
+        model.head[1].weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="NaN"):
+        encoder.predict(model, tokenizer, encoder.encode(tokenizer, (["a"], None), 8), CPU)
 
 
 def test_it_learns_and_keeps_the_best_step(classifier, smoke):

@@ -63,8 +63,9 @@ def test_ray_without_its_package_says_what_to_install(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ray_gives_the_rows_of_one_even_when_a_worker_is_killed(tmp_path):
+def test_ray_gives_the_rows_of_one_even_when_a_worker_is_killed(tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="extra: make extras")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where its workers find this module
     executor = Executor(kind="ray", workers=2, address=None)
     found = run(tmp_path / "ray", executor, partial(open_suicide, tmp_path / "mark"))
     assert (tmp_path / "mark").exists()

@@ -2,8 +2,11 @@ import pytest
 import torch
 from conftest import CPU
 
+from drot_utils.errors import ModelError
 from drot_utils.generation import Writer
 from drot_utils.progress import Progress
+from drot_utils.prompts import cut_prompt, student_source
+from drot_utils.tiny import build_tiny
 
 PROMPTS = [
     "Action: Setting a fire.\nModifier: more ethical.",
@@ -69,6 +72,30 @@ def test_no_text_is_longer_than_allowed_and_progress_counts_candidates(tiny_stud
 def test_prompts_longer_than_allowed_are_cut(tiny_student):
     long = "word " * 500
     assert len(writer(tiny_student).write([long], 1, "greedy")[0]) == 1
+
+
+def test_a_cut_prompt_keeps_its_direction(tiny_student):
+    _, tokenizer = tiny_student
+    for direction in (1, -1):
+        prompt = student_source("wandering " * 60, direction, seq2seq=False)
+        ids = cut_prompt(tokenizer(prompt)["input_ids"], 48)
+        assert len(ids) == 48 and ("unethical" in tokenizer.decode(ids)) == (direction == -1)
+    assert cut_prompt([1, 2, 3], 3) == [1, 2, 3]
+
+
+def test_a_text_that_does_not_fit_the_model_is_refused():
+    model, tokenizer = build_tiny("tiny-llama")
+    positions = model.config.max_position_embeddings
+    with pytest.raises(ModelError, match=rf"{positions} positions\n.*max_prompt_length"):
+        Writer(model, tokenizer, CPU, torch.float32, positions, 1, 4)
+
+
+def test_a_broken_model_writes_nothing(tiny_student):
+    with torch.no_grad():
+        next(tiny_student[0].parameters()).fill_(float("nan"))
+    for method in ("greedy", "nucleus"):
+        with pytest.raises(ValueError, match="not finite"):
+            writer(tiny_student).write(PROMPTS, 1, method)
 
 
 def test_greedy_writes_one(tiny_student):

@@ -1,7 +1,10 @@
 import pytest
+from conftest import write_params
 from pydantic import ValidationError
 
+from drot_utils.errors import ParamsError
 from drot_utils.params import Params, Threshold
+from drot_utils.profiles import load_params
 from drot_utils.settings import Executor, ModelRef
 
 
@@ -30,6 +33,14 @@ def test_only_hub_models_have_a_revision_and_they_must():
 def test_no_workers_is_no_executor():
     with pytest.raises(ValidationError):
         Executor(kind="processes", workers=0, address=None)
+
+
+@pytest.mark.parametrize(
+    "key", ["generation__shard_size", "generation__batch_size", "compute__shard_rows", "student__batch_size"]
+)
+def test_a_size_of_zero_is_refused_by_name(tmp_path, key):
+    with pytest.raises(ParamsError, match=f"`{key.replace('__', '.')}`.*greater than 0"):
+        load_params(write_params(tmp_path / "p.yaml", "smoke", **{key: 0}))
 
 
 def test_every_section_is_strict():

@@ -3,7 +3,7 @@ import torch
 from conftest import fit_student
 
 from drot_utils import distill, models, parallel
-from drot_utils.errors import DrotError, ParamsError
+from drot_utils.errors import DrotError, ModelError, ParamsError
 from drot_utils.profiles import load_params
 from drot_utils.settings import ModelRef, Parallel
 from drot_utils.tiny import build_tiny
@@ -17,6 +17,13 @@ def test_it_learns(tiny_student, student_rows, smoke, tmp_path):
 
 def test_steps_instead_of_epochs(tiny_student, student_rows, smoke, tmp_path):
     assert fit_student(tiny_student, student_rows, smoke.student, tmp_path, steps=5).steps == 5
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tiny_student, student_rows, smoke, tmp_path):
+    with torch.no_grad():
+        next(tiny_student[0].parameters()).fill_(float("nan"))
+    with pytest.raises(ModelError, match=r"the loss is nan at step 1 of"):
+        fit_student(tiny_student, student_rows, smoke.student, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
