@@ -5,37 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from drot_utils.corpora import SOCIAL_CHEM
+
 SYLLABLES = [
     a + b
     for a in ["b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w"]
     for b in ["a", "e", "i", "o", "u", "an", "er", "in", "on", "us"]
-]
-COLUMNS = [
-    "area",
-    "m",
-    "split",
-    "rot-agree",
-    "rot-categorization",
-    "rot-moral-foundations",
-    "rot-char-targeting",
-    "rot-bad",
-    "rot-judgment",
-    "action",
-    "action-agency",
-    "action-moral-judgment",
-    "action-agree",
-    "action-legal",
-    "action-pressure",
-    "action-char-involved",
-    "action-hypothetical",
-    "situation",
-    "situation-short-id",
-    "rot",
-    "rot-id",
-    "rot-worker-id",
-    "breakdown-worker-id",
-    "n-characters",
-    "characters",
 ]
 
 
@@ -67,7 +42,7 @@ def make_drot(count: int, seed: int = 0) -> pd.DataFrame:
 def write_social_chem(path: Path, count: int, seed: int = 0) -> Path:
     """Write a TSV in the form of Social-Chem-101: 25 columns, no quoting, empty cells, actions that repeat."""
     rng = np.random.default_rng(seed)
-    frame = pd.DataFrame({name: [""] * count for name in COLUMNS})
+    frame = pd.DataFrame({name: [""] * count for name in SOCIAL_CHEM})
     actions = np.array(make_texts(int(count * 0.93), 6, rng), dtype=object)
     frame["action"] = actions[rng.integers(0, len(actions), count)]
     frame["situation"], frame["rot"] = make_texts(count, 14, rng), make_texts(count, 10, rng)

@@ -14,6 +14,15 @@ from drot_utils.errors import DataError
 from drot_utils.paths import resolve
 from drot_utils.schema import check_columns
 
+#: The columns of the published Social-Chem-101 (Forbes et al., 2020), of which `read_actions` needs four.
+SOCIAL_CHEM = [
+    "area", "m", "split", "rot-agree", "rot-categorization", "rot-moral-foundations", "rot-char-targeting",
+    "rot-bad", "rot-judgment", "action", "action-agency", "action-moral-judgment", "action-agree",
+    "action-legal", "action-pressure", "action-char-involved", "action-hypothetical", "situation",
+    "situation-short-id", "rot", "rot-id", "rot-worker-id", "breakdown-worker-id", "n-characters",
+    "characters",
+]  # fmt: skip
+
 
 def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
     """Read a tab-separated file with a header and no quoting; every value stays text.

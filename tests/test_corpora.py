@@ -80,40 +80,14 @@ def test_builtin_actions_are_as_the_datasheet_says(actions):
 
 
 def test_published_form_with_all_25_columns(tmp_path):
-    names = [
-        "area",
-        "m",
-        "split",
-        "rot-agree",
-        "rot-categorization",
-        "rot-moral-foundations",
-        "rot-char-targeting",
-        "rot-bad",
-        "rot-judgment",
-        "action",
-        "action-agency",
-        "action-moral-judgment",
-        "action-agree",
-        "action-legal",
-        "action-pressure",
-        "action-char-involved",
-        "action-hypothetical",
-        "situation",
-        "situation-short-id",
-        "rot",
-        "rot-id",
-        "rot-worker-id",
-        "breakdown-worker-id",
-        "n-characters",
-        "characters",
-    ]
+    assert len(corpora.SOCIAL_CHEM) == 25
     row = {
         "split": "train",
         "action": "Setting a fire",
         "rot": "It's dangerous",
         "rot-judgment": "it's dangerous",
     }
-    lines = ["\t".join(names), "\t".join(row.get(n, "") for n in names)]
+    lines = ["\t".join(corpora.SOCIAL_CHEM), "\t".join(row.get(n, "") for n in corpora.SOCIAL_CHEM)]
     actions = corpora.read_actions(write(tmp_path / "s.tsv", "\n".join(lines) + "\n"))
     assert actions["action"].tolist() == ["Setting a fire"] and actions["rot_moral_foundations"][0] == ""
 
