@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from sklearn.metrics import precision_recall_curve
 
-from drot_utils import encoder, models
+from drot_utils import encoder, fitting, models
 from drot_utils.errors import DataError, MissingInputError
 from drot_utils.params import Critic as Settings
 from drot_utils.params import Threshold
@@ -145,7 +145,7 @@ def train_critic(
     device: torch.device,
     dtype: torch.dtype,
     seed: int,
-) -> tuple[Critic, encoder.Fit]:
+) -> tuple[Critic, fitting.Fit]:
     """Fine-tune a critic on gold rows and keep the checkpoint of the lowest dev loss."""
     base, tokenizer = models.load(settings.base, "encoder", run)
     if settings.head == "binary":
@@ -162,7 +162,7 @@ def train_critic(
     if settings.head == "binary":
         # Appendix D.1: the rarer, low-quality class weighs as much more as it is rarer.
         weights = [float((train_labels == 1).sum() / max(1, (train_labels == 0).sum())), 1.0]
-    result = encoder.fit(
+    result = fitting.fit(
         model, tokenizer, texts(train, settings.head), train_labels, texts(dev, settings.head), labels(dev, settings.head),
         settings, device=device, dtype=dtype, seed=seed, class_weights=weights, what="training the critic",
     )  # fmt: skip

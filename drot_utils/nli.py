@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from drot_utils import encoder, models
+from drot_utils import encoder, fitting, models
 from drot_utils.errors import MissingInputError, ModelError
 from drot_utils.params import Nli as Settings
 from drot_utils.paths import Run
@@ -99,7 +99,7 @@ def filter_unique(
 
 def train_nli(
     pairs: pd.DataFrame, settings: Settings, run: Run, device: torch.device, dtype: torch.dtype, seed: int
-) -> tuple[Nli, encoder.Fit, pd.DataFrame]:
+) -> tuple[Nli, fitting.Fit, pd.DataFrame]:
     """Fine-tune an entailment model on labelled pairs (`corpora.read_groups`).
 
     A tenth of the training groups is set aside to choose the checkpoint; groups with split ``test`` are never seen.
@@ -117,7 +117,7 @@ def train_nli(
     torch.manual_seed(seed)  # the head's first weights
     model = encoder.PairClassifier(base, len(LABELS), **HEAD)
     train, dev = pairs[part == "train"], pairs[part == "dev"]
-    result = encoder.fit(
+    result = fitting.fit(
         model, tokenizer,
         (train["premise"].tolist(), train["hypothesis"].tolist()), train["label"].to_numpy(),
         (dev["premise"].tolist(), dev["hypothesis"].tolist()), dev["label"].to_numpy(),

@@ -68,7 +68,7 @@ def test_modules_import_downwards():
     floors = [
         {"errors"}, {"settings", "params", "paths", "progress", "paper"}, {"profiles", "schema", "manifest", "executors", "checkpoint"},
         {"corpora", "gold", "prompts", "tiny", "models", "shards", "nucleus", "slots", "study", "cards"},
-        {"teacher", "encoder", "critic", "nli", "student", "generation"}, {"toxicity", "scoring", "training", "parallel", "vllm_writer"}, {"writing", "distill"},
+        {"teacher", "encoder", "fitting", "critic", "nli", "student", "generation"}, {"toxicity", "scoring", "training", "parallel", "vllm_writer"}, {"writing", "distill"},
         {"evaluation", "forms", "annotation", "topics", "bias", "statistics", "export"},
         {"charts", "figures", "tables"}, {"stages", "execute", "plan", "__main__"},
     ]  # fmt: skip
