@@ -1,17 +1,35 @@
 """Made-up corpora of the published sizes and forms, with realistic lengths and a word distribution like language's."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from drot_utils.corpora import SOCIAL_CHEM
+from drot_utils.paths import ROOT
 
 SYLLABLES = [
     a + b
     for a in ["b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w"]
     for b in ["a", "e", "i", "o", "u", "an", "er", "in", "on", "us"]
 ]
+
+
+def make_apart(call: str, path: Path) -> Path:
+    """Have ``benchmarks.corpus.<call>`` write to `path` in a process of its own: making is not what is measured.
+
+    Parameters
+    ----------
+    call : str
+        An expression in which ``{path}`` stands for the path.
+    """
+    code = "from pathlib import Path; from benchmarks.corpus import *; " + call.format(
+        path=f"Path({str(path)!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    return path
 
 
 def make_texts(count: int, mean_words: float, rng: np.random.Generator) -> list[str]:

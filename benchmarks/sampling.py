@@ -12,6 +12,7 @@ from drot_utils.generation import Writer
 from drot_utils.paths import Run
 from drot_utils.profiles import load_params
 from drot_utils.prompts import student_source
+from drot_utils.slots import GROUPED
 
 N, TOP_P, TEMPERATURE, MAX_NEW, SLOTS = 10, 0.9, 0.8, 56, 320
 
@@ -39,12 +40,18 @@ def main() -> None:
     )
     assert abs(ours_mean - peer_mean) < 0.15 * peer_mean, (ours_mean, peer_mean)
     tokens = sum(map(sum, lengths))
+
+    def ours() -> None:
+        model.set_attn_implementation(GROUPED)  # as the writer does
+        writer.write(prompts, N, "nucleus", **sampling)
+
+    shapes = _record_shapes(model, ours)
     compare(
         "sampling",
         {
-            "ours": (lambda: writer.write(prompts, N, "nucleus", **sampling), tokens),
+            "ours": (ours, tokens),
             "transformers generate": (lambda: _generate(model, tokenizer, prompts, best), peer_tokens),
-            "bound": (lambda: _products(model, tokens, dtype), tokens),
+            "bound": (lambda: _products(model, shapes, dtype), tokens),
         },
         "tokens/s",
         rounds=options.rounds,
@@ -76,6 +83,7 @@ def _student(params, run, device, dtype):
 
 def _generate(model, tokenizer, prompts: list[str], batch: int) -> int:
     torch.manual_seed(0)
+    model.set_attn_implementation("sdpa")  # its default
     tokenizer.padding_side = "left"
     tokens = 0
     for start in range(0, len(prompts), batch):
@@ -98,14 +106,38 @@ def _best_batch(model, tokenizer, prompts: list[str]) -> int:
     return max(rates, key=rates.get)
 
 
-def _products(model, tokens: int, dtype: torch.dtype) -> None:
-    # The weights' products for full batches of SLOTS rows, nothing around them: no attention, no sampling, no cache.
+def _record_shapes(model, work) -> list[tuple[int, int, int]]:
+    """Do `work` and return rows, tokens a row and keys a row of every pass through the model."""
+    shapes = []
+
+    def note(_module, _args, given) -> None:
+        shapes.append((*given["input_ids"].shape, given["attention_mask"].shape[-1]))
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    work()
+    hook.remove()
+    return shapes
+
+
+def _products(model, shapes: list[tuple[int, int, int]], dtype: torch.dtype) -> None:
+    # The matrix products of the same passes with nothing around them: weights, and attention's two for each layer.
+    config, head = model.config, model.get_output_embeddings()
+    weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    keys, size = config.num_key_value_heads, config.head_dim
+    group = config.num_attention_heads // keys
+    noise = torch.randn(
+        max(rows * tokens for rows, tokens, _ in shapes), max(w.shape[1] for w in weights)
+    ).to(dtype)
     with torch.inference_mode():
-        weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
-        inputs = {w.shape[1]: torch.randn(SLOTS, w.shape[1]).to(dtype) for w in weights}
-        for _ in range(max(1, round(tokens / SLOTS))):
+        for rows, tokens, seen in shapes:
+            inputs = {w.shape[1]: noise[: rows * tokens, : w.shape[1]].contiguous() for w in weights}
             for weight in weights:
                 functional.linear(inputs[weight.shape[1]], weight)
+            functional.linear(inputs[head.weight.shape[1]][:rows], head.weight)
+            query = torch.zeros(rows * keys, group * tokens, size, dtype=dtype)
+            key = torch.zeros(rows * keys, seen, size, dtype=dtype)
+            for _ in range(config.num_hidden_layers):
+                torch.bmm(torch.bmm(query, key.transpose(1, 2)), key)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from drot_utils.errors import ModelError
 from drot_utils.nucleus import check_logits, nucleus_sample
 from drot_utils.progress import Progress
 from drot_utils.prompts import cut_prompt
-from drot_utils.slots import COMPACT_BELOW, Choose, write_sequences
+from drot_utils.slots import COMPACT_BELOW, GROUPED, Choose, write_sequences
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Writer:
     def __post_init__(self) -> None:
         self.model.to(device=self.device, dtype=self.dtype).eval()
         self.seq2seq = self.model.config.is_encoder_decoder
+        if not self.seq2seq and self.device.type == "cpu":
+            self.model.set_attn_implementation(GROUPED)
         positions = getattr(self.model.config, "max_position_embeddings", None)
         if positions and self.max_prompt_length + self.max_new_tokens > positions:
             raise ModelError(

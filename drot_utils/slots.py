@@ -8,14 +8,45 @@ waits, the batch is compacted. Keys and values stay where they are: a step write
 from collections.abc import Callable
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import DynamicCache
+from transformers.masking_utils import sdpa_mask
 
 REFILL_AT = 0.25  # share of free slots at which waiting prompts are let in
 COMPACT_BELOW = 0.75  # share of open slots below which the batch is compacted, when nothing waits
 
+#: The name of `attend_grouped` among transformers' attention functions.
+GROUPED = "grouped"
+
 #: Chooses the next token of each row from logits of shape (rows, vocabulary), given which sequence and step a row is.
 Choose = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def attend_grouped(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Attend with several queries to one key head where it is, which transformers copies for each of them.
+
+    On a CPU a decoding step's attention takes a third of the time so; its arguments are those of transformers' attention
+    functions.
+    """
+    causal = attention_mask is None and query.shape[2] > 1
+    out = nn.functional.scaled_dot_product_attention(
+        query, key, value, attention_mask, dropout, causal, scale=scaling, enable_gqa=True
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(GROUPED, attend_grouped)
+AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
 class _SlotCache:

@@ -16,7 +16,7 @@ def count_trigrams(texts: pd.Series) -> int:
     ----------
     texts : Series of str, shape (rows,)
     """
-    return _count_distinct(_trigrams(texts)[0])
+    return len(_distinct(_trigrams(texts)[0]))
 
 
 def mean_words(texts: pd.Series) -> float:
@@ -42,8 +42,10 @@ def _trigrams(texts: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     return pair * size + third, row[:-2][whole]
 
 
-def _count_distinct(numbers: np.ndarray) -> int:
-    return pc.count_distinct(pa.array(numbers)).as_py()
+def _distinct(numbers: np.ndarray) -> np.ndarray:
+    # Sorting 64-bit numbers is several times as fast as hashing them, in NumPy and in Arrow.
+    ordered = np.sort(numbers)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
 
 
 def table1(rows: pd.DataFrame) -> pd.DataFrame:
@@ -65,8 +67,13 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
     for kind in ("context", "rationale"):
         trigrams, row = _trigrams(rows[kind])
         variance = rows["moral_variance"].to_numpy()
-        for name, chosen in (("all", (1, -1)), ("strengthening", (1,)), ("weakening", (-1,))):
-            texts = rows.loc[np.isin(variance, chosen), kind]
-            count = _count_distinct(trigrams[np.isin(variance[row], chosen)])
-            out.append((kind.capitalize(), name, len(texts), count, mean_words(texts)))
+        stronger, weaker = (_distinct(trigrams[variance[row] == sign]) for sign in (1, -1))
+        found = {
+            "all": _distinct(np.concatenate([stronger, weaker])),
+            "strengthening": stronger,
+            "weakening": weaker,
+        }
+        for name, signs in (("all", (1, -1)), ("strengthening", (1,)), ("weakening", (-1,))):
+            texts = rows.loc[np.isin(variance, signs), kind]
+            out.append((kind.capitalize(), name, len(texts), len(found[name]), mean_words(texts)))
     return pd.DataFrame(out, columns=["type", "polarity", "entries", "trigrams", "mean_words"])
