@@ -22,7 +22,7 @@ _KINDS = {
     "action": "action",
 }
 _NAMES = "|".join(_KINDS.values())
-_BEFORE = r"(?:(?:the|my|a|an|one|possible|example|first|modified|more|less|(?:un)?ethical)\s){0,4}"
+_BEFORE = r"(?:(?:here(?:['’]s| is| are)|the|my|a|an|one|possible|example|first|modified|more|less|(?:un)?ethical)\s){0,4}"
 _NUMBER = r"(?:\s?[#(\[]?(?P<number>\d{1,2}|[A-C])\b[)\].]?)?"
 _CLAUSE = r"(?:\s?\([^()]{1,60}\))?(?:\s(?:in which|where|why|for|that|behind)\b[^:：*]{1,80}(?=[:：*]))?"
 _COLON = r"[*_`\"”'’\])]*+\s*+[:：][*_`\"”'’]*+"
@@ -40,7 +40,9 @@ _INNER_LABEL = re.compile(
 )
 _NAME = re.compile(_NAMES, re.IGNORECASE)
 #: What begins an explanation without a label.
-_UNLABELLED = re.compile(r"[\s>*_-]*+(?:because|(?:this|that) (?:is|makes|would make))\b", re.IGNORECASE)
+_UNLABELLED = re.compile(
+    r"[\s>*_-]*+(?:because|(?:this|that) (?:is because|makes|would make))\b", re.IGNORECASE
+)
 _PREAMBLE = re.compile(
     r"(?:sure|certainly|of course|absolutely|okay|ok|great|understood)?\W*+here(?:'s| is| are)\b|given an action,",
     re.IGNORECASE,

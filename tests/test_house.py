@@ -69,7 +69,7 @@ def test_modules_import_downwards():
         {"errors", "markup"}, {"settings", "params", "paths", "progress", "paper", "parsing"}, {"profiles", "schema", "manifest", "executors"},
         {"corpora", "gold", "prompts", "tiny", "models", "shards", "nucleus", "slots", "checkpoint", "study", "cards"},
         {"teacher", "encoder", "critic", "nli", "student", "generation"}, {"writing", "distill"},
-        {"evaluation", "forms", "annotation", "topics", "toxicity", "bias", "statistics", "export"},
+        {"evaluation", "forms", "spreadsheet", "mturk", "labelstudio", "potato", "exchange", "annotation", "topics", "toxicity", "bias", "statistics", "export"},
         {"charts", "figures", "tables"}, {"stages", "execute", "plan", "__main__"},
     ]  # fmt: skip
     floor_of = {name: k for k, names in enumerate(floors) for name in names}

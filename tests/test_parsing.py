@@ -75,6 +75,7 @@ WRITTEN = [
     "Here’s a situation in which it is more ethical:\n- at a campsite\n\nExplanation: the fire is safe there",
     "<think>\nThe user wants Situation: x\nExplanation: y\n</think>\n\nSituation: at a campsite\nExplanation: the fire is safe there",
     "I can't call this ethical in general, but here is a case:\n\nSituation: at a campsite\nExplanation: the fire is safe there",
+    "Here's a situation: at a campsite\n\nHere is the explanation:\n\n1. the fire is safe there\n2. it is warm",
     "“at a campsite.”\nExplanation: “the fire is safe there.”",
     '"at a campsite"\nExplanation: "the fire is safe there."',
     "‘at a campsite’\nExplanation: «the fire is safe there»",
@@ -130,6 +131,8 @@ NOT = [
     ("I'm sorry, but I can't help with that.\n\nExplanation: It would cause harm.", "refusal"),
     ("Situation: I cannot create a situation like this.\nExplanation: It is never right.", "refusal"),
     ("at a campsite", "no explanation"),
+    ("at a campsite\n\nThis is an example of a moral dilemma.", "no explanation"),
+    ("Action: Setting a fire\nExplanation: it may spread", "no situation"),
     ("Situation: at a campsite", "no explanation"),
     ("Situation: x\nExplanation:", "no explanation"),
     ("Situation: x\nExplan", "no explanation"),
@@ -173,9 +176,7 @@ def test_every_recorded_answer_is_read_as_it_is(style):
 LABELS = ["Situation:", "Explanation:", "**Reason**", "Action: x", "because", "Context 2:", "## Why", '"explanation":', "{", "}", "N/A"]  # fmt: skip
 MARKS = ["\n", "\r\n", "\n\n", " ", ". ", "...", "**", "*", "_", "`", "- ", "1. ", "> ", '"', "“", "”", "'", ",", "[", "the", "a", "word", "Here is", "I'm sorry, but I can't"]  # fmt: skip
 ANSWERS = st.lists(st.sampled_from(LABELS + MARKS) | st.text(max_size=5), max_size=30).map("".join)
-WORDS = st.text(st.sampled_from("abcdefgé’?!-7"), min_size=1).filter(
-    lambda w: w[0].isalpha() and w[-1] not in "-’a"
-)
+WORDS = st.from_regex(r"[a-gé]([a-gé’?!7-]{0,6}[b-gé7?!])", fullmatch=True)
 CLEAN = st.lists(WORDS, min_size=1, max_size=12).map(" ".join)
 
 
