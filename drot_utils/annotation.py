@@ -51,27 +51,34 @@ def majority(votes: pd.DataFrame, answers: list[str]) -> pd.Series:
 
 
 def agreement(votes: pd.DataFrame) -> dict[str, float | int]:
-    """Return how far annotators agree, over the rows that all of them answered.
+    """Return how far annotators agree, over the rows that have the commonest number of votes (two or more).
+
+    These are the rows that all answered where everybody is asked about all of them, and those with three votes where a
+    crowd gives three a row (Fleiss' kappa does not ask whose they are).
 
     Returns
     -------
     dict
-        ``rows``, ``annotators``, ``full`` (share of rows with one answer), ``majority`` (more than half the same) and
-        Fleiss' ``kappa`` (NaN when all answers are the same, where it is not defined).
+        ``rows``, ``annotators`` (votes a row), ``full`` (share of rows with one answer), ``majority`` (more than half the
+        same) and Fleiss' ``kappa`` (NaN when all answers are the same, where it is not defined).
     """
-    from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
+    from statsmodels.stats.inter_rater import fleiss_kappa
 
-    complete = votes.dropna()
-    if complete.empty:
+    answers = sorted(set(votes.stack().dropna()))
+    counts = (
+        np.array([votes.eq(answer).sum(axis=1) for answer in answers], dtype=int).reshape(-1, len(votes)).T
+    )
+    given = counts.sum(axis=1)
+    often = np.bincount(given, minlength=2)[2:]
+    if not often.any():
         return {"rows": 0, "annotators": votes.shape[1], "full": np.nan, "majority": np.nan, "kappa": np.nan}
-    counts, _ = aggregate_raters(complete.to_numpy(dtype=str))
+    size = len(often) + 1 - int(often[::-1].argmax())  # the larger number where two are as common
+    counts = counts[given == size]
+    counts = counts[:, counts.any(axis=0)]
     top = counts.max(axis=1)
     kappa = float(fleiss_kappa(counts)) if counts.shape[1] > 1 else np.nan
-    shares = {
-        "full": float((top == votes.shape[1]).mean()),
-        "majority": float((top * 2 > votes.shape[1]).mean()),
-    }
-    return {"rows": len(complete), "annotators": votes.shape[1], **shares, "kappa": kappa}
+    shares = {"full": float((top == size).mean()), "majority": float((top * 2 > size).mean())}
+    return {"rows": len(counts), "annotators": size, **shares, "kappa": kappa}
 
 
 def judge_rows(filled: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:

@@ -1,14 +1,14 @@
-"""The two human forms (appendix B, figures 6 and 7): what they ask, blind export, and import of filled ones."""
+"""The two human forms (appendix B, figures 6 and 7): what they ask, which rows are shown, and what a filled one may hold."""
 
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from drot_utils.errors import DataError
-from drot_utils.paths import resolve, write_text
-from drot_utils.schema import KEY, PROMPT, check_columns
+from drot_utils.schema import KEY, PROMPT
+from drot_utils.shards import fingerprint
 
 YES_SOMEWHAT_NO = {"Y": "yes", "S": "somewhat", "N": "no"}
 
@@ -43,7 +43,7 @@ CRITIC_FORM = Form(
         ),
         "q2": Question(
             "Does the rationale give facts or reasons that explain how the context does that?",
-            {**YES_SOMEWHAT_NO, "-": "not applicable: q1 is not Y"},
+            {**YES_SOMEWHAT_NO, "-": "not applicable: the answer above is not yes"},
         ),
     },
 )
@@ -66,8 +66,38 @@ EVALUATION_FORM = Form(
 )
 
 
+FORMS = {form.name: form for form in (CRITIC_FORM, EVALUATION_FORM)}
+
+#: What annotators read before the questions, in every format.
+INTRODUCTION = (
+    "Each row shows an everyday action, and a context in which somebody may do it. The context is meant to make the action more or "
+    "less acceptable, as the direction says; the rationale is meant to say why.",
+    "Answer by common sense, for the people around you, not by what you think best. Rows are in random order, and who wrote "
+    "a row is not shown.",
+    "The texts are machine-written, and some are unpleasant. You may skip any row, and stop at any time.",
+)
+
 #: What a filled row is about; the annotator sees neither who wrote it nor what a model thinks of it.
 SHOWN = ["row_id", "action", "direction", "context", "rationale"]
+
+_ROW_ID = re.compile(rf"(?P<form>{'|'.join(FORMS)})-(?P<print>[0-9a-f]{{6}})-\d{{5}}")
+_CONTROL = dict.fromkeys([*range(32), *range(127, 160)], " ")
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a file of filled forms holds, unchecked.
+
+    Attributes
+    ----------
+    votes : DataFrame
+        ``row_id annotator``, the questions (a code, or "" where none was given), and ``where`` (file and line, for errors).
+    counts : dict
+        What was left out, by reason, such as ``rejected``.
+    """
+
+    votes: pd.DataFrame
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 def pick_prompts(rows: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
@@ -76,116 +106,80 @@ def pick_prompts(rows: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     return rows.merge(prompts.sample(min(n, len(prompts)), random_state=seed), on=PROMPT)
 
 
-def export_form(form: Form, rows: pd.DataFrame, folder: Path, seed: int) -> pd.DataFrame:
-    """Write an empty form in random order, its instructions, and apart from it the key.
+def make_key(form: Form, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Shuffle rows and number them.
 
     Parameters
     ----------
     form : Form
     rows : DataFrame
         ``action_id action moral_variance candidate source context rationale`` and ``set`` (what the row is drawn for).
-    folder : Path
-        Gets ``<form>.csv`` (to be copied and filled, one ``<form>-<annotator>.csv`` an annotator), ``<form>.md`` and
-        ``<form>_key.csv`` (which must not be shown to annotators).
 
     Returns
     -------
     DataFrame
-        The key: ``row_id``, `schema.KEY`, ``set``, and the texts.
+        The key, not to be shown to annotators: ``row_id``, `schema.KEY`, ``set``, and the texts. A row_id names the form,
+        these texts in this order, and the row, so that answers to another form or of another run are not taken for this one's.
     """
-    order = np.random.default_rng(seed).permutation(len(rows))
-    key = rows.iloc[order].reset_index(drop=True)
-    key.insert(0, "row_id", [f"r{i:05d}" for i in range(1, len(key) + 1)])
-    blank = key.assign(direction=key["moral_variance"].map(DIRECTIONS), **dict.fromkeys(form.questions, ""))
-    write_text(folder / f"{form.name}.csv", blank[[*SHOWN, *form.questions]].to_csv(index=False))
-    key = key[["row_id", *KEY, "set", "action", "context", "rationale"]]
-    write_text(folder / f"{form.name}_key.csv", key.to_csv(index=False))
-    write_text(folder / f"{form.name}.md", _instructions(form))
+    key = rows.iloc[np.random.default_rng(seed).permutation(len(rows))].reset_index(drop=True)
+    key = key[[*KEY, "set", "action", "context", "rationale"]]
+    print_ = fingerprint(key[["action", "moral_variance", "context", "rationale"]])[:6]
+    key.insert(0, "row_id", [f"{form.name}-{print_}-{i:05d}" for i in range(1, len(key) + 1)])
     return key
 
 
-def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> pd.DataFrame:
-    """Read the filled copies ``<form>-<annotator>.csv`` of a form.
+def show_rows(key: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns `SHOWN` of a key; control characters, which no tool takes, as blanks."""
+    shown = key.assign(direction=key["moral_variance"].map(DIRECTIONS))[SHOWN]
+    return shown.map(lambda text: text.translate(_CONTROL))
+
+
+def check_votes(votes: pd.DataFrame, form: Form, key: pd.DataFrame) -> None:
+    """Check answers as they were read.
 
     Parameters
     ----------
-    folder : str or Path
-        Relative paths are relative to the checkout.
+    votes : DataFrame
+        As in `Filled`.
     key : DataFrame
-        As `export_form` returned it.
-
-    Returns
-    -------
-    DataFrame
-        One row an annotator and form row: ``row_id annotator`` and the questions; an answer not given is null.
+        As `make_key` returned it.
 
     Raises
     ------
     DataError
-        No filled copy, a missing column, an unknown or repeated row_id, an answer that the form does not have.
+        An unknown row_id, a second answer of an annotator to a row, an answer that the form does not have; where it stands.
     """
-    folder = resolve(folder)
-    files = sorted(folder.glob(f"{form.name}-*.csv"))
-    if not files:
-        raise DataError(
-            f"no filled form named {form.name}-<annotator>.csv",
-            where=str(folder),
-            todo="copy the filled forms there",
-        )
-    parts = []
-    for path in files:
-        try:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except (ValueError, OSError) as error:
-            raise DataError(
-                f"is no CSV text: {error}", where=str(path), todo="save it as CSV (UTF-8)"
-            ) from error
-        check_columns(table, ["row_id", *form.questions], str(path))
-        _check_filled(table, form, key, path)
-        answers = table[list(form.questions)].replace("", None)
-        parts.append(
-            answers.assign(row_id=table["row_id"], annotator=path.stem.removeprefix(f"{form.name}-"))
-        )
-    return pd.concat(parts, ignore_index=True)[["row_id", "annotator", *form.questions]]
-
-
-def _check_filled(table: pd.DataFrame, form: Form, key: pd.DataFrame, path: Path) -> None:
     known = set(key["row_id"])
-    for number, row_id in enumerate(table["row_id"], start=2):
+    ours = _ROW_ID.fullmatch(key["row_id"].iloc[0]) if len(key) else None
+    for row_id, where in zip(votes["row_id"], votes["where"], strict=True):
         if row_id not in known:
+            parts = _ROW_ID.fullmatch(row_id)
+            other = parts and ours and parts["print"] != ours["print"]
             raise DataError(
-                f"the row_id {row_id!r} is not in the key", where=f"{path}, line {number}",
+                f"the row_id {row_id!r} is {'of the form of another run' if other else 'not in the key'}",
+                where=where,
                 todo="fill the form of this run; a form of another run has other rows",
-            )  # fmt: skip
-    if table["row_id"].duplicated().any():
-        number = int(np.flatnonzero(table["row_id"].duplicated())[0]) + 2
+            )
+    again = votes.duplicated(["row_id", "annotator"])
+    if again.any():
+        row = votes[again].iloc[0]
         raise DataError(
-            "a second answer to the same row_id", where=f"{path}, line {number}", todo="keep one of them"
+            f"a second answer to the same row_id by {row['annotator']}",
+            where=row["where"],
+            todo="keep one of them",
         )
     for name, question in form.questions.items():
-        bad = ~table[name].isin(["", *question.answers])
+        bad = ~votes[name].isin(["", *question.answers])
         if bad.any():
-            number = int(np.flatnonzero(bad)[0])
+            row = votes[bad].iloc[0]
             raise DataError(
-                f"expected one of {', '.join(question.answers)} or nothing, found {table[name][number]!r}",
-                where=f"{path}, line {number + 2}, {name}",
+                f"expected one of {', '.join(question.answers)} or nothing, found {row[name]!r}",
+                where=f"{row['where']}, {name}",
                 todo="use the codes of the form's instructions",
             )
 
 
-def _instructions(form: Form) -> str:
-    lines = [
-        f"# {form.name.replace('_', ' ').capitalize()}",
-        "",
-        f"{form.purpose} Fill a copy of `{form.name}.csv` named `{form.name}-<your name>.csv`; leave what you cannot answer",
-        "empty. The texts are machine-written and some are unpleasant; you may stop at any time. Rows are in random order, and",
-        "who wrote a row is not shown. Answer by common sense, for the people around you, not by what you think best.",
-        "",
-    ]
-    for name, question in form.questions.items():
-        lines += [
-            f"**{name}** {question.text}",
-            *(f"- `{code}` {text}" for code, text in question.answers.items()),
-            "",
-        ]
-    return "\n".join(lines)
+def form_of(row_id: str) -> str | None:
+    """Return the name of the form that a row_id belongs to, None when it has not the shape of one."""
+    parts = _ROW_ID.fullmatch(row_id)
+    return parts["form"] if parts else None

@@ -179,11 +179,12 @@ class Bias(Section):
 
 
 class Annotation(Section):
-    """The two human forms (figures 6 and 7): how many prompts to export, and a folder of filled forms if any."""
+    """The two human forms (figures 6 and 7): how many prompts to export, for which tools, and a folder of filled forms if any."""
 
     per_model: PositiveInt
     sampled_prompts: PositiveInt
     dataset_rows: PositiveInt
+    exchange: Annotated[list[Literal["csv", "mturk", "labelstudio", "potato"]], Field(min_length=1)]
     filled: str | None
 
 

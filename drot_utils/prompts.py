@@ -1,7 +1,9 @@
-"""What is written to the models and how their answers are read: appendix A (teacher) and appendix D (student, critic)."""
+"""What is written to the models, appendix A (teacher) and appendix D (student, critic), and how a student's answer is read."""
 
 import re
-from dataclasses import dataclass
+
+from drot_utils.parsing import Parsed
+from drot_utils.parsing import parse_teacher as parse_teacher
 
 #: The teacher's zero-shot prompt, appendix A, word for word.
 TEACHER_PROMPT = """\
@@ -22,18 +24,7 @@ Situation:"""
 
 ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN = "[ACTION]", "[POS]", "[NEG]"
 
-_LABEL = r"[\s*_#>\-]*{label}[*_]*\s*:\s*[*_]*\s*"
-_SITUATION = re.compile(_LABEL.format(label="situation"), re.IGNORECASE)
-_EXPLANATION = re.compile(_LABEL.format(label="explanation"), re.IGNORECASE)
 _STUDENT = re.compile(r"\s*Update:\s*(?P<context>.+?)\.?\s*Explanation:\s*(?P<rationale>.+?)\s*$", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """A context with its rationale, as read from a model's text."""
-
-    context: str
-    rationale: str
 
 
 def direction(moral_variance: int) -> str:
@@ -47,28 +38,8 @@ def teacher_prompt(action: str, moral_variance: int) -> str:
 
 
 def teacher_response(context: str, rationale: str) -> str:
-    """Write a context and a rationale the way a model continues the prompt (the inverse of `parse_teacher`)."""
+    """Write a context and a rationale the way a model continues the prompt (the inverse of `parsing.parse_teacher`)."""
     return f" {context}\nExplanation: {rationale}"
-
-
-def parse_teacher(text: str) -> Parsed | None:
-    """Read the continuation of appendix A's prompt.
-
-    Parameters
-    ----------
-    text : str
-        The model's own words; it may repeat the label ``Situation:`` or wrap labels in markdown.
-
-    Returns
-    -------
-    Parsed or None
-        None when there is no situation followed by an explanation; the caller keeps the raw text.
-    """
-    parts = _EXPLANATION.split(text, maxsplit=1)
-    if len(parts) != 2:
-        return None
-    context = _SITUATION.split(parts[0])[-1]
-    return _parsed(context, parts[1].strip().split("\n")[0])
 
 
 def student_source(action: str, moral_variance: int, seq2seq: bool) -> str:

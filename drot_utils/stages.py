@@ -44,6 +44,7 @@ class Stage:
 
 TRAINS = ("seed", "compute", "corpus", "critic", "nli", "student")
 WRITES = (*TRAINS, "generation")
+FILLED = ("*.csv", "*.json", "**/user_state.json")  # what tools leave in a folder of filled forms
 
 
 def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
@@ -121,7 +122,7 @@ def _texts(value: object) -> Iterator[str]:
 
 def _files(values: list[str]) -> list[Path]:
     paths = [resolve(value) for value in values if "/" in value]
-    filled = [file for path in paths if path.is_dir() for file in path.glob("*.csv")]
+    filled = [file for path in paths if path.is_dir() for kind in FILLED for file in path.glob(kind)]
     return sorted({path for path in [*paths, *filled] if path.is_file()})
 
 

@@ -11,8 +11,9 @@ from drot_utils import models
 from drot_utils.executors import Work
 from drot_utils.generation import Writer, Written
 from drot_utils.params import Generation
+from drot_utils.parsing import Parsed, parse_teacher
 from drot_utils.paths import require, sha256
-from drot_utils.prompts import Parsed, parse_student, parse_teacher, student_source, teacher_prompt
+from drot_utils.prompts import parse_student, student_source, teacher_prompt
 from drot_utils.schema import empty_columns
 from drot_utils.shards import fingerprint, map_shards, source_hash
 from drot_utils.study import Study
@@ -84,7 +85,7 @@ def write_contexts(
     key = fingerprint(
         prompts, n, method, settings.model_dump(), study.params.seed, stage, str(study.dtype),
         sha256(require(origin, MADE_BY.get(name, "05_self_distill"))) if known else models.describe(study.params.student.base),
-        source_hash("generation", "nucleus", "slots", "vllm_writer", "prompts"),
+        source_hash("generation", "nucleus", "slots", "vllm_writer", "prompts", "parsing", "markup"),
     )  # fmt: skip
     rows = map_shards(
         prompts, settings.shard_size, partial(_open_writing, study, name, n, method),

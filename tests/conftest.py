@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from drot_utils import corpora, forms, models, training
+from drot_utils import corpora, exchange, forms, models, training
 from drot_utils.gold import read_gold
 from drot_utils.params import Params
 from drot_utils.paths import ROOT, Run
@@ -104,10 +104,19 @@ def asked(candidates):
     return candidates[candidates["context"].notna()].assign(set="greedy").reset_index(drop=True)
 
 
+NASTY = """<b>bold</b> & "quoted", it's ${action} $5 {{7*7}} </script><script>alert(1)</script> naïve – 火 😀 | \t end\\"""
+
+
+@pytest.fixture
+def nasty(asked):
+    """The same rows with texts that hold any character."""
+    return asked.assign(context=[f"{NASTY}{i}" for i in range(len(asked))], rationale=f"=1+1;{NASTY}")
+
+
 @pytest.fixture
 def key(asked, tmp_path):
-    """The key of an exported evaluation form."""
-    return forms.export_form(FORM, asked, tmp_path / "forms", 1)
+    """The key of an evaluation form, exported in all formats."""
+    return exchange.export_form(FORM, asked, tmp_path / "forms", 1, list(exchange.WRITERS))
 
 
 def fill(tmp_path, name, answers):

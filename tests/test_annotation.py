@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from conftest import ALL_YES, FORM, fill
 
-from drot_utils import annotation, forms
+from drot_utils import annotation, exchange
 
 
 def test_majority_and_ties():
@@ -28,12 +28,22 @@ def test_agreement_is_fleiss_kappa():
     assert np.isnan(annotation.agreement(pd.DataFrame([[None, "Y"]]))["full"])
 
 
+def test_agreement_of_a_crowd_asks_not_whose_votes_they_are():
+    by_three = pd.DataFrame([["Y", "Y", "Y"], ["Y", "Y", "N"], ["N", "N", "N"]])
+    crowd = pd.DataFrame(np.full((5, 9), None, dtype=object))
+    for i, row in enumerate(by_three.to_numpy()):
+        crowd.iloc[i, [i, i + 2, i + 5]] = row
+    crowd.iloc[3, 0] = crowd.iloc[4, 1] = "Y"  # one vote only
+    assert annotation.agreement(crowd) == annotation.agreement(by_three)
+    assert annotation.agreement(crowd)["annotators"] == 3 and annotation.agreement(crowd)["rows"] == 3
+
+
 def test_table4_and_table2_from_filled_forms(key, tmp_path):
     weak = key.loc[key["moral_variance"] == -1, "row_id"].tolist()
     q2 = {r: ("N" if r == weak[0] else "S" if r in weak else "Y") for r in key["row_id"]}
     for name in ("ann", "bob", "cyd"):
         fill(tmp_path, name, {**ALL_YES, "q2": q2})
-    judged = annotation.judge_rows(forms.read_filled(FORM, tmp_path / "filled", key), key)
+    judged = annotation.judge_rows(exchange.read_filled(FORM, tmp_path / "filled", key)[0], key)
     table = annotation.table4(judged).set_index(["type", "polarity"])
     assert table.loc[("Context", "strengthening"), ["valid_pct", "significant_pct"]].tolist() == [100, 100]
     assert table.loc[("Context", "weakening"), ["valid_pct", "significant_pct", "slight_pct"]].tolist() == [

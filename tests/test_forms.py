@@ -1,53 +1,75 @@
 import pandas as pd
 import pytest
-from conftest import ALL_YES, FORM, fill
+from conftest import FORM
 
-from drot_utils import annotation, forms
+from drot_utils import forms
 from drot_utils.errors import DataError
 
 
-def test_the_form_is_blind_and_shuffled(key, asked, tmp_path):
-    form = pd.read_csv(tmp_path / "forms" / f"{FORM.name}.csv", keep_default_na=False)
-    assert list(form) == [*forms.SHOWN, *FORM.questions] and (form[list(FORM.questions)] == "").all().all()
-    assert (
-        sorted(form["context"]) == sorted(asked["context"])
-        and form["context"].tolist() != asked["context"].tolist()
+def votes_on(key, **answers):
+    """Votes of one annotator on all rows, Y where nothing else is said."""
+    return key[["row_id"]].assign(
+        annotator="ann", where="here", **{**dict.fromkeys(FORM.questions, "Y"), **answers}
     )
-    assert set(form["direction"]) == {"more acceptable", "less acceptable"}
-    assert "S` yes, slightly" in (tmp_path / "forms" / f"{FORM.name}.md").read_text()
 
 
-def test_what_is_filled_comes_back_and_gaps_are_null(key, tmp_path):
-    fill(tmp_path, "ann", ALL_YES)
-    fill(tmp_path, "bob", {**ALL_YES, "q2": {r: "" if r == "r00001" else "N" for r in key["row_id"]}})
-    filled = forms.read_filled(FORM, tmp_path / "filled", key)
-    assert set(filled["annotator"]) == {"ann", "bob"} and len(filled) == 2 * len(key)
-    votes = annotation.spread_votes(filled, "q2")
-    assert votes["ann"].eq("Y").all() and votes["bob"].isna().sum() == 1
+def test_the_key_is_shuffled_and_numbered(asked):
+    key = forms.make_key(FORM, asked, 1)
+    assert sorted(key["context"]) == sorted(asked["context"])
+    assert key["context"].tolist() != asked["context"].tolist()
+    assert key["row_id"].str.fullmatch(r"evaluation_form-[0-9a-f]{6}-\d{5}").all() and key["row_id"].is_unique
+    assert {forms.form_of(r) for r in key["row_id"]} == {"evaluation_form"} and forms.form_of("r1") is None
+    pd.testing.assert_frame_equal(key, forms.make_key(FORM, asked, 1))
 
 
-@pytest.mark.parametrize(
-    ("question", "value", "message"),
-    [("q2", "maybe", r"line 2, q2.*expected one of Y, S, N or nothing, found 'maybe'"), ("row_id", "r99999", "not in the key"),
-     ("row_id", "r00001", "second answer to the same row_id")],
-)  # fmt: skip
-def test_foreign_values_and_unknown_rows(key, tmp_path, question, value, message):
-    fill(tmp_path, "ann", {**ALL_YES, question: value})
-    with pytest.raises(DataError, match=message):
-        forms.read_filled(FORM, tmp_path / "filled", key)
+def test_a_row_id_says_which_run_and_form_it_is_of(asked):
+    key = forms.make_key(FORM, asked, 1)
+    others = (
+        forms.make_key(FORM, asked, 2),
+        forms.make_key(FORM, asked.assign(context="x"), 1),
+        forms.make_key(forms.CRITIC_FORM, asked, 1),
+    )
+    for other in others:
+        assert not set(key["row_id"]) & set(other["row_id"])
 
 
-def test_no_filled_form_and_a_missing_column(key, tmp_path):
-    with pytest.raises(DataError, match="no filled form named"):
-        forms.read_filled(FORM, tmp_path, key)
-    fill(tmp_path, "ann", ALL_YES)
-    path = tmp_path / "filled" / f"{FORM.name}-ann.csv"
-    pd.read_csv(path).drop(columns="q3").to_csv(path, index=False)
-    with pytest.raises(DataError, match="missing column q3"):
-        forms.read_filled(FORM, tmp_path / "filled", key)
+def test_what_is_shown_is_blind_and_one_line(asked):
+    key = forms.make_key(FORM, asked.assign(context="a\x00b\nc\x85d"), 1)
+    shown = forms.show_rows(key)
+    assert list(shown) == forms.SHOWN and set(shown["context"]) == {"a b c d"}
+    assert set(shown["direction"]) == {"more acceptable", "less acceptable"}
 
 
 def test_same_prompts_for_every_model(candidates):
     both = pd.concat([candidates, candidates.assign(source="other")], ignore_index=True)
     picked = forms.pick_prompts(both, 1, 0)
     assert picked.groupby("source").size().tolist() == [3, 3] and picked["action_id"].nunique() == 1
+
+
+def test_good_votes_pass(key):
+    forms.check_votes(votes_on(key), FORM, key)
+    forms.check_votes(votes_on(key, q3="").head(2), FORM, key)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"q2": "maybe"},
+            r"here, q2: expected one of Y, S, N or nothing, found 'maybe'[\s\S]*use the codes",
+        ),
+        ({"q4": "Y+N"}, r"here, q4: expected one of .* found 'Y\+N'"),
+        ({"row_id": "r1"}, r"here: the row_id 'r1' is not in the key"),
+        ({"row_id": "evaluation_form-000000-00001"}, r"is of the form of another run"),
+    ],
+)
+def test_foreign_values_and_unknown_rows(key, change, message):
+    with pytest.raises(DataError, match=message):
+        forms.check_votes(votes_on(key, **change).head(1), FORM, key)
+
+
+def test_a_second_answer(key):
+    twice = pd.concat([votes_on(key), votes_on(key).tail(1)])
+    with pytest.raises(DataError, match=r"here: a second answer to the same row_id by ann"):
+        forms.check_votes(twice, FORM, key)
+    forms.check_votes(pd.concat([votes_on(key), votes_on(key).assign(annotator="bob")]), FORM, key)

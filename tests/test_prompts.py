@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drot_utils import prompts
+from drot_utils.parsing import Parsed
 
 WORDS = st.text(st.sampled_from("abcdefg "), min_size=1).map(str.split).filter(bool).map(" ".join)
 
@@ -15,41 +16,15 @@ def test_teacher_prompt_is_appendix_a():
     assert text.endswith("Action: Setting a fire\nSituation:")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        " at a campsite.\nExplanation: the fire is safe there.",
-        "Situation: at a campsite\nExplanation: the fire is safe there",
-        "**Situation:** at a campsite\n\n**Explanation:** the fire is safe there.",
-        "Action: x\nSituation: at a campsite\nExplanation: the fire is safe there.\n\nAction: y",
-        "- Situation: at  a\ncampsite\n- explanation: the fire is safe there",
-        "“at a campsite.”\nExplanation: “the fire is safe there.”",
-    ],
-)
-def test_teacher_answers_as_models_write_them(text):
-    assert prompts.parse_teacher(text) == prompts.Parsed("at a campsite", "the fire is safe there")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "I cannot help with that.", "at a campsite", "Explanation: because", "Situation: x\nExplanation:"],
-)
-def test_what_does_not_parse_is_none(text):
-    assert prompts.parse_teacher(text) is None
-
-
 @given(st.text())
-def test_parsers_never_raise(text):
-    for parse in (prompts.parse_teacher, prompts.parse_student):
-        parsed = parse(text)
-        assert parsed is None or (parsed.context and parsed.rationale)
+def test_parsing_never_raises(text):
+    parsed = prompts.parse_student(text)
+    assert parsed is None or (parsed.context and parsed.rationale)
 
 
 @given(WORDS, WORDS)
-def test_round_trips(context, rationale):
-    expected = prompts.Parsed(context, rationale)
-    assert prompts.parse_teacher(prompts.teacher_response(context, rationale)) == expected
-    assert prompts.parse_student(prompts.student_target(context, rationale)) == expected
+def test_what_a_student_learns_to_write_is_read(context, rationale):
+    assert prompts.parse_student(prompts.student_target(context, rationale)) == Parsed(context, rationale)
 
 
 def test_student_format_is_appendix_d():

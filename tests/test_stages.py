@@ -43,12 +43,14 @@ def test_a_stage_hangs_on_its_data_and_on_filled_forms(demo, tmp_path):
     assert "entailment_groups.jsonl" not in names
     assert "profanity.txt" in {p.name for p in stages.inputs_of(by_name["09_toxicity"], Run("demo"), demo)}
     (tmp_path / "evaluation_form-ann.csv").write_text("row_id\n")
+    state = tmp_path / "annotation_output" / "bob" / "user_state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text("{}")
     forms = demo.model_copy(
         update={"annotation": demo.annotation.model_copy(update={"filled": str(tmp_path)})}
     )
-    assert tmp_path / "evaluation_form-ann.csv" in stages.inputs_of(
-        by_name["11_human_evaluation"], Run("demo"), forms
-    )
+    found = stages.inputs_of(by_name["11_human_evaluation"], Run("demo"), forms)
+    assert {tmp_path / "evaluation_form-ann.csv", state} <= set(found)
 
 
 def test_a_stage_hangs_on_the_modules_its_notebook_imports_and_no_others():

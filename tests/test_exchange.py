@@ -1,0 +1,129 @@
+import html
+import json
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ALL_YES, FORM, fill
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_labelstudio import exported
+from test_mturk import batch, flat
+from test_potato import state
+
+from drot_utils import annotation, exchange, forms
+from drot_utils.errors import DataError
+from drot_utils.spreadsheet import read_csv
+
+
+def read(tmp_path, key, form=FORM):
+    return exchange.read_filled(form, tmp_path / "filled", key)
+
+
+def write_state(folder, content):
+    place = folder / "annotation_output" / content["user_id"]
+    place.mkdir(parents=True)
+    (place / "user_state.json").write_text(json.dumps(content))
+
+
+def test_formats_that_are_not_asked_for_are_not_written(asked, tmp_path):
+    exchange.export_form(FORM, asked, tmp_path, 1, ["mturk"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{FORM.name}_key.csv", "mturk"]
+
+
+def test_no_export_says_who_wrote_what(key, asked, tmp_path):
+    files = [p for p in (tmp_path / "forms").rglob("*") if p.is_file() and "_key" not in p.name]
+    assert len(files) == 8
+    texts = [path.read_text() for path in files]
+    assert not any(word in text for text in texts for word in ("student", "greedy", "Figure"))
+    assert sum("some are unpleasant" in text for text in texts) == 4
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cn"]), min_size=1))
+@settings(max_examples=50, deadline=None)
+def test_any_text_is_shown_as_it_is(text):
+    row = {"action_id": "a", "moral_variance": 1, "candidate": 0, "source": "s", "set": "x"}
+    rows = pd.DataFrame([{**row, "action": "A", "context": text, "rationale": text}])
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        key = exchange.export_form(FORM, rows, folder, 1, list(exchange.WRITERS))
+        shown = forms.show_rows(key)["context"][0]
+        assert len(shown) == len(text)
+        assert read_csv(folder / f"{FORM.name}.csv")["context"][0] == shown
+        hit = read_csv(folder / "mturk" / f"{FORM.name}.csv")["context"][0]
+        assert html.unescape(hit) == shown and not {"<", ">", '"', "$"} & set(hit)
+        tasks = json.loads((folder / "labelstudio" / f"{FORM.name}.json").read_text(encoding="utf-8"))
+        assert tasks[0]["data"]["context"] == shown
+        line = (folder / "potato" / FORM.name / "rows.jsonl").read_text(encoding="utf-8")
+        assert f"<p><b>Context:</b> {html.escape(shown)}</p>" in json.loads(line)["card"]
+
+
+def test_four_tools_in_one_folder_make_one_table(key, tmp_path):
+    folder = tmp_path / "filled"
+    fill(tmp_path, "ann", {**ALL_YES, "q2": {r: "" if r == key["row_id"][0] else "N" for r in key["row_id"]}})
+    batch(key, [flat(ALL_YES)] * 5).to_csv(folder / "Batch_7_batch_results.csv", index=False)
+    (folder / "project-1-at-2023.json").write_text(json.dumps(exported(key, [ALL_YES] * 5, annotator=1)))
+    write_state(folder, state(key, [ALL_YES] * 5, user="dee"))
+    votes, counts = read(tmp_path, key)
+    assert list(votes) == ["row_id", "annotator", *FORM.questions] and len(votes) == 4 * len(key)
+    assert set(votes["annotator"]) == {"ann", "W1", "1", "dee"}
+    assert counts == {"files": 4, "votes": 20, "annotators": 4, "unanswered": 1, "other_form": 0, "rejected": 0, "skipped": 0}  # fmt: skip
+    spread = annotation.spread_votes(votes, "q2")
+    assert spread["ann"].isna().sum() == 1 and spread["dee"].eq("Y").all()
+
+
+def test_both_forms_in_one_folder(key, asked, tmp_path):
+    other = exchange.export_form(forms.CRITIC_FORM, asked, tmp_path / "forms", 1)
+    (tmp_path / "filled").mkdir()
+    both = pd.concat([state_of(key, {"q1": "Y", "q2": "S"}), state_of(other, {"q1": "O", "q2": "-"})])
+    write_state(tmp_path / "filled", {"user_id": "ann", "instance_id_to_label_to_value": both.to_dict()})
+    (tmp_path / "filled" / "critic_form-bob.csv").write_text("row_id,q1,q2\n")
+    for form, own, first in ((FORM, key, "Y"), (forms.CRITIC_FORM, other, "O")):
+        votes, counts = read(tmp_path, own, form)
+        assert counts["votes"] == counts["other_form"] == len(asked) and set(votes["q1"]) == {first}
+
+
+def state_of(key, answers):
+    """What a Potato state holds of some rows."""
+    labels = [[{"schema": q, "name": c}, c] for q, c in answers.items()]
+    return pd.Series([labels] * len(key), index=key["row_id"])
+
+
+def test_the_form_of_another_run(key, asked, tmp_path):
+    other = forms.make_key(FORM, asked, seed=2)
+    (tmp_path / "filled").mkdir()
+    (tmp_path / "filled" / "x.json").write_text(json.dumps(exported(other, [ALL_YES] * 5)))
+    with pytest.raises(DataError, match=r"x.json, task 0, annotation 10: .* is of the form of another run"):
+        read(tmp_path, key)
+
+
+def test_an_annotator_in_two_files(key, tmp_path):
+    fill(tmp_path, "ann", ALL_YES)
+    write_state(tmp_path / "filled", state(key, [ALL_YES]))
+    with pytest.raises(DataError, match=r"user_state.json, .*: a second answer to the same row_id by ann"):
+        read(tmp_path, key)
+
+
+def test_nothing_is_overlooked(key, tmp_path):
+    folder = tmp_path / "filled"
+    folder.mkdir()
+    with pytest.raises(DataError, match=r"no filled form named evaluation_form-<annotator>.csv"):
+        read(tmp_path, key)
+    fill(tmp_path, "ann", ALL_YES)
+    for name in (f"{FORM.name}.csv", f"{FORM.name}_key.csv"):  # copied with the rest
+        (folder / name).write_text((tmp_path / "forms" / name).read_text())
+    assert read(tmp_path, key)[1]["votes"] == len(key)
+    filled = (folder / f"{FORM.name}-ann.csv").read_text()
+    for name in ("ann.csv", f"{FORM.name}.csv"):
+        (folder / name).write_text(filled)
+        with pytest.raises(DataError, match=rf"{name}: is not named as a filled form"):
+            read(tmp_path, key)
+        (folder / name).unlink()
+
+
+def test_all_rejected_is_no_filled_form(key, tmp_path):
+    (tmp_path / "filled").mkdir()
+    batch(key, [flat(ALL_YES)] * 5, status="Rejected").to_csv(tmp_path / "filled" / "b.csv", index=False)
+    with pytest.raises(DataError, match="no results of a tool for it"):
+        read(tmp_path, key)

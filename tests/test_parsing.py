@@ -1,0 +1,210 @@
+import time
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drot_utils.markup import clean
+from drot_utils.parsing import DIAGNOSES, Parsed, diagnose, parse_teacher
+from drot_utils.paths import ROOT
+from drot_utils.prompts import teacher_prompt, teacher_response
+
+CAMP = Parsed("at a campsite", "the fire is safe there")
+
+#: How real models write the pair CAMP.
+WRITTEN = [
+    " at a campsite\nExplanation: the fire is safe there",
+    "at a campsite.\nExplanation: the fire is safe there.",
+    "Situation: at a campsite\nExplanation: the fire is safe there",
+    "SITUATION: at a campsite\nEXPLANATION: the fire is safe there",
+    "Situation: at a campsite. Explanation: the fire is safe there.",
+    "at a campsite. explanation: the fire is safe there",
+    "**Situation:** at a campsite\n\n**Explanation:** the fire is safe there.",
+    "**Situation**: at a campsite\n**Explanation**: the fire is safe there",
+    "*Situation:* at a campsite\n*Explanation:* the fire is safe there",
+    "__Situation:__ at a campsite\n__Explanation:__ the fire is safe there",
+    "***Situation: at a campsite***\n***Explanation: the fire is safe there***",
+    "`Situation:` at a campsite\n`Explanation:` the fire is safe there",
+    "**Situation: at a campsite**\n**Explanation: the fire is safe there**",
+    "## Situation\nat a campsite\n\n## Explanation\nthe fire is safe there",
+    "### Situation:\n\nat a campsite\n\n### Explanation:\n\nthe fire is safe there",
+    "# More ethical\n\n**Situation:** at a campsite\n\n---\n\n**Explanation:** the fire is safe there",
+    "- Situation: at a campsite\n- Explanation: the fire is safe there",
+    "* **Situation:** at a campsite\n* **Explanation:** the fire is safe there",
+    "Situation:\n- at a campsite\nExplanation:\n- the fire is safe there\n- it is warm",
+    "• Situation – at a campsite\n• Explanation – the fire is safe there",
+    "1. Situation: at a campsite\n2. Explanation: the fire is safe there",
+    "1) **Situation:** at a campsite\n   **Explanation:** the fire is safe there",
+    "Situation 1: at a campsite\nExplanation 1: the fire is safe there",
+    "Situation #1: at a campsite\nExplanation #1: the fire is safe there",
+    "```\nSituation: at a campsite\nExplanation: the fire is safe there\n```",
+    "```text\nAction: Setting a fire\nSituation: at a campsite\nExplanation: the fire is safe there\n```\n",
+    "> Situation: at a campsite\n> Explanation: the fire is safe there",
+    "> > **Situation:** at a campsite\n>\n> **Explanation:** the fire is safe there",
+    "Situation:\nat a campsite\nExplanation:\nthe fire is safe there",
+    "Situation:\n\n  at a campsite\n\nExplanation:\n\n  the fire is safe there\n\nHope this helps!",
+    "Situation: at a\ncampsite\nExplanation: the fire is\nsafe there",
+    "at a campsite\nReason: the fire is safe there",
+    "Context: at a campsite\nReason: the fire is safe there",
+    "**Scenario:** at a campsite\n**Rationale:** the fire is safe there",
+    "Context: at a campsite\nJustification: the fire is safe there",
+    "Situation: at a campsite\nReasoning: the fire is safe there",
+    "Situation: at a campsite\nBecause: the fire is safe there",
+    "at a campsite\nBecause:\nthe fire is safe there",
+    "Situation in which the action is more ethical: at a campsite\nReason why it is more ethical: the fire is safe there",
+    "Situation (more ethical): at a campsite\nExplanation (more ethical): the fire is safe there",
+    "The situation: at a campsite\nThe explanation: the fire is safe there",
+    "More ethical situation: at a campsite\nExplanation: the fire is safe there",
+    "Action: Setting a fire\nSituation: at a campsite\nExplanation: the fire is safe there",
+    "Action: Setting a fire\nat a campsite\nExplanation: the fire is safe there",
+    "**Action:** Setting a fire\n\n**Situation:** at a campsite\n\n**Explanation:** the fire is safe there",
+    "Action: Setting a fire Situation: at a campsite Explanation: the fire is safe there",
+    "Situation: at a campsite\nAction: Setting a fire\nExplanation: the fire is safe there",
+    "Action:\nSituation:\nExplanation:\n\nAction: Setting a fire\nSituation: at a campsite\nExplanation: the fire is safe there",
+    teacher_prompt("Setting a fire", 1) + " at a campsite\nExplanation: the fire is safe there",
+    " at a campsite\nExplanation: the fire is safe there\n\nAction: Telling a lie\nSituation: in court\nExplanation: it harms",
+    "Situation: at a campsite\nExplanation: the fire is safe there\n\nSituation: in a stove\nExplanation: it is meant for it",
+    "Situation 1: at a campsite\nExplanation 1: the fire is safe there\nSituation 2: in a stove\nExplanation 2: it is meant",
+    "Situation 1: at a campsite\nSituation 2: in a stove\nExplanation 1: the fire is safe there\nExplanation 2: it is meant",
+    "1. at a campsite\n2. in a stove\n\nExplanation: the fire is safe there",
+    "1. at a campsite\n   Explanation: the fire is safe there\n\n2. in a stove\n   Explanation: it is meant for it",
+    "### Situation 1: Camping\n**Context:** at a campsite\n**Explanation:** the fire is safe there",
+    "Sure! Here's a situation:\n\nat a campsite\n\nExplanation: the fire is safe there",
+    "Certainly, here is one.\n\nSituation: at a campsite\n\nExplanation: the fire is safe there\n\nLet me know if you need more!",
+    "Here’s a situation in which it is more ethical:\n- at a campsite\n\nExplanation: the fire is safe there",
+    "<think>\nThe user wants Situation: x\nExplanation: y\n</think>\n\nSituation: at a campsite\nExplanation: the fire is safe there",
+    "I can't call this ethical in general, but here is a case:\n\nSituation: at a campsite\nExplanation: the fire is safe there",
+    "Here's a situation: at a campsite\n\nHere is the explanation:\n\n1. the fire is safe there\n2. it is warm",
+    "“at a campsite.”\nExplanation: “the fire is safe there.”",
+    '"at a campsite"\nExplanation: "the fire is safe there."',
+    "‘at a campsite’\nExplanation: «the fire is safe there»",
+    "Situation： at a campsite\nExplanation： the fire is safe there",
+    "**“Situation”:** at a campsite\n**“Explanation”:** the fire is safe there",
+    "Situation — at a campsite\nExplanation — the fire is safe there",
+    "\ufeffSituation:\u200b at a\u00a0campsite\nExplanation: the fire is safe there",
+    "Situation: at a campsite\r\nExplanation: the fire is safe there\r\n",
+    "Situation: at a campsite\u2028Explanation: the fire is safe there",
+    '{"situation": "at a campsite", "explanation": "the fire is safe there"}',
+    '```json\n{\n  "action": "Setting a fire",\n  "explanation": "the fire is safe there.",\n  "situation": "at a campsite."\n}\n```',
+    'Here is the JSON:\n\n[{"Situation": "at a campsite", "Explanation": "the fire is safe there"}, {"Situation": "b", "Explanation": "c"}]',
+    '{"situations": [{"context": "at a campsite", "reason": "the fire is safe there"}]}',
+    '{"situation_1": "at a campsite", "situation_2": "b", "explanation_1": "the fire is safe there", "explanation_2": "c"}',
+    '{"situation": "at a campsite",\n "explanation": "the fire is safe there',
+    '{"situation": "at a campsite", "explanation": "the fire is safe there',
+    "Situation: at a campsite\nExplanation: the fire is safe there. It is also warm, and the",
+]  # fmt: skip
+
+#: Other texts, with what they hold.
+OTHER = [
+    ("At a campsite.\nBecause the fire is safe there.", "At a campsite", "Because the fire is safe there"),
+    ("At a campsite.\n\nThis makes it fine, as the fire is safe.", "At a campsite", "This makes it fine, as the fire is safe"),
+    ("Because she asked\nExplanation: It is kind", "Because she asked", "It is kind"),
+    ("The reason is good: they starve\nExplanation: it helps", "The reason is good: they starve", "it helps"),
+    ("They have no explanation for it\nExplanation: it is odd", "They have no explanation for it", "it is odd"),
+    ("A situation-specific rule holds\nExplanation: rules differ", "A situation-specific rule holds", "rules differ"),
+    ("I can't swim\nExplanation: it is not their fault", "I can't swim", "it is not their fault"),
+    ("Unfortunately I cannot come\nExplanation: they wait", "Unfortunately I cannot come", "they wait"),
+    ("at **night** in a *dry* field\nExplanation: it spreads", "at night in a dry field", "it spreads"),
+    ("they said f**k and s**t\nExplanation: it is rude", "they said f**k and s**t", "it is rude"),
+    ('They said "no"\nExplanation: they are asked', 'They said "no"', "they are asked"),
+    ('"No" was what they said, and "never"\nExplanation: x1', '"No" was what they said, and "never"', "x1"),
+    ("It took forever...\nExplanation: one has to wait", "It took forever...", "one has to wait"),
+    ("It costs $4.50\nExplanation: that is little", "It costs $4.50", "that is little"),
+    ("It was 3 a.m.\nExplanation: people sleep at 3 a.m.", "It was 3 a.m", "people sleep at 3 a.m"),
+    ("Is it yours?\nExplanation: then you may!", "Is it yours?", "then you may!"),
+    ("Situation: x\nExplanation: Because: y", "x", "y"),
+    ("Situation: in 1999\nExplanation: it was legal\n2. Situation: z\nExplanation: w", "in 1999", "it was legal"),
+]  # fmt: skip
+
+NOT = [
+    ("", "empty"),
+    (" \n\t\u200b", "empty"),
+    ("I'm sorry, but I can't help with that.", "refusal"),
+    ("I’m sorry, but I cannot assist with this request.", "refusal"),
+    ("I am very sorry, but as an AI I do not judge.", "refusal"),
+    ("As an AI language model, I have no opinion on that.", "refusal"),
+    ("I cannot write a situation that makes this more ethical.", "refusal"),
+    ("Unfortunately, I can't provide such content.", "refusal"),
+    ("I can’t help with that.", "refusal"),
+    ("I'm unable to generate this.", "refusal"),
+    ("I'm sorry, but I can't help with that.\n\nExplanation: It would cause harm.", "refusal"),
+    ("Situation: I cannot create a situation like this.\nExplanation: It is never right.", "refusal"),
+    ("at a campsite", "no explanation"),
+    ("at a campsite\n\nThis is an example of a moral dilemma.", "no explanation"),
+    ("Action: Setting a fire\nExplanation: it may spread", "no situation"),
+    ("Situation: at a campsite", "no explanation"),
+    ("Situation: x\nExplanation:", "no explanation"),
+    ("Situation: x\nExplan", "no explanation"),
+    ("Situation: x\nExplanation: N/A", "no explanation"),
+    ("{\"situation\": \"at a campsite\"}", "no explanation"),
+    ("in a dry field\n\nAction: Telling a lie\nSituation: in court\nExplanation: it harms", "no explanation"),
+    ("Explanation: because", "no situation"),
+    ("Situation:\nExplanation: because", "no situation"),
+    ("Situation: none\nExplanation: it is always wrong", "no situation"),
+    ("Sure! Here is a situation:", "no situation"),
+    ("Situation: x\nExplanation: it is safe because the", "cut off"),
+    ("Situation: x\nExplanation: it is safe,", "cut off"),
+    ("<think>\nThe user wants a situation", "cut off"),
+    ("Situation: " + "very " * 1000 + "\nExplanation: y", "too long"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_answers_as_models_write_them(text):
+    assert parse_teacher(text) == CAMP and diagnose(text) == "parsed"
+
+
+@pytest.mark.parametrize(("text", "context", "rationale"), OTHER)
+def test_words_that_look_like_labels_and_marks_that_belong_to_the_text(text, context, rationale):
+    assert parse_teacher(text) == Parsed(context, rationale)
+
+
+@pytest.mark.parametrize(("text", "why"), NOT)
+def test_what_holds_no_pair_says_why(text, why):
+    assert parse_teacher(text) is None and diagnose(text) == why and why in DIAGNOSES
+
+
+@pytest.mark.parametrize("style", ["plain", "rich"])
+def test_every_recorded_answer_is_read_as_it_is(style):
+    rows = pd.read_csv(ROOT / f"data/demo/teacher_{style}.tsv", sep="\t", quoting=3, keep_default_na=False)
+    for row in rows.itertuples():
+        text = teacher_response(row.context, row.rationale)
+        assert parse_teacher(text) == Parsed(row.context, row.rationale)
+
+
+LABELS = ["Situation:", "Explanation:", "**Reason**", "Action: x", "because", "Context 2:", "## Why", '"explanation":', "{", "}", "N/A"]  # fmt: skip
+MARKS = ["\n", "\r\n", "\n\n", " ", ". ", "...", "**", "*", "_", "`", "- ", "1. ", "> ", '"', "“", "”", "'", ",", "[", "the", "a", "word", "Here is", "I'm sorry, but I can't"]  # fmt: skip
+ANSWERS = st.lists(st.sampled_from(LABELS + MARKS) | st.text(max_size=5), max_size=30).map("".join)
+WORDS = st.from_regex(r"[a-gé]([a-gé’?!7-]{0,6}[b-gé7?!])", fullmatch=True)
+CLEAN = st.lists(WORDS, min_size=1, max_size=12).map(" ".join)
+
+
+@given(st.text() | ANSWERS)
+def test_parsing_never_raises_and_is_idempotent(text):
+    parsed = parse_teacher(text)
+    assert (diagnose(text) == "parsed") == (parsed is not None) and diagnose(text) in DIAGNOSES
+    if parsed:
+        assert parsed.context == clean(parsed.context) and parsed.rationale == clean(parsed.rationale)
+        assert parse_teacher(teacher_response(parsed.context, parsed.rationale)) == parsed
+
+
+@given(CLEAN, CLEAN)
+def test_what_is_written_is_read(context, rationale):
+    assert parse_teacher(teacher_response(context, rationale)) == Parsed(context, rationale)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["*", "#", "> ", "- ", "1. ", "Situation:", "Situation: ", "situation ", "Explanation", "the more ethical ", "**Reason** ", "_*",
+     '"', "“", '"."', ".”", "[", "{", '{"a":', "[\n", "{\n", " ", "\n", "\t\n", "a", "Sure, here is ", "I'm sorry, ", "Situation (", "`", "*a",
+     "_a ", "Situation in which ", "Context\n", "Because ", "<think>", "the. ", "- - ", "Situation: x\n", "Action: x\nSituation: y\n"],
+)  # fmt: skip
+def test_a_hundred_kilobytes_of_anything_are_read_at_once(unit):
+    for text in (
+        unit * (100_000 // len(unit)),
+        "Situation: x\nExplanation: " + unit * (100_000 // len(unit)),
+    ):
+        began = time.process_time()
+        parse_teacher(text)
+        assert time.process_time() - began < 2  # generous for a busy machine; measured below 0.2
