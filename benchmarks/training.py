@@ -76,13 +76,15 @@ def _measure(name, rows, params, run, device, dtype, options):
             )  # fmt: skip
         losses["ours"] = float(np.mean(done.losses))
 
-    def peer(batches: list[list[student.Example]] | None = None) -> None:
+    batches = student.make_batches(examples, settings.batch_size, 1, 0)
+
+    def peer(kind: type[Trainer] = Trainer) -> None:
         base.load_state_dict(first)
         base.set_attn_implementation("sdpa")
-        losses["peer"] = _trainer(base, tokenizer, examples, settings, dtype, batches)
+        losses["peer"] = _train_with(kind, base, tokenizer, batches, settings, dtype)
 
     # The same work with the same result: Trainer given our batches in our order has our losses.
-    ours(), peer(student.make_batches(examples, settings.batch_size, 1, 0))
+    ours(), peer(_Ordered)
     difference = abs(losses["ours"] - losses["peer"]) / losses["peer"]
     peer()
     shuffled = abs(losses["ours"] - losses["peer"]) / losses["peer"]
@@ -107,22 +109,23 @@ def _measure(name, rows, params, run, device, dtype, options):
 
 
 class _Ordered(Trainer):
-    """Takes the batches it is given, in their order."""
-
-    batches: list[list[int]]
+    """Takes its rows in the order in which they stand."""
 
     def get_train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator)
+        return DataLoader(
+            self.train_dataset, batch_size=self.args.train_batch_size, collate_fn=self.data_collator
+        )
 
 
-def _trainer(model, tokenizer, examples, settings, dtype, batches) -> float:
-    items, numbers = [], {}
-    for example in examples:
-        numbers[id(example)] = range(len(items), len(items) + len(example.targets))
-        for target in example.targets:
-            ids = example.prompt + target
-            labels = [-100] * len(example.prompt) + target
-            items.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+def _train_with(kind, model, tokenizer, batches, settings, dtype) -> float:
+    items = []
+    # A batch that is not full goes last, so that the others stay as they are.
+    for batch in sorted(batches, key=lambda b: sum(len(e.targets) for e in b) < settings.batch_size):
+        for example in batch:
+            for target in example.targets:
+                ids = example.prompt + target
+                labels = [-100] * len(example.prompt) + target
+                items.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=settings.batch_size, num_train_epochs=1, learning_rate=RATE, seed=1,
@@ -130,11 +133,7 @@ def _trainer(model, tokenizer, examples, settings, dtype, batches) -> float:
             weight_decay=0.01, lr_scheduler_type="linear", warmup_steps=0, dataloader_num_workers=0,
         )  # fmt: skip
         collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
-        trainer = (_Ordered if batches else Trainer)(
-            model, arguments, train_dataset=items, data_collator=collator
-        )
-        if batches:
-            trainer.batches = [[k for example in batch for k in numbers[id(example)]] for batch in batches]
+        trainer = kind(model, arguments, train_dataset=items, data_collator=collator)
         trainer.pop_callback(PrinterCallback)
         trainer.train()
     return float(np.mean([row["loss"] for row in trainer.state.log_history if "loss" in row]))

@@ -21,14 +21,14 @@ def count_trigrams(texts: pd.Series) -> int:
 
 def mean_words(texts: pd.Series) -> float:
     """Return the mean number of blank-separated words a text (the paper: 11.7 a context)."""
-    column = pa.array(texts.dropna().astype("str"), pa.large_string())
+    column = _column(texts.dropna())
     mean = pc.mean(pc.list_value_length(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(column)))).as_py()
     return float("nan") if mean is None else mean
 
 
 def _trigrams(texts: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Return a number for each 3-gram of each text, the same for the same three words, and the text's row."""
-    column = pa.array(texts.fillna("").astype("str"), pa.large_string())
+    column = _column(texts.fillna(""))
     clean = pc.utf8_trim(pc.replace_substring_regex(pc.utf8_lower(column), BLANK, " "), " ")
     words = pc.split_pattern(clean, " ")
     row = pc.list_parent_indices(words).to_numpy()
@@ -40,6 +40,11 @@ def _trigrams(texts: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     if size >= WIDEST:
         pair = np.unique(pair, return_inverse=True)[1]
     return pair * size + third, row[:-2][whole]
+
+
+def _column(texts: pd.Series) -> pa.LargeStringArray:
+    column = pa.array(texts.astype("str"), pa.large_string())
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column  # from a file of several row groups
 
 
 def _distinct(numbers: np.ndarray) -> np.ndarray:

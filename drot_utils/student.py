@@ -50,18 +50,25 @@ def make_examples(
 
 
 def make_batches(examples: list[Example], size: int, seed: int, epoch: int) -> list[list[Example]]:
-    """Shuffle an epoch's examples into batches of about `size` targets (never more), like lengths together."""
+    """Shuffle an epoch's examples into batches of `size` targets (the last may have fewer), like lengths together.
+
+    An example that does not fit is split, and its prompt learnt from twice: so each epoch has as many batches as separate
+    rows would have.
+    """
     generator = torch.Generator().manual_seed(seed * 1000 + epoch)
     order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
-    batches = []
+    batches: list[list[Example]] = [[]]
+    room = size
     for start in range(0, len(order), size * 8):
-        batch: list[Example] = []
         for example in sorted(order[start : start + size * 8], key=lambda e: e.length):
-            if sum(len(e.targets) for e in batch) + len(example.targets) > size:
-                batches.append(batch)
-                batch = []
-            batch.append(example)
-        batches.append(batch)
+            targets = example.targets
+            while targets:
+                if not room:
+                    batches.append([])
+                    room = size
+                taken, targets = targets[:room], targets[room:]
+                batches[-1].append(Example(example.prompt, taken))
+                room -= len(taken)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 

@@ -58,7 +58,7 @@ def train(
     rows : DataFrame
         ``action_id action moral_variance context rationale``.
     epochs : int
-        Passes over the rows, each of as many batches as the first.
+        Passes over the rows.
     work : Path
         Where a checkpoint is kept every ``settings.checkpoint_minutes``; a training that was killed goes on from it
         and ends with the same weights. Its name must change with the rows, the settings and the first weights.

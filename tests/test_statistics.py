@@ -1,6 +1,8 @@
 import re
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,3 +36,12 @@ def test_table1_counts_by_direction(candidates):
     )
     assert table.loc[("Context", "weakening"), "trigrams"] == 1  # "to a judge"
     assert table.loc[("Context", "weakening"), "mean_words"] == 2.5
+
+
+def test_a_column_in_pieces_counts_as_one(tmp_path):
+    rows = pd.DataFrame({"action": ["a fire", "a lie", "a fire"], "moral_variance": [1, -1, 1]})
+    rows = rows.assign(context=["at a camp", "in a court", "at a camp"], rationale="it is safe there")
+    pq.write_table(pa.Table.from_pandas(rows), tmp_path / "rows.parquet", row_group_size=1)
+    pd.testing.assert_frame_equal(
+        statistics.table1(pd.read_parquet(tmp_path / "rows.parquet")), statistics.table1(rows)
+    )
