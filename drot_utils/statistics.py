@@ -44,7 +44,8 @@ def _trigrams(texts: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 def _column(texts: pd.Series) -> pa.LargeStringArray:
     column = pa.array(texts.astype("str"), pa.large_string())
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column  # from a file of several row groups
+    # What comes from a file of several row groups comes in pieces.
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _distinct(numbers: np.ndarray) -> np.ndarray:
