@@ -28,18 +28,25 @@ def mean_words(texts: pd.Series) -> float:
 
 def _trigrams(texts: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Return a number for each 3-gram of each text, the same for the same three words, and the text's row."""
-    column = _column(texts.fillna(""))
-    clean = pc.utf8_trim(pc.replace_substring_regex(pc.utf8_lower(column), BLANK, " "), " ")
-    words = pc.split_pattern(clean, " ")
-    row = pc.list_parent_indices(words).to_numpy()
+    words = _words(texts)
+    row = pc.list_parent_indices(words).to_numpy().astype(np.int32)
     coded = words.flatten().dictionary_encode()
-    number, size = coded.indices.to_numpy().astype(np.int64), len(coded.dictionary)
-    whole = row[:-2] == row[2:]  # a 3-gram does not run over into the next text
-    first, second, third = (number[i : len(number) - 2 + i][whole] for i in range(3))
-    pair = first * size + second
+    del words  # some hundred megabytes a million rows
+    number, size = coded.indices.to_numpy(), len(coded.dictionary)
+    pair = number[:-2].astype(np.int64)
+    pair *= size
+    pair += number[1:-1]
     if size >= WIDEST:
         pair = np.unique(pair, return_inverse=True)[1]
-    return pair * size + third, row[:-2][whole]
+    pair *= size
+    pair += number[2:]
+    whole = row[:-2] == row[2:]  # a 3-gram does not run over into the next text
+    return pair[whole], row[:-2][whole]
+
+
+def _words(texts: pd.Series) -> pa.LargeListArray:
+    lower = pc.utf8_lower(_column(texts.fillna("")))
+    return pc.split_pattern(pc.utf8_trim(pc.replace_substring_regex(lower, BLANK, " "), " "), " ")
 
 
 def _column(texts: pd.Series) -> pa.LargeStringArray:
