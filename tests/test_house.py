@@ -68,6 +68,8 @@ def test_modules_import_downwards():
     floors = [
         {"errors"}, {"settings", "params", "paths", "progress", "paper"}, {"profiles", "schema", "manifest", "executors"},
         {"corpora", "gold", "prompts", "tiny", "models", "shards", "nucleus", "slots", "checkpoint", "study", "cards"},
+        {"cache", "exchange", "ledger", "limits", "tokens", "usage"}, {"faults", "prices"}, {"answers"},
+        {"forecast", "intake", "parcels", "transport"}, {"direct"}, {"batches"}, {"endpoint"}, {"probes"},
         {"teacher", "encoder", "critic", "nli", "student", "generation"}, {"writing", "distill"},
         {"evaluation", "forms", "annotation", "topics", "toxicity", "bias", "statistics", "export"},
         {"charts", "figures", "tables"}, {"stages", "execute", "plan", "__main__"},
