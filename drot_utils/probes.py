@@ -4,21 +4,22 @@ from typing import Any
 
 from drot_utils.cache import Cache
 from drot_utils.endpoint import ask_all
+from drot_utils.errors import EndpointError
 from drot_utils.ledger import IGNORED, Line, enter, read_ignored
 from drot_utils.settings import Endpoint, Requests
-from drot_utils.usage import Usage
 
 PENALTIES = ("presence_penalty", "frequency_penalty")
-IGNORED_PENALTIES = " and ".join(PENALTIES)
+HIGHEST = 2.0
 
 
 def probe_penalties(
     request: dict[str, Any], endpoint: Endpoint, settings: Requests, cache: Cache
-) -> tuple[bool, Usage]:
-    """Ask one request twice, with the lowest penalties and with the highest: one text for both means that they are ignored.
+) -> dict[str, str]:
+    """Ask one request without penalties and with each of them at its highest: the same text means that it is ignored.
 
-    That texts differ does not prove the contrary, as the server may ignore the seed. The answers are cached like all
-    others; what is found is entered into the ledger once.
+    Other texts do not prove the contrary, as the server may not heed the seed. One request goes out after the other, since
+    some servers have one seed for all that is under way. The answers are cached like all others; what is found is entered
+    into the ledger, once.
 
     Parameters
     ----------
@@ -27,13 +28,20 @@ def probe_penalties(
 
     Returns
     -------
-    ignored : bool
-    usage : Usage
+    dict of str
+        For each penalty: ``ignored``, ``not seen to be ignored``, or why it could not be tried.
     """
-    one = {name: value for name, value in request.items() if name != "n"}
-    both = [{**one, **dict.fromkeys(PENALTIES, value)} for value in (-2.0, 2.0)]
-    (low, high), usage = ask_all(both, endpoint, settings, cache, "trying the penalties")
-    ignored = low[0].text == high[0].text
-    if ignored and IGNORED_PENALTIES not in read_ignored(cache, endpoint.model):
-        enter(cache, Line(endpoint.model, endpoint.transport, IGNORED + IGNORED_PENALTIES))
-    return ignored, usage
+    one_by_one = endpoint.model_copy(update={"concurrency": 1, "transport": "direct"})
+    plain = {name: value for name, value in request.items() if name != "n"} | dict.fromkeys(PENALTIES, 0.0)
+    try:
+        bodies = [plain, *({**plain, penalty: HIGHEST} for penalty in PENALTIES)]
+        ((without,), *others), _ = ask_all(bodies, one_by_one, settings, cache, "trying the penalties")
+    except EndpointError as error:
+        return dict.fromkeys(PENALTIES, f"could not be tried: {error.found}")
+    found = {}
+    for penalty, (answer,) in zip(PENALTIES, others, strict=True):
+        ignored = answer.text == without.text
+        found[penalty] = "ignored" if ignored else "not seen to be ignored"
+        if ignored and penalty not in read_ignored(cache, endpoint.model):
+            enter(cache, Line(endpoint.model, endpoint.transport, IGNORED + penalty))
+    return found

@@ -96,11 +96,10 @@ def plan_teacher(
 
 def try_teacher(
     action: str, settings: Settings, requests: Requests, cache: Cache, seed: int
-) -> dict[str, Any]:
+) -> dict[str, str]:
     """Ask for one action whether the server heeds the penalties (see `probes.probe_penalties`)."""
     request = make_request(action, 1, settings, seed)
-    ignored, usage = probe_penalties(request, settings.endpoint, requests, cache)
-    return {"penalties": "ignored" if ignored else "not seen to be ignored", "calls": usage.calls}
+    return probe_penalties(request, settings.endpoint, requests, cache)
 
 
 def ask_teacher(

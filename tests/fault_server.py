@@ -39,8 +39,10 @@ class Behaviour:
         The only model it has; None: any.
     n : {"given", "ignored", "refused", "repeated"}
         What becomes of `n`.
-    seed, penalties : bool
-        Whether the text hangs on the seed, on the penalties.
+    seed : bool
+        Whether the text hangs on the seed.
+    deaf_to : tuple of str
+        Settings on which the text does not hang.
     usage : bool
         Whether it counts tokens.
     per_minute : int or None
@@ -57,7 +59,7 @@ class Behaviour:
     model: str | None = None
     n: str = "given"
     seed: bool = True
-    penalties: bool = True
+    deaf_to: tuple[str, ...] = ()
     usage: bool = True
     per_minute: int | None = None
     text: str | None = None
@@ -70,13 +72,9 @@ class Behaviour:
     batch_refusals: list[str] = field(default_factory=list)  # codes with which the first batches fail
 
 
-def expected_text(body: dict, choice: int, seed: bool = True, penalties: bool = True) -> str:
+def expected_text(body: dict, choice: int, deaf_to: tuple[str, ...] = ()) -> str:
     """Return what a server without faults answers to a request."""
-    leave = (
-        {"n"}
-        | (set() if seed else {"seed"})
-        | (set() if penalties else {"presence_penalty", "frequency_penalty"})
-    )
+    leave = {"n", *deaf_to}
     kept = json.dumps({k: v for k, v in body.items() if k not in leave}, sort_keys=True)
     digest = hashlib.sha256(f"{kept}/{choice}".encode()).hexdigest()[:16]
     return f" in the case of {digest}, at noon\nExplanation: it is a matter of {digest}."
@@ -169,6 +167,8 @@ class FaultServer:
             return self._send(writer, 429, _error("Rate limit reached", "rate_limit_exceeded"), limited)
         status, reply = self.reply(path, body)
         fault = self._draw(self.behaviour.rates) if status == 200 else None
+        if fault in ("fewer", "duplicated") and body.get("n", 1) == 1:
+            fault = None  # one choice cannot be fewer
         if fault:
             self.met[fault] += 1
             return await self._go_wrong(fault, body, reply, writer)
@@ -187,10 +187,8 @@ class FaultServer:
         if n > 1 and b.n == "refused":
             return 400, json.loads(_error("Only one completion choice is allowed", "invalid_request_error"))
         n = 1 if b.n == "ignored" else n
-        texts = [
-            b.text or expected_text(body, 0 if b.n == "repeated" else k, b.seed, b.penalties)
-            for k in range(n)
-        ]
+        deaf = b.deaf_to if b.seed else (*b.deaf_to, "seed")
+        texts = [b.text or expected_text(body, 0 if b.n == "repeated" else k, deaf) for k in range(n)]
         chat = "chat" in path
         choices = [
             {

@@ -135,12 +135,25 @@ def test_a_cache_that_cannot_be_written(cache, tmp_path):
         Cache(tmp_path / "file" / "c.sqlite")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
-def test_a_read_only_file(cache):
-    cache.close()
-    cache.path.chmod(0o400)
-    with pytest.raises(StorageError, match="readonly"):
-        Cache(cache.path).put([(BODY, {0: Entry("a")})])
+@pytest.mark.parametrize(
+    ("file", "folder"), [(0o444, 0o777), (0o444, 0o555)], ids=["file", "file and folder"]
+)
+def test_a_read_only_file_for_somebody_who_is_not_root(file, folder):
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "c.sqlite"
+        Cache(path).close()
+        for other in (path.with_name(".c.sqlite.lock"), path):
+            other.chmod(0o666 if other != path else file)
+        Path(place).chmod(folder)
+        user = os.geteuid()
+        os.seteuid(65534 if user == 0 else user)
+        try:
+            with pytest.raises(StorageError, match="could not be written") as caught:
+                Cache(path).put([(BODY, {0: Entry("a")})])
+            assert str(path) in str(caught.value)
+        finally:
+            os.seteuid(user)
+            Path(place).chmod(0o777)
 
 
 def test_a_full_disk_is_one_error_and_the_rest_is_kept(cache):

@@ -1,20 +1,28 @@
-import pytest
 from conftest import USE, make_endpoint, make_questions
 from fault_server import FaultServer
 
 from drot_utils.ledger import read_ignored
-from drot_utils.probes import IGNORED_PENALTIES, probe_penalties
+from drot_utils.probes import probe_penalties
+
+NOT_SEEN = "not seen to be ignored"
 
 
-@pytest.mark.parametrize("heeded", [True, False])
-def test_penalties_that_change_nothing_are_ignored(cache, heeded):
-    (request,) = make_questions(1, n=3)
-    with FaultServer(penalties=heeded) as server:
+def test_a_penalty_that_changes_nothing_is_ignored(cache):
+    (request,) = make_questions(1, n=3, presence_penalty=0.5, frequency_penalty=0.5)
+    with FaultServer(deaf_to=("presence_penalty",)) as server:
         for _ in range(2):
-            ignored, usage = probe_penalties(request, make_endpoint(server.url), USE, cache)
-            assert ignored == (not heeded)
-    assert len(server.asked) == 2 and usage.calls == 0  # the second time it is known
-    assert read_ignored(cache, "m") == ({} if heeded else {IGNORED_PENALTIES: 1})
-    assert {body["presence_penalty"] for _, body in server.asked} == {-2.0, 2.0} and "n" not in server.asked[
-        0
-    ][1]
+            found = probe_penalties(request, make_endpoint(server.url), USE, cache)
+            assert found == {"presence_penalty": "ignored", "frequency_penalty": NOT_SEEN}
+    assert read_ignored(cache, "m") == {"presence_penalty": 1}  # the second time it is known
+    sent = [(body["presence_penalty"], body["frequency_penalty"]) for _, body in server.asked]
+    assert sent == [(0, 0), (2, 0), (0, 2)] and server.busiest == 1 and "n" not in server.asked[0][1]
+
+
+def test_a_server_that_heeds_both_and_one_that_cannot_be_tried(cache):
+    (request,) = make_questions(1)
+    with FaultServer() as server:
+        assert set(probe_penalties(request, make_endpoint(server.url), USE, cache).values()) == {NOT_SEEN}
+    assert read_ignored(cache, "m") == {}
+    with FaultServer(model="other") as server:
+        found = probe_penalties({**request, "seed": 2}, make_endpoint(server.url), USE, cache)
+    assert "could not be tried: the server refused with HTTP 404" in found["presence_penalty"]

@@ -129,11 +129,19 @@ def test_the_plan_asks_nobody(smoke, cache, actions):
 
 
 def test_trying_the_teacher(smoke, cache):
-    with FaultServer(penalties=False) as server:
+    with FaultServer(deaf_to=("presence_penalty", "frequency_penalty")) as server:
         settings = settings_for(smoke, server)
         found = teacher.try_teacher("Lying", settings, USE, cache, 1)
         asked = teacher.ask_teacher(
             corpora.read_actions("data/demo/actions.tsv").head(1), settings, USE, cache, 1
         )
-    assert found == {"penalties": "ignored", "calls": 2}
-    assert asked.usage.ignored == {"presence_penalty and frequency_penalty": 1}
+    assert found == {"presence_penalty": "ignored", "frequency_penalty": "ignored"}
+    assert asked.usage.ignored == {"presence_penalty": 1, "frequency_penalty": 1}
+
+
+@pytest.mark.slow
+def test_notebook_1_against_a_real_server(tmp_path, monkeypatch):
+    pytest.importorskip("fastapi", reason="what `transformers serve` needs is not installed")
+    from teacher_smoke import ACTIONS, run_smoke
+
+    assert run_smoke(tmp_path)["rows"]["in"] == ACTIONS * 4

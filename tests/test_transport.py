@@ -12,7 +12,7 @@ from drot_utils.transport import Transport, read_key
 
 
 def post(endpoint, path="/chat/completions"):
-    async def ask():  # noqa: the client wants a running loop
+    async def ask():
         async with Transport(endpoint) as transport:
             return await transport.post(path, QUESTION, "it")
 
