@@ -10,14 +10,14 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN = .venv/bin
 PY ?= $(BIN)/python
 PIP = $(PY) -m pip --disable-pip-version-check install -qq --no-deps
-BENCHMARKS = sampling training critic_scoring nli_filter statistics read_corpus topics overhead
+BENCHMARKS = sampling training critic_scoring nli_filter statistics read_corpus topics overhead teacher
 LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
 
 .DEFAULT_GOAL = help
-.PHONY: help demo smoke ablations test lint lab plan bench chaos extras lock clean
+.PHONY: help demo smoke ablations test lint lab plan teacher-smoke bench chaos extras lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 demo: .venv/ready-$(TORCH)  ## the whole study on the embedded profile (about 20 minutes on 2 slow cores); PROFILE=, CORES=
 	@$(BIN)/python -m drot_utils params/$(PROFILE).yaml --cores $(CORES)
@@ -39,8 +39,11 @@ lint: .venv/ready-$(TORCH)  ## ruff, and no outputs in committed notebooks
 lab: .venv/ready-$(TORCH)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 
-plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: samples, tokens, pairs, GPU hours
+plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: samples, tokens, pairs, GPU hours, requests and their cost
 	@$(BIN)/python -m drot_utils.plan params/$(PROFILE).yaml
+
+teacher-smoke: .venv/ready-$(TORCH)  ## notebook 1 against a real server: `transformers serve` with SmolLM2 on this machine (some minutes)
+	@$(BIN)/python tests/teacher_smoke.py
 
 bench: .venv/ready-$(TORCH)  ## all benchmarks, ours against what one would otherwise use (an hour; QUICK=--quick: a quarter)
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(QUICK) || exit 1; done

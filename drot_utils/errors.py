@@ -42,8 +42,12 @@ class ModelError(DrotError):
     """Weights that are missing, not the pinned ones, or in a refused format."""
 
 
-class TeacherError(DrotError):
-    """The teacher could not be asked, or a recorded response is missing."""
+class EndpointError(DrotError):
+    """A server could not be asked, or does not answer as it should, or a response is missing where none may be asked for."""
+
+
+class BudgetError(EndpointError):
+    """Going on would cost more than `requests.budget_usd` allows, or what it costs is not known."""
 
 
 class StorageError(DrotError):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from drot_utils.settings import Compute, ModelRef, OpenShare, Rate, Section, Share
+from drot_utils.settings import Compute, Endpoint, ModelRef, OpenShare, Rate, Requests, Section, Share
 
 
 class Corpus(Section):
@@ -18,12 +18,12 @@ class Corpus(Section):
 
 
 class Teacher(Section):
-    """The teacher endpoint and its sampling settings (appendix A); `recorded` fills the request cache."""
+    """The teacher and its sampling settings (appendix A); `recorded` fills the request cache.
 
-    endpoint: Literal["chat", "completions"]
-    base_url: str
-    model: str
-    api_key_env: str
+    What does not parse is asked again with other seeds, `parse_retries` times.
+    """
+
+    endpoint: Endpoint
     recorded: str | None
     contexts_per_variance: PositiveInt
     temperature: Annotated[float, Field(ge=0, le=2)]
@@ -31,8 +31,7 @@ class Teacher(Section):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)]
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)]
     max_tokens: PositiveInt
-    timeout_s: PositiveInt
-    max_retries: Annotated[int, Field(ge=0)]
+    parse_retries: Annotated[int, Field(ge=0)]
 
 
 class Threshold(Section):
@@ -196,6 +195,7 @@ class Params(Section):
     ablations: bool
     compute: Compute
     corpus: Corpus
+    requests: Requests
     teacher: Teacher
     critic: Critic
     nli: Nli

@@ -11,6 +11,9 @@ from drot_utils.errors import ParamsError
 from drot_utils.params import Params
 from drot_utils.paths import resolve
 
+#: Keys whose wrong value is not repeated: it may be a secret put in the wrong place.
+SECRETIVE = ("base_url", "api_key_env")
+
 
 def load_params(path: str | Path) -> Params:
     """Read and check a parameter file.
@@ -57,6 +60,8 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"unknown key `{key}`" + (f" (did you mean `{close[0]}`?)" if close else "")
     if problem["type"] == "missing":
         return f"missing key `{key}`"
+    if key.split(".")[-1] in SECRETIVE:
+        return f"`{key}`: {problem['msg'].removeprefix('Value error, ')}"
     return f"`{key}`: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r})"
 
 

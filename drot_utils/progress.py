@@ -61,6 +61,12 @@ class Progress:
         self.bar.update(n)
         self._write()
 
+    def say(self, what: str) -> None:
+        """Say what is being done now, in the place of the title."""
+        self.what = what
+        self.bar.set_description(what, refresh=False)
+        self.update(0)
+
     def _write(self, force: bool = False) -> None:
         now = time.monotonic()
         if not self.status or (not force and now - self.written < 1):

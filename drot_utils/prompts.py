@@ -3,7 +3,6 @@
 import re
 
 from drot_utils.parsing import Parsed
-from drot_utils.parsing import parse_teacher as parse_teacher
 
 #: The teacher's zero-shot prompt, appendix A, word for word.
 TEACHER_PROMPT = """\

@@ -1,8 +1,9 @@
 """What sections of parameters are made of: models, endpoints, executors."""
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, le=1)]
@@ -60,18 +61,32 @@ class Compute(Section):
 
 
 class Endpoint(Section):
-    """An OpenAI-compatible server: where it is, who answers there, and how hard it may be asked."""
+    """An OpenAI-compatible server: where it is, who answers there, and how hard it may be asked.
+
+    `api_key_env` names the environment variable that holds the key (null: the server wants none); the key itself is never
+    written anywhere.
+    """
 
     kind: Literal["chat", "completions"]
     base_url: str
     model: str
-    api_key_env: str
-    concurrency: PositiveInt
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None
+    concurrency: Annotated[int, Field(gt=0, le=1000)]
     requests_per_minute: PositiveInt | None
     tokens_per_minute: PositiveInt | None
     timeout_s: PositiveInt
     max_retries: Annotated[int, Field(ge=0)]
     transport: Literal["direct", "batch"]
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        url = urlsplit(value)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("must be the http(s) address of an API, such as https://api.openai.com/v1")
+        if url.username or url.password or url.query or url.fragment:
+            raise ValueError("must hold no user, password or query: parameters are kept, keys must not be")
+        return value
 
 
 class Requests(Section):

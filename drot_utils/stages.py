@@ -59,7 +59,7 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     if ablations is None:
         ablations = params.ablations or any(Run(params.profile).model(name).exists() for name in ABLATIONS)
     stages = [
-        Stage("01_seed_generation", "01_seed_generation", (), ("seed", "corpus", "teacher"), 8),
+        Stage("01_seed_generation", "01_seed_generation", (), ("seed", "corpus", "requests", "teacher"), 8),
         Stage("02_critic", "02_critic", (), ("seed", "compute", "corpus", "critic", "evaluation"), 97),
         Stage("03_nli_filter", "03_nli_filter", (), ("seed", "compute", "nli"), 50),
         Stage(
@@ -78,7 +78,7 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     return [
         *stages,
         *variants,
-        Stage("07_evaluation", "07_evaluation", students, (*WRITES, "teacher", "evaluation"), 300),
+        Stage("07_evaluation", "07_evaluation", students, (*WRITES, "requests", "teacher", "evaluation"), 300),
         Stage("08_topics", "08_topics", ("06_final_dataset",), ("seed", "compute", "topics"), 55),
         Stage("09_toxicity", "09_toxicity", ("06_final_dataset",), ("seed", "compute", "toxicity"), 8),
         Stage("10_cultural_bias", "10_cultural_bias", ("06_final_dataset",), (*WRITES, "topics", "bias"), 18),

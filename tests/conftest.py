@@ -11,10 +11,12 @@ import torch
 import yaml
 
 from drot_utils import corpora, exchange, forms, models, training
+from drot_utils.cache import Cache
 from drot_utils.gold import read_gold
 from drot_utils.params import Params
 from drot_utils.paths import ROOT, Run
 from drot_utils.profiles import load_params
+from drot_utils.settings import Endpoint, Requests
 from drot_utils.study import Study
 
 CPU = torch.device("cpu")
@@ -73,6 +75,37 @@ def candidates() -> pd.DataFrame:
         }
     )
     return rows.astype({"nli_kept": "boolean", "critic_score": "float64", "kept": "boolean"})
+
+
+USE = Requests(cache="use", prices="data/prices.yaml", budget_usd=None)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """An empty cache of answers."""
+    return Cache(tmp_path / "answers.sqlite")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repetitions and polls follow at once."""
+    monkeypatch.setattr("drot_utils.direct.BACKOFF", 0.01)
+    monkeypatch.setattr("drot_utils.batches.POLL", 0.01)
+
+
+def make_endpoint(url: str = "http://127.0.0.1:9/v1", **changes: object) -> Endpoint:
+    """Return an endpoint without a key and without limits."""
+    values = {
+        "kind": "chat", "base_url": url, "model": "m", "api_key_env": None, "concurrency": 8, "requests_per_minute": None,
+        "tokens_per_minute": None, "timeout_s": 5, "max_retries": 5, "transport": "direct",
+    }  # fmt: skip
+    return Endpoint(**{**values, **changes})
+
+
+def make_questions(count: int, n: int = 1, **changes: object) -> list[dict]:
+    """Return chat requests that differ in their text."""
+    settings = {"model": "m", "n": n, "temperature": 1.0, "max_tokens": 20, "seed": 5, **changes}
+    return [{**settings, "messages": [{"role": "user", "content": f"Question {k}?"}]} for k in range(count)]
 
 
 ALL_YES = {"q1": "Y", "q2": "Y", "q3": "Y", "q4": "Y"}

@@ -69,6 +69,8 @@ def test_modules_import_downwards():
         {"errors", "markup"}, {"settings", "params", "paths", "progress", "paper", "parsing"},
         {"profiles", "schema", "manifest", "executors", "checkpoint"},
         {"corpora", "gold", "prompts", "tiny", "models", "shards", "nucleus", "slots", "study", "cards"},
+        {"cache", "replay", "ledger", "limits", "tokens", "usage"}, {"faults", "prices"}, {"answers"},
+        {"forecast", "intake", "parcels", "transport"}, {"direct"}, {"batches"}, {"endpoint"}, {"probes"},
         {"teacher", "encoder", "fitting", "critic", "nli", "student", "generation"},
         {"toxicity", "scoring", "training", "parallel", "vllm_writer"}, {"writing", "distill"},
         {"evaluation", "forms", "spreadsheet", "mturk", "labelstudio", "potato", "exchange", "annotation"},

@@ -70,6 +70,14 @@ def test_paper_profile_holds_the_papers_numbers():
         ({"corpus__round_actions": [1]}, "round_actions"),
         ({"critic__independent_share": 0.0, "evaluation__critic": "independent"}, "above 0"),
         ({"profile": "../escape"}, "profile"),
+        (
+            {"teacher__endpoint__base_url": "localhost:8000"},
+            r"`teacher.endpoint.base_url`: must be the http\(s\) address",
+        ),
+        ({"teacher__endpoint__transport": "post"}, "'direct' or 'batch'"),
+        ({"teacher__endpoint__concurrency": 0}, "greater than 0"),
+        ({"requests__cache": "always"}, "requests.cache"),
+        ({"requests__budget_usd": 0.0}, "greater than 0"),
     ],
 )
 def test_bad_values_are_named_with_file_and_rule(tmp_path, changes, message):
@@ -77,6 +85,21 @@ def test_bad_values_are_named_with_file_and_rule(tmp_path, changes, message):
     with pytest.raises(ParamsError, match=message) as caught:
         load_params(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("base_url", "https://user:sk-secret@host/v1"),
+        ("base_url", "https://host/v1?key=sk-secret"),
+        ("api_key_env", "sk-secret"),
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(tmp_path, key, value):
+    path = write_params(tmp_path / "p.yaml", "demo", **{f"teacher__endpoint__{key}": value})
+    with pytest.raises(ParamsError, match=key) as caught:
+        load_params(path)
+    assert "sk-secret" not in str(caught.value)
 
 
 def test_missing_key_missing_file_and_broken_yaml(tmp_path):

@@ -1,6 +1,7 @@
 """Models, endpoints and who answers: what is refused."""
 
 import pytest
+from conftest import make_endpoint
 from pydantic import ValidationError
 
 from drot_utils.settings import ModelRef, Respondent
@@ -24,3 +25,16 @@ def test_a_respondent_answers_in_exactly_one_way():
 def test_a_respondents_name_can_be_a_files():
     with pytest.raises(ValidationError):
         Respondent(name="../elsewhere", model=LOCAL)
+
+
+def test_an_endpoint_is_an_address_without_secrets_and_names_a_variable():
+    assert make_endpoint("https://api.openai.com/v1", api_key_env="OPENAI_API_KEY").model == "m"
+    for wrong in (
+        {"url": "ftp://host/v1"},
+        {"url": "host"},
+        {"url": "http://u:p@host/v1"},
+        {"api_key_env": "sk-1"},
+        {"concurrency": 5000},
+    ):
+        with pytest.raises(ValidationError):
+            make_endpoint(**wrong)

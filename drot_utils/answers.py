@@ -1,0 +1,200 @@
+"""Answers: what is asked of a server for the choices that are missing, and how its reply is read."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from drot_utils.cache import Cache, Entry
+from drot_utils.faults import Fault, read_error
+
+#: Two choices of fewer characters may well be the same by chance ("Yes."); longer ones, at a temperature, hardly.
+CHANCE = 40
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One choice; of a response with several, the tokens are this choice's part of the bill (see `cache.Entry`)."""
+
+    text: str
+    finish: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+@dataclass
+class Work:
+    """A request with the numbers of the choices that are still missing.
+
+    `alone`: choices are asked for one by one, as the server does not give several. `seen`: long texts so far.
+    """
+
+    key: str
+    request: dict[str, Any]
+    missing: list[int]
+    alone: bool = False
+    seen: set[str] = field(default_factory=set)
+
+    def outgoing(self) -> dict[str, Any]:
+        """Return what is asked next: the request for its first choices, the same with another seed for later ones."""
+        first, count = self.missing[0], 1 if self.alone else len(self.missing)
+        body = {name: value for name, value in self.request.items() if name != "n"}
+        if count > 1:
+            body["n"] = count
+        if first and body.get("seed") is not None:
+            body["seed"] = derive_choice_seed(body["seed"], f"choice {first}")
+        return body
+
+
+def list_missing(
+    requests: Sequence[dict[str, Any]], keys: Sequence[str], cache: Cache | None, *, refresh: bool
+) -> list[Work]:
+    """Return the work that the cache leaves to do, each request once; with `refresh` or without one it counts as empty."""
+    wanted: dict[str, dict[str, Any]] = {}
+    for key, request in zip(keys, requests, strict=True):
+        if key not in wanted or request.get("n", 1) > wanted[key].get("n", 1):
+            wanted[key] = request
+    present = {} if refresh or cache is None else cache.present(wanted)
+    works = []
+    for key, request in wanted.items():
+        missing = [number for number in range(request.get("n", 1)) if number not in present.get(key, ())]
+        if missing:
+            works.append(Work(key, request, missing))
+    return works
+
+
+def derive_choice_seed(seed: int, what: str) -> int:
+    """Return another seed (31 bits: servers differ in what they take), fixed by the first one and `what` it is for."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{what}".encode()).digest()[:4], "big") >> 1
+
+
+def read_json(content: bytes, content_type: str) -> dict[str, Any]:
+    """Read a response's body.
+
+    Raises
+    ------
+    Fault
+        When it is no JSON object: cut short, another type of content, bytes that are no text.
+    """
+    try:
+        reply = json.loads(content)
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError, too
+        json_meant = "json" in content_type or content.lstrip()[:1] == b"{"
+        kind = "broken JSON" if json_meant else "no JSON"
+        raise Fault(kind, f"{content_type or 'no content type'}, {read_error(content)[0]}") from error
+    if not isinstance(reply, dict):
+        raise Fault("no JSON", f"expected an object, found {type(reply).__name__}")
+    return reply
+
+
+def read_reply(work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> tuple[dict[int, Entry], list[str]]:
+    """Read the choices of a reply and number them.
+
+    Parameters
+    ----------
+    work : Work
+        Of which choices are missing; changed: those that came are no longer.
+    sent : dict
+        What was asked, see `Work.outgoing`.
+    reply : dict
+        A chat completion or a completion.
+
+    Returns
+    -------
+    choices : dict of Entry
+        By number.
+    ignored : list of str
+        The settings that the server passed over, as far as the reply shows it.
+
+    Raises
+    ------
+    Fault
+        A reply without choices.
+    """
+    if reply.get("error"):
+        raise Fault("error in a reply", read_error(json.dumps(reply).encode())[0])
+    choices = reply.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise Fault("no choices", json.dumps(reply)[:200])
+    asked = sent.get("n", 1)
+    texts = [_read_text(choice) for choice in choices[:asked]]
+    prompt, completion = _read_counts(reply)
+    ignored = _notice_ignored(work, sent, texts, completion)
+    shares = _share_out(completion, texts)
+    if len(texts) > 1 and "n: all choices the same" in ignored:
+        # The server drew one seed's text several times. One of them counts, with all that was billed.
+        texts, shares = texts[:1], [completion]
+    if len(texts) < asked:
+        work.alone = True
+    entries = {}
+    for position, text in enumerate(texts):
+        finish = choices[position].get("finish_reason")
+        prompt_tokens = prompt if position == 0 or prompt is None else 0
+        model = reply.get("model")
+        entries[work.missing[position]] = Entry(
+            text,
+            finish if isinstance(finish, str) else None,
+            prompt_tokens,
+            shares[position],
+            model if isinstance(model, str) else None,
+        )
+    work.missing = work.missing[len(texts) :]
+    work.seen.update(text for text in texts if len(text) > CHANCE)
+    return entries, ignored
+
+
+def _notice_ignored(work: Work, sent: dict[str, Any], texts: list[str], completion: int | None) -> list[str]:
+    ignored = []
+    drawn = sent.get("temperature") != 0
+    if len(texts) < sent.get("n", 1):
+        ignored.append("n: fewer choices than asked")
+    if drawn and len(texts) > 1 and len(texts[0]) > CHANCE and len(set(texts)) == 1:
+        ignored.append("n: all choices the same")
+    if drawn and work.seen & set(texts):
+        ignored.append("seed or temperature: the same text again")
+    most = sent.get("max_completion_tokens") or sent.get("max_tokens")
+    if most and completion is not None and completion > most * len(texts):
+        ignored.append("max_tokens")
+    if sent.get("response_format", {}).get("type") in ("json_object", "json_schema"):
+        ignored += ["response_format"] * any(not _is_json(text) for text in texts)
+    return ignored
+
+
+def _read_text(choice: Any) -> str:
+    # chat: message.content, which is null where the model refuses; completions: text.
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if isinstance(message, dict):
+        content = message.get("content")
+        if isinstance(content, list):
+            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        return str(content if content is not None else message.get("refusal") or "")
+    if isinstance(choice, dict) and isinstance(choice.get("text"), str):
+        return choice["text"]
+    raise Fault("no choices", f"a choice without text: {json.dumps(choice)[:200]}")
+
+
+def _read_counts(reply: dict[str, Any]) -> tuple[int | None, int | None]:
+    usage = reply.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    if all(type(count) is int and count >= 0 for count in counts):
+        return counts[0], counts[1]
+    return None, None
+
+
+def _share_out(total: int | None, texts: list[str]) -> list[int | None]:
+    # By length; what rounding leaves goes to the first, so that the sum stays what was billed.
+    if total is None:
+        return [None] * len(texts)
+    lengths = [max(1, len(text)) for text in texts]
+    shares = [total * length // sum(lengths) for length in lengths]
+    return [shares[0] + total - sum(shares), *shares[1:]]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,225 @@
+"""OpenAI's Batch API: requests go out as a file, at half the price, and come back within a day as another one.
+
+What is handed in is written down in the cache before it is sent: a run that was stopped finds its batches again, and takes in
+what they brought before it asks for anything else.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from drot_utils.answers import Work
+from drot_utils.direct import PATHS, back_off
+from drot_utils.errors import EndpointError
+from drot_utils.faults import Fault, Refusal, read_status
+from drot_utils.intake import Intake
+from drot_utils.parcels import Parcel, cut_work, find_request, forget, list_parcels, note_id, pack
+from drot_utils.transport import FILE_TIMES, Transport
+
+POLL, LONGEST_POLL = 2.0, 60.0  # seconds between two looks at a batch, doubled up to the second
+OVER = ("completed", "failed", "expired", "cancelled")
+QUEUE_FULL = "token_limit_exceeded"  # so much is handed in already that it is tried again later
+PAGES = 20  # of the server's list that are searched for a batch whose number was not written down in time
+
+
+async def ask_batches(works: list[Work], transport: Transport, intake: Intake) -> None:
+    """Ask for what is missing in batches until nothing is (see `direct.ask_directly`)."""
+    await _Asking(works, transport, intake).run()
+
+
+class _Asking:
+    def __init__(self, works: list[Work], transport: Transport, intake: Intake) -> None:
+        self.works, self.transport, self.intake = {work.key: work for work in works}, transport, intake
+        self.endpoint, self.cache = transport.endpoint, intake.cache
+        self.path = f"/v1{PATHS[self.endpoint.kind]}"
+        self.place = f"{self.endpoint.base_url} {self.path}"
+        self.brought, self.last = 0, "nothing came back"
+        self.refusal: EndpointError | None = None
+
+    async def run(self) -> None:
+        for parcel in await self._find_earlier():
+            await self._bring_in(parcel)
+        idle = 0
+        while missing := [work for work in self.works.values() if work.missing]:
+            if idle > self.endpoint.max_retries:
+                raise EndpointError(
+                    f"{len(missing)} requests got no answer in {idle} batches; at last: {self.last}",
+                    where=self.place,
+                    todo="run the same command again: what was answered is in the cache",
+                )
+            if idle:
+                await asyncio.sleep(back_off(idle, random.random()))
+            self.brought = 0
+            parcels = [await self._hand_in(part) for part in cut_work(missing)]
+            for parcel in parcels:
+                await self._bring_in(parcel)
+            idle = 0 if self.brought else idle + 1
+
+    async def _hand_in(self, part: list[Work]) -> Parcel:
+        for work in part:
+            self.intake.send(work.outgoing())
+        parcel = pack(part, self.path, self.place, self.cache)
+        file = parcel.path(self.cache)
+        uploaded = await self._persist(lambda: self.transport.upload(file, f"the file {file.name}"))
+        return note_id(parcel, await self._persist(lambda: self._create(parcel, uploaded["id"])), self.cache)
+
+    async def _create(self, parcel: Parcel, file: str) -> str:
+        window, mark = "24h", {"drot": parcel.token}
+        body = {"input_file_id": file, "endpoint": self.path, "completion_window": window, "metadata": mark}
+        try:
+            made, _ = await self.transport.post("/batches", body, f"a batch of {len(parcel.lines)} requests")
+            return made["id"]
+        except Fault:
+            # Sent again, it could be made, and paid, twice: is it there?
+            found = await self._persist(lambda: self._search(parcel.token))
+            if found is None:
+                raise
+            return found
+
+    async def _search(self, token: str) -> str | None:
+        after = ""
+        for _ in range(PAGES):
+            page = await self.transport.get(f"/batches?limit=100{after}", "the list of batches")
+            for entry in page.get("data", []):
+                if (entry.get("metadata") or {}).get("drot") == token:
+                    return entry["id"]
+            if not page.get("has_more") or not page.get("data"):
+                return None
+            after = f"&after={page['data'][-1]['id']}"
+        return None
+
+    async def _find_earlier(self) -> list[Parcel]:
+        found = []
+        for parcel in list_parcels(self.place, self.cache):
+            number = parcel.id or await self._persist(lambda token=parcel.token: self._search(token))
+            if number is None:
+                forget(parcel, self.cache)  # the run was stopped before it was made
+                continue
+            for key, choices in parcel.lines.values():
+                self.intake.send(self._work(key, choices).outgoing(), earlier=True)
+            found.append(note_id(parcel, number, self.cache))
+        return found
+
+    async def _bring_in(self, parcel: Parcel) -> None:
+        try:
+            state = await self._wait_for(parcel)
+            lines = []
+            for name in ("output_file_id", "error_file_id"):
+                if state.get(name):
+                    path = f"/files/{state[name]}/content"
+                    content, _ = await self._persist(
+                        lambda path=path: self.transport.download(path, path, times=FILE_TIMES)
+                    )
+                    lines += content.split(b"\n")
+        except Refusal as refusal:
+            if refusal.status != 404:
+                raise
+            state, lines = {"status": "gone"}, []
+        waiting = dict(parcel.lines)
+        with self.cache.transaction():  # all of it or nothing: no line is entered twice
+            for line in lines:
+                if line.strip():
+                    self._read_line(line, waiting)
+            for key, choices in waiting.values():
+                nothing = Fault(f"batch {state['status']}", "a line without a result", billed=False)
+                self._fail(self._work(key, choices), nothing)
+            forget(parcel, self.cache)
+        self._check_state(state)
+        if self.refusal:
+            raise self.refusal
+
+    async def _wait_for(self, parcel: Parcel) -> dict[str, Any]:
+        pause = POLL
+        while True:
+            state = await self._persist(
+                lambda: self.transport.get(f"/batches/{parcel.id}", f"the batch {parcel.id}")
+            )
+            counts = state.get("request_counts") or {}
+            self.intake.note = (
+                f"batch {state.get('status')}, {counts.get('completed', 0)} of {len(parcel.lines)} requests"
+            )
+            if state.get("status") in OVER:
+                return state
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_POLL, pause * 2)
+
+    def _read_line(self, line: bytes, waiting: dict[str, tuple[str, list[int]]]) -> None:
+        try:
+            values = json.loads(line)
+            key, choices = waiting.pop(values["custom_id"])
+        except (ValueError, KeyError, TypeError):
+            self.intake.faults["batch: unreadable line"] += 1
+            return
+        work = self._work(key, choices)
+        response, error = values.get("response") or {}, values.get("error") or {}
+        status, body = int(response.get("status_code", 0)), response.get("body") or {}
+        try:
+            if status == 200:
+                self.intake.take(work, work.outgoing(), body)
+                self._settle(work, choices)
+            elif status >= 400:
+                raise read_status(
+                    status, {}, json.dumps(body).encode(), self.endpoint, f"line {values['custom_id']}"
+                )
+            else:
+                raise Fault(f"batch: {error.get('code')}", str(error.get("message")), billed=False)
+        except Fault as fault:
+            self._fail(work, fault)
+        except Refusal as refusal:
+            self.intake.fail(work.outgoing(), None)
+            if refusal.status in (400, 422) and len(choices) > 1:
+                self.intake.note_ignored(work.outgoing(), "n: refused")
+                work.alone = True
+                self._settle(work, choices)
+                self.brought += 1  # it is known now how to ask
+            else:
+                self.refusal = self.refusal or refusal
+
+    def _work(self, key: str, choices: list[int]) -> Work:
+        # As it was when it was sent; the request of another run of this cache is in the cache.
+        work = self.works.get(key)
+        request = work.request if work else find_request(key, self.cache)
+        return Work(key, request, list(choices), len(choices) == 1, work.seen if work else set())
+
+    def _settle(self, done: Work, choices: list[int]) -> None:
+        self.brought += len(choices) - len(done.missing)
+        work = self.works.get(done.key)
+        if work and work.missing:
+            came = set(choices) - set(done.missing)
+            work.missing = [choice for choice in work.missing if choice not in came]
+            work.alone |= done.alone and len(choices) > 1
+            self.intake.done += not work.missing
+
+    def _fail(self, work: Work, fault: Fault) -> None:
+        self.last = str(fault)
+        self.intake.fail(work.outgoing(), fault)
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        if state["status"] != "failed":
+            return
+        errors = (state.get("errors") or {}).get("data") or [{}]
+        said = "; ".join(f"{e.get('code')}: {e.get('message')}" for e in errors[:3])
+        self.last = said
+        if all(error.get("code") != QUEUE_FULL for error in errors):
+            raise EndpointError(
+                f"the server refused the batch ({said})",
+                where=self.place,
+                todo="mend what it names, or use `transport: direct`",
+            )
+
+    async def _persist(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        for attempt in range(self.endpoint.max_retries + 1):
+            try:
+                return await call()
+            except Fault as fault:
+                self.intake.faults[fault.kind] += 1
+                self.last, wait = str(fault), fault.wait or 0.0
+            if attempt < self.endpoint.max_retries:
+                await asyncio.sleep(max(wait, back_off(attempt, random.random())))
+        raise EndpointError(
+            f"the server did not answer in {self.endpoint.max_retries + 1} tries ({self.last})",
+            where=self.place,
+            todo="run the same command again: what was handed in is written down and is not handed in again",
+        )

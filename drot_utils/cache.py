@@ -1,0 +1,233 @@
+"""The answers of all endpoints in one file, by the whole request: ``python -m drot_utils.cache export|import CACHE FILE``.
+
+A request is asked once in a study's life. The file (SQLite) takes answers from several processes at once and keeps each as it
+comes; as JSON lines it can be published with a study, and replayed from. Keys and headers are never in it.
+"""
+
+import hashlib
+import json
+import sqlite3
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drot_utils.errors import DataError, StorageError, wrap_os_error
+from drot_utils.paths import exclusive
+
+VERSION = 1
+APPLICATION = 0x64526F54  # "dRoT": marks the file as ours
+AT_ONCE = 400  # keys a query; every SQLite allows 999
+
+_SCHEMA = f"""
+PRAGMA journal_mode = WAL;
+BEGIN IMMEDIATE;
+CREATE TABLE requests (key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE answers (
+    key TEXT NOT NULL, choice INTEGER NOT NULL, text TEXT NOT NULL, finish TEXT, prompt_tokens INTEGER,
+    completion_tokens INTEGER, answered_by TEXT, PRIMARY KEY (key, choice)
+) WITHOUT ROWID;
+CREATE TABLE ledger (
+    model TEXT NOT NULL, transport TEXT NOT NULL, entry TEXT NOT NULL, times INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, PRIMARY KEY (model, transport, entry)
+) WITHOUT ROWID;
+CREATE TABLE batches (token TEXT PRIMARY KEY, place TEXT NOT NULL, id TEXT) WITHOUT ROWID;
+CREATE TABLE lines (
+    token TEXT NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL, choices TEXT NOT NULL, PRIMARY KEY (token, id)
+) WITHOUT ROWID;
+PRAGMA application_id = {APPLICATION};
+PRAGMA user_version = {VERSION};
+COMMIT;
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One choice of an answer as it is kept.
+
+    A prompt is billed once a response: its tokens count for the response's first choice, 0 for the others. Completion
+    tokens are shared out over a response's choices by their lengths. So sums are exact. None: not known.
+    """
+
+    text: str
+    finish: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    answered_by: str | None = None
+
+
+def request_key(request: dict[str, Any]) -> str:
+    """Return the key of a request: a hash of all of it but `n`, as every choice is kept by its number."""
+    return hashlib.sha256(_body(request).encode()).hexdigest()
+
+
+class Cache:
+    """The file of answers; made when it does not exist.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    DataError
+        A file that is no cache, is damaged, or was written by another version.
+    StorageError
+        A file or folder that cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # Two processes may make it at once: one writes the schema.
+            with exclusive(path.with_name(f".{path.name}.lock"), wait=True):
+                self._open()
+        except OSError as error:
+            raise wrap_os_error(error, path) from error
+
+    def _open(self) -> None:
+        with self.said():
+            # The caller's thread and the one that asks share it, never at once.
+            self.file = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            version, application, tables = (
+                self.file.execute(query).fetchone()[0]
+                for query in (
+                    "PRAGMA user_version",
+                    "PRAGMA application_id",
+                    "SELECT count(*) FROM sqlite_master",
+                )
+            )
+            if tables and (application, version) != (APPLICATION, VERSION):
+                self.file.close()
+                raise DataError(
+                    f"expected a cache of version {VERSION}, found "
+                    + (
+                        f"version {version}"
+                        if application == APPLICATION
+                        else "a database of another program"
+                    ),
+                    where=str(self.path),
+                    todo="export it with the program that wrote it and import the lines here, or move it away",
+                )
+            if not tables:
+                self.file.executescript(_SCHEMA)
+            elif (damage := self.file.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(damage)
+            # A kill loses nothing; a power cut may lose the last seconds, and leaves the file whole.
+            self.file.execute("PRAGMA synchronous = NORMAL")
+
+    def close(self) -> None:
+        """Close the file; what was put into it is in it since."""
+        self.file.close()
+
+    def present(self, keys: Iterable[str]) -> dict[str, set[int]]:
+        """Return, for each key that the cache has, the numbers of its choices."""
+        found: dict[str, set[int]] = {}
+        for key, choice in self._select("key, choice", keys):
+            found.setdefault(key, set()).add(choice)
+        return found
+
+    def read(self, keys: Iterable[str]) -> dict[str, dict[int, Entry]]:
+        """Return the choices of each key that the cache has, by their numbers."""
+        found: dict[str, dict[int, Entry]] = {}
+        columns = "key, choice, text, finish, prompt_tokens, completion_tokens, answered_by"
+        for key, choice, *values in self._select(columns, keys):
+            found.setdefault(key, {})[choice] = Entry(*values)
+        return found
+
+    def put(self, items: Iterable[tuple[dict[str, Any], dict[int, Entry]]], *, replace: bool = False) -> int:
+        """Keep choices by request and number, all or none of them, and return how many are new.
+
+        With `replace` they take the place of those that are there; else the earlier ones stay, so that all processes
+        go on with the same.
+        """
+        new = 0
+        with self.transaction():
+            for request, choices in items:
+                key = request_key(request)
+                self.file.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (key, _body(request)))
+                before = self.file.total_changes
+                self.file.executemany(
+                    f"INSERT OR {'REPLACE' if replace else 'IGNORE'} INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    [(key, number, _mend(c.text), c.finish, c.prompt_tokens, c.completion_tokens, c.answered_by)
+                     for number, c in choices.items()],
+                )  # fmt: skip
+                new += self.file.total_changes - before
+        return new
+
+    def query(self, sql: str, *values: Any) -> list[tuple]:
+        """Return the rows of a query, or change something."""
+        with self.said():
+            return self.file.execute(sql, values).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make all changes of the block or none; a block inside another one is part of it."""
+        if self.file.in_transaction:
+            yield
+            return
+        with self.said():
+            self.file.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self.file.in_transaction:  # a full disk has it rolled back already
+                    self.file.execute("ROLLBACK")
+                raise
+            self.file.execute("COMMIT")
+
+    @contextmanager
+    def said(self) -> Iterator[None]:
+        """Say what SQLite's errors mean for the study."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            name = getattr(error, "sqlite_errorname", "")
+            if name.startswith(
+                ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_BUSY", "SQLITE_IOERR")
+            ):
+                raise StorageError(
+                    f"the cache could not be written ({error}); what was in it is kept",
+                    where=str(self.path),
+                    todo="check that the file and its folder may be written, that the disk has room and that no other program "
+                    "holds the file, then run the same command again",
+                ) from error
+            raise DataError(
+                f"is damaged, or no cache ({error})",
+                where=str(self.path),
+                todo="move the file away and import your export of it, if you have one (python -m drot_utils.cache import)",
+            ) from error
+
+    def _select(self, columns: str, keys: Iterable[str]) -> Iterator[tuple]:
+        wanted = list(dict.fromkeys(keys))
+        for start in range(0, len(wanted), AT_ONCE):
+            some = wanted[start : start + AT_ONCE]
+            yield from self.query(
+                f"SELECT {columns} FROM answers WHERE key IN ({','.join('?' * len(some))})", *some
+            )
+
+
+def _body(request: dict[str, Any]) -> str:
+    body = {name: value for name, value in request.items() if name != "n"}
+    text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    if not text.isascii() and _mend(text) != text:
+        raise DataError(
+            "a request holds half a character (a lone surrogate)",
+            where=text[:80].encode("ascii", "replace").decode(),
+        )
+    return text
+
+
+def _mend(text: str) -> str:
+    # JSON can escape halves of characters; joined where both are there, else replaced: no file can hold half a one.
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+if __name__ == "__main__":
+    from drot_utils.replay import main
+
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Where replies come in: each is read, kept in the cache and entered into the ledger before anything else happens."""
+
+from collections import Counter
+from typing import Any
+
+from drot_utils.answers import Work, read_reply
+from drot_utils.cache import Cache
+from drot_utils.errors import BudgetError
+from drot_utils.faults import Fault, describe_request
+from drot_utils.ledger import IGNORED, METERED, UNMETERED, Line, enter
+from drot_utils.prices import Budget, Prices
+from drot_utils.settings import Endpoint
+from drot_utils.tokens import bound_tokens, count_prompt, estimate_tokens, read_most
+
+
+class Intake:
+    """The accounts of one run.
+
+    Parameters
+    ----------
+    endpoint : Endpoint
+    cache : Cache
+    prices : Prices
+    budget : Budget
+    replace : bool
+        Answers take the place of those in the cache.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, cache: Cache, prices: Prices, budget: Budget, *, replace: bool
+    ) -> None:
+        self.endpoint, self.cache, self.prices, self.budget, self.replace = (
+            endpoint,
+            cache,
+            prices,
+            budget,
+            replace,
+        )
+        self.calls, self.unmetered, self.faults = 0, 0, Counter[str]()
+        self.spent: float | None = 0.0
+        self.done = 0  # requests of which nothing is missing any more
+        self.note = ""  # what there is to say while nothing seems to happen
+
+    def bound(self, sent: dict[str, Any]) -> float | None:
+        """Return the most that a request can cost; only looked at when there is a budget.
+
+        Raises
+        ------
+        BudgetError
+            With a budget, when the request does not limit its answer.
+        """
+        if self.budget.limit is None:
+            return None
+        prompt, completion = bound_tokens(sent)
+        if completion is None:
+            raise BudgetError(
+                f"a budget is set, but nothing limits the answer to {describe_request(sent)}",
+                where="requests.budget_usd",
+                todo="give the request `max_tokens` (or `max_completion_tokens`), or set `requests.budget_usd: null`",
+            )
+        return self.prices.cost(sent["model"], self.endpoint.transport, prompt, completion)
+
+    def weigh(self, sent: dict[str, Any]) -> int:
+        """Return about how many tokens a request takes of a limit per minute; 0 where no limit is set."""
+        if self.endpoint.tokens_per_minute is None:
+            return 0
+        return count_prompt(sent, estimate_tokens) + (read_most(sent) or 0) * sent.get("n", 1)
+
+    def send(self, sent: dict[str, Any], *, earlier: bool = False) -> None:
+        """Set aside what a request can cost before it goes out (see `Budget.reserve`); or what one can that went `earlier`."""
+        self.budget.reserve(self.bound(sent), sent=earlier)
+        self.calls += 1
+
+    def take(self, work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> int | None:
+        """Keep what a reply holds; return the tokens that it took, None when not counted.
+
+        Raises
+        ------
+        Fault
+            A reply that holds no choices: nothing is kept, and it counts as a fault when given to `fail`.
+        """
+        entries, ignored = read_reply(work, sent, reply)
+        prompt, completion = (
+            [getattr(entry, name) for entry in entries.values()]
+            for name in ("prompt_tokens", "completion_tokens")
+        )
+        tokens = (sum(prompt), sum(completion)) if None not in [*prompt, *completion] else None
+        with self.cache.transaction():
+            self.cache.put([(work.request, entries)], replace=self.replace)
+            self._enter(sent, METERED if tokens else UNMETERED, tokens)
+            for name in ignored:
+                self.note_ignored(sent, name)
+        cost = self.prices.cost(sent["model"], self.endpoint.transport, *tokens) if tokens else None
+        self.budget.settle(self.bound(sent), cost)
+        self.spent = None if cost is None or self.spent is None else self.spent + cost
+        return sum(tokens) if tokens else None
+
+    def fail(self, sent: dict[str, Any], fault: Fault | None) -> None:
+        """Count what went wrong with a request; what may have been billed all the same is entered with its upper bound."""
+        if fault:
+            self.faults[fault.kind] += 1
+        if fault and fault.billed:
+            self.unmetered += 1
+            self._enter(sent, UNMETERED, None)
+            self.budget.settle(self.bound(sent), None)
+        else:
+            self.budget.settle(self.bound(sent), 0.0)
+
+    def note_ignored(self, sent: dict[str, Any], setting: str) -> None:
+        """Enter that a setting was passed over."""
+        enter(self.cache, Line(sent["model"], self.endpoint.transport, IGNORED + setting))
+
+    def _enter(self, sent: dict[str, Any], entry: str, tokens: tuple[int, int] | None) -> None:
+        prompt, completion = tokens or bound_tokens(sent)
+        enter(self.cache, Line(sent["model"], self.endpoint.transport, entry, 1, prompt, completion or 0))

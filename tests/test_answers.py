@@ -1,0 +1,171 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drot_utils.answers import Work, derive_choice_seed, list_missing, read_json, read_reply
+from drot_utils.cache import Entry, request_key
+from drot_utils.faults import Fault
+
+LONG = "a text that is long enough not to be the same by chance"
+REQUEST = {"model": "m", "prompt": "p", "n": 3, "temperature": 1.0, "max_tokens": 50, "seed": 7}
+
+
+def work(missing=(0, 1, 2), **changes):
+    return Work("key", {**REQUEST, **changes}, list(missing))
+
+
+def reply(*texts, prompt=10, completion=30, chat=False):
+    choices = [
+        {"finish_reason": "stop", **({"message": {"content": t}} if chat else {"text": t})} for t in texts
+    ]
+    return {
+        "model": "m-1",
+        "choices": choices,
+        "usage": {"prompt_tokens": prompt, "completion_tokens": completion},
+    }
+
+
+def test_missing_choices_and_repeated_requests(cache):
+    other = {**REQUEST, "seed": 8}
+    cache.put([(REQUEST, {1: Entry("x")})])
+    requests = [REQUEST, other, {**other, "n": 5}, {**REQUEST, "n": 2}]
+    keys = [request_key(r) for r in requests]
+    works = list_missing(requests, keys, cache, refresh=False)
+    assert [(w.key, w.missing) for w in works] == [(keys[0], [0, 2]), (keys[1], [0, 1, 2, 3, 4])]
+    assert [w.missing for w in list_missing(requests, keys, cache, refresh=True)] == [
+        [0, 1, 2],
+        [0, 1, 2, 3, 4],
+    ]
+    assert [w.missing for w in list_missing(requests, keys, None, refresh=False)] == [
+        [0, 1, 2],
+        [0, 1, 2, 3, 4],
+    ]
+
+
+def test_later_choices_are_asked_with_another_seed():
+    assert work().outgoing() == REQUEST
+    later = work([1, 2]).outgoing()
+    assert later["n"] == 2 and later["seed"] == derive_choice_seed(7, "choice 1") != 7
+    assert "n" not in work([2]).outgoing()
+    alone = Work("key", REQUEST, [0, 1], alone=True).outgoing()
+    assert "n" not in alone and alone["seed"] == 7
+    no_seed = {name: value for name, value in REQUEST.items() if name != "seed"}
+    assert "seed" not in Work("key", no_seed, [1]).outgoing()
+
+
+@given(st.integers(), st.text())
+def test_seeds_fit_every_server(seed, what):
+    assert 0 <= derive_choice_seed(seed, what) < 2**31
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_choices_get_their_numbers_and_their_part_of_the_bill(chat):
+    todo = work([1, 3, 4])
+    entries, ignored = read_reply(todo, todo.outgoing(), reply("aaaa", "bb", "", completion=8, chat=chat))
+    assert list(entries) == [1, 3, 4] and todo.missing == [] and ignored == []
+    assert entries[1] == Entry("aaaa", "stop", 10, 5, "m-1") and entries[4] == Entry("", "stop", 0, 1, "m-1")
+    assert sum(e.completion_tokens for e in entries.values()) == 8
+
+
+def test_a_reply_that_counts_nothing():
+    for usage in (None, {}, {"prompt_tokens": 5}, {"prompt_tokens": "5", "completion_tokens": 1}, "none"):
+        todo = work()
+        entries, _ = read_reply(todo, todo.outgoing(), {**reply("a", "b", "c"), "usage": usage})
+        assert {(e.prompt_tokens, e.completion_tokens) for e in entries.values()} == {(None, None)}
+
+
+def test_fewer_choices_than_asked():
+    todo = work()
+    entries, ignored = read_reply(todo, todo.outgoing(), reply("one"))
+    assert list(entries) == [0] and todo.missing == [1, 2] and todo.alone
+    assert ignored == ["n: fewer choices than asked"]
+
+
+def test_one_text_for_all_choices_counts_once_with_the_whole_bill():
+    todo = work()
+    entries, ignored = read_reply(todo, todo.outgoing(), reply(LONG, LONG, LONG))
+    assert entries == {0: Entry(LONG, "stop", 10, 30, "m-1")} and todo.missing == [1, 2] and todo.alone
+    assert ignored == ["n: all choices the same"]
+    _, ignored = read_reply(todo, todo.outgoing(), reply(LONG))
+    assert ignored == ["seed or temperature: the same text again"]
+
+
+def test_what_may_be_the_same_by_chance_or_must_be():
+    for texts, changes in (
+        (["Yes.", "Yes.", "Yes."], {}),
+        ([LONG] * 3, {"temperature": 0}),
+        ([LONG, LONG, "no"], {}),
+    ):
+        todo = work(**changes)
+        entries, ignored = read_reply(todo, todo.outgoing(), reply(*texts))
+        assert len(entries) == 3 and ignored == []
+
+
+def test_other_settings_that_a_reply_shows_to_be_ignored():
+    todo = work()
+    assert read_reply(todo, todo.outgoing(), reply("a", "b", "c", completion=151))[1] == ["max_tokens"]
+    for text, expected in (('{"a": 1}', []), ("sure!", ["response_format"])):
+        todo = work([0], response_format={"type": "json_object"})
+        assert read_reply(todo, todo.outgoing(), reply(text))[1] == expected
+
+
+def test_more_choices_than_asked_are_cut():
+    todo = work([0])
+    assert len(read_reply(todo, todo.outgoing(), reply("a", "b"))[0]) == 1
+
+
+def test_contents_of_all_forms():
+    messages = [
+        {"content": None, "refusal": "I will not."},
+        {"content": [{"type": "text", "text": "two "}, {"text": "parts"}]},
+        {},
+    ]
+    todo = work()
+    entries, _ = read_reply(
+        todo, todo.outgoing(), {"choices": [{"message": m, "finish_reason": 3} for m in messages]}
+    )
+    assert [e.text for e in entries.values()] == ["I will not.", "two parts", ""] and entries[
+        0
+    ].finish is None
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{}, {"choices": []}, {"choices": None}, {"choices": ["x"]}, {"choices": [{}]}, {"choices": [None]},
+     {"choices": [{"message": "x"}]}, {"error": {"message": "overloaded"}}],
+)  # fmt: skip
+def test_replies_without_choices_are_faults_and_nothing_is_taken(broken):
+    todo = work()
+    with pytest.raises(Fault):
+        read_reply(todo, todo.outgoing(), broken)
+    assert todo.missing == [0, 1, 2]
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(
+    st.sampled_from(["choices", "message", "content", "text", "usage", "error", "model", "finish_reason"]), x)))  # fmt: skip
+def test_no_reply_is_a_surprise(value):
+    todo = work()
+    try:
+        parsed = read_json(json.dumps(value).encode(), "application/json")
+        entries, _ = read_reply(todo, todo.outgoing(), parsed)
+    except Fault:
+        return
+    assert entries and all(isinstance(e.text, str) for e in entries.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "expected"),
+    [(b'{"choices": [', "application/json", "broken JSON"), (b"", "application/json", "broken JSON"),
+     (b'{"a": "\xff"}', "text/plain", "broken JSON"), (b"<html>", "text/html", "no JSON"), (b"[]", "application/json", "no JSON"),
+     (b"[" * 100_000, "application/json", "broken JSON")],
+)  # fmt: skip
+def test_bodies_that_are_no_answers(content, kind, expected):
+    with pytest.raises(Fault) as caught:
+        read_json(content, kind)
+    assert caught.value.kind == expected
+
+
+def test_json_is_taken_under_a_wrong_label():
+    assert read_json(b'{"a": 1}', "text/plain") == {"a": 1}

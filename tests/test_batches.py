@@ -1,0 +1,210 @@
+"""The Batch API: joined by line, resumed after every kind of stop, and never handed in twice."""
+
+import asyncio
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import USE, make_endpoint, make_questions
+from fault_server import FaultServer, expected_text
+
+from drot_utils import parcels
+from drot_utils.answers import derive_choice_seed
+from drot_utils.cache import Cache
+from drot_utils.endpoint import ask_all
+from drot_utils.errors import BudgetError, EndpointError
+from drot_utils.paths import ROOT
+from drot_utils.transport import Transport
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def ask(requests, server, file, changes=None, **settings):
+    endpoint = make_endpoint(server.url, transport="batch", **(changes or {}))
+    return ask_all(requests, endpoint, USE.model_copy(update=settings), file, "asking")
+
+
+def texts(answers):
+    return [[a.text for a in group] for group in answers]
+
+
+def test_answers_are_joined_by_line_whatever_their_order(cache, monkeypatch):
+    monkeypatch.setattr(parcels, "MOST_LINES", 8)
+    requests = make_questions(20, n=2)
+    with FaultServer() as server:
+        answers, usage = ask(requests, server, cache)
+        again, usage_again = ask(requests, server, cache)
+    assert texts(answers) == [[expected_text(r, k) for k in range(2)] for r in requests] and again == answers
+    assert len(server.batches) == 3 and len(server.asked) == 20 == usage.calls and usage_again.calls == 0
+    assert [b["completion_window"] for b in server.batches.values()] == ["24h"] * 3
+    assert cache.query("SELECT count(*) FROM batches") == [(0,)] and not list(
+        cache.path.parent.rglob("*.jsonl")
+    )
+
+
+def test_failed_expired_and_missing_lines_are_counted_and_asked_again(cache):
+    requests = make_questions(60)
+    with FaultServer(batch_lines={"500": 0.2, "expired": 0.2, "missing": 0.2}, luck=1) as server:
+        answers, usage = ask(requests, server, cache)
+    assert [len(group) for group in answers] == [1] * 60 and max(server.answered.values()) == 1
+    assert usage.faults["HTTP 500"] == server.met["500"] > 0
+    assert usage.faults["batch: batch_expired"] == server.met["expired"] > 0
+    assert usage.faults["batch completed"] + usage.faults["batch expired"] == server.met["missing"] > 0
+
+
+def test_a_refused_line_stops_and_the_others_are_kept(cache):
+    with (
+        FaultServer(batch_lines={"400": 0.2}, luck=1) as server,
+        pytest.raises(EndpointError, match=r"refused with HTTP 400 .* line 0000"),
+    ):
+        ask(make_questions(20), server, cache)
+    assert len(cache.query("SELECT 1 FROM answers")) == sum(server.answered.values()) > 0 < server.met["400"]
+
+
+@pytest.mark.parametrize("n", ["ignored", "repeated", "refused"])
+def test_a_server_that_does_not_heed_n(cache, n):
+    requests = make_questions(4, n=3)
+    with FaultServer(n=n) as server:
+        answers, usage = ask(requests, server, cache)
+    assert len(server.batches) == 2 and usage.ignored  # all the missing choices in one batch more
+    body = {name: value for name, value in requests[0].items() if name != "n"}
+    seeded = [{**body, "seed": derive_choice_seed(5, f"choice {k}")} for k in (1, 2)]
+    assert texts(answers)[0][1:] == [expected_text(b, 0) for b in seeded]
+
+
+def test_a_full_queue_is_waited_for_and_another_refusal_is_not(cache):
+    with FaultServer(batch_refusals=["token_limit_exceeded"] * 2) as server:
+        answers, _ = ask(make_questions(3), server, cache)
+    assert len(answers) == 3 and len(server.batches) == 3
+    with FaultServer(batch_refusals=["invalid_json_line"]) as server:
+        with pytest.raises(EndpointError, match=r"refused the batch \(invalid_json_line: not today\)"):
+            ask(make_questions(3, seed=1), server, cache)
+        ask(make_questions(3, seed=1), server, cache)
+
+
+def test_lines_that_never_come_end_after_all_tries(cache):
+    with (
+        FaultServer(batch_lines={"missing": 1.0}) as server,
+        pytest.raises(EndpointError, match=r"3 requests got no answer in 3 batches"),
+    ):
+        ask(make_questions(3), server, cache, {"max_retries": 2})
+
+
+CLIENT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from conftest import USE, make_endpoint, make_questions
+from drot_utils import batches
+from drot_utils.cache import Cache
+from drot_utils.endpoint import ask_all
+batches.POLL = 0.01
+ask_all(make_questions(30), make_endpoint(sys.argv[1], transport="batch"), USE, Cache(Path(sys.argv[2])), "asking")
+"""
+
+
+def test_killed_while_it_waits_it_finds_its_batch_again(cache):
+    with FaultServer(batch_polls=10**9) as server:
+        client = subprocess.Popen([sys.executable, "-c", CLIENT, server.url, str(cache.path)], cwd=ROOT)
+        for _ in range(3000):
+            if any(batch["polls"] for batch in server.batches.values()):
+                break
+            time.sleep(0.01)
+        client.kill()
+        client.wait()
+        server.behaviour.batch_polls = 0
+        # Another notebook, with other requests too, takes in what is there.
+        answers, usage = ask(make_questions(40), server, cache)
+    assert len(server.batches) == 2 and len(server.asked) == 40 and max(server.answered.values()) == 1
+    assert texts(answers) == [
+        [expected_text({k: v for k, v in r.items() if k != "n"}, 0)] for r in make_questions(40)
+    ]
+    assert usage.calls == 40
+
+
+def test_a_batch_whose_number_was_not_written_down_in_time(cache, monkeypatch):
+    with FaultServer() as server:
+        monkeypatch.setattr(
+            "drot_utils.batches.note_id", lambda *args: 1 / 0
+        )  # the run dies right after it was made
+        with pytest.raises(ZeroDivisionError):
+            ask(make_questions(5), server, cache)
+        monkeypatch.undo()
+        monkeypatch.setattr("drot_utils.batches.POLL", 0.01)
+        answers, _ = ask(make_questions(5), server, cache)
+    assert len(server.batches) == 1 and len(server.asked) == 5 and len(answers) == 5
+
+
+def test_a_batch_that_was_never_made_is_made(cache, monkeypatch):
+    async def fail(*args):
+        raise ZeroDivisionError
+
+    with FaultServer() as server:
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(Transport, "upload", fail)
+            ask(make_questions(5), server, cache)
+        ask(make_questions(5), server, cache)
+    assert len(server.batches) == 1 and cache.query("SELECT count(*) FROM lines") == [(0,)]
+
+
+def test_a_broken_connection_does_not_make_a_batch_twice(cache, monkeypatch):
+    post, broken = Transport.post, []
+
+    async def lose_the_answer(self, path, body, asked):
+        reply = await post(self, path, body, asked)
+        if not broken:
+            broken.append(path)
+            from drot_utils.faults import Fault
+
+            raise Fault("broken connection")
+        return reply
+
+    monkeypatch.setattr(Transport, "post", lose_the_answer)
+    with FaultServer() as server:
+        ask(make_questions(5), server, cache)
+    assert broken == ["/batches"] and len(server.batches) == 1
+
+
+def test_a_batch_that_the_server_forgot(cache, monkeypatch):
+    with FaultServer(batch_polls=10**9) as server:
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr("drot_utils.batches._Asking._wait_for", lambda *args: 1 / 0)
+            ask(make_questions(5), server, cache)
+        server.batches.clear()
+        server.behaviour.batch_polls = 0
+        answers, usage = ask(make_questions(5), server, cache)
+    assert len(answers) == 5 and usage.faults == {"batch gone": 5}
+
+
+def test_half_the_price_and_the_budget(cache):
+    requests = make_questions(10, model="gpt-4o-mini")
+    with FaultServer() as server:
+        with pytest.raises(BudgetError, match="would cost"):
+            ask(requests, server, cache, {"model": "gpt-4o-mini"}, budget_usd=0.00001)
+        assert server.batches == {} and cache.query("SELECT count(*) FROM batches") == [(0,)]
+        _, usage = ask(requests, server, cache, {"model": "gpt-4o-mini"}, budget_usd=1.0)
+    assert [usage.spent_usd, usage.cost_usd] == pytest.approx([10 * 0.0000057 / 2] * 2)
+
+
+def test_it_works_inside_a_running_event_loop(cache):
+    async def notebook(server):
+        return ask(make_questions(2), server, cache)
+
+    with FaultServer() as server:
+        assert len(asyncio.run(notebook(server))[0]) == 2
+
+
+def test_unreadable_lines_are_asked_again(cache, monkeypatch):
+    manage = FaultServer._manage
+
+    def cut_once(self, method, path, headers, content):
+        status, body = manage(self, method, path, headers, content)
+        if path.endswith("/content") and len(self.batches) == 1:
+            body = body[:-30] + b"\n\n[1]\n"
+        return status, body
+
+    monkeypatch.setattr(FaultServer, "_manage", cut_once)
+    with FaultServer() as server:
+        answers, usage = ask(make_questions(5), server, Cache(cache.path))
+    assert len(answers) == 5 and usage.faults["batch: unreadable line"] == 2 and len(server.batches) == 2

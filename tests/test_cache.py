@@ -1,0 +1,164 @@
+"""The file of answers: whole requests as keys, several processes at once, and every way in which a file can be wrong."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drot_utils.cache import VERSION, Cache, Entry, request_key
+from drot_utils.errors import DataError, StorageError
+from drot_utils.paths import ROOT
+
+BODY = {
+    "model": "m",
+    "messages": [{"role": "user", "content": "Ça va?"}],
+    "n": 2,
+    "temperature": 1.0,
+    "seed": 7,
+}
+
+
+def test_the_key_is_the_whole_request_but_n():
+    changed = [
+        {**BODY, name: value}
+        for name, value in (("model", "o"), ("temperature", 0.5), ("seed", 8), ("top_p", 0.9))
+    ]
+    changed.append({**BODY, "messages": [{"role": "user", "content": "Ça va!"}]})
+    assert len({request_key(body) for body in [BODY, *changed]}) == 6
+    assert request_key(BODY) == request_key({**BODY, "n": 9}) == request_key(dict(reversed(BODY.items())))
+
+
+def test_choices_are_kept_by_number_and_the_first_ones_stay(cache):
+    assert cache.put([(BODY, {0: Entry("a", "stop", 10, 3, "m-1"), 1: Entry("b")})]) == 2
+    assert cache.put([(BODY, {1: Entry("other"), 2: Entry("c")})]) == 1
+    key = request_key(BODY)
+    assert cache.present([key, "nobody"]) == {key: {0, 1, 2}}
+    assert cache.read([key])[key] == {0: Entry("a", "stop", 10, 3, "m-1"), 1: Entry("b"), 2: Entry("c")}
+    cache.put([(BODY, {1: Entry("other")})], replace=True)
+    assert Cache(cache.path).read([key])[key][1] == Entry("other")
+
+
+def test_more_keys_than_one_query_takes(cache):
+    bodies = [{**BODY, "seed": k} for k in range(1000)]
+    cache.put((body, {0: Entry(str(body["seed"]))}) for body in bodies)
+    kept = cache.read(request_key(body) for body in bodies)
+    assert [kept[request_key(body)][0].text for body in bodies] == [str(k) for k in range(1000)]
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_any_text_comes_back(text):
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Cache(Path(folder) / "c.sqlite")
+        body = {**BODY, "prompt": text}
+        cache.put([(body, {0: Entry(text)})])
+        assert cache.read([request_key(body)])[request_key(body)][0].text == text
+
+
+def test_halves_of_characters_are_joined_or_replaced_and_refused_in_a_request(cache):
+    cache.put([(BODY, {0: Entry("\ud83d\ude00 \ud83d \x00 end")})])
+    assert cache.read([request_key(BODY)])[request_key(BODY)][0].text == "\U0001f600 \ufffd \x00 end"
+    with pytest.raises(DataError, match="half a character"):
+        request_key({**BODY, "prompt": "\ud83d"})
+
+
+def test_all_of_a_transaction_or_nothing(cache):
+    with pytest.raises(ZeroDivisionError), cache.transaction():
+        cache.put([(BODY, {0: Entry("a")})])
+        raise ZeroDivisionError
+    assert cache.present([request_key(BODY)]) == {}
+
+
+def test_several_processes_make_and_fill_it_at_once(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from drot_utils.cache import Cache, Entry\n"
+        "cache = Cache(Path(sys.argv[1]))\n"
+        "for k in range(200): cache.put([({'model': 'm', 'seed': k}, {0: Entry(sys.argv[2])}), "
+        "({'model': 'm', 'seed': f'{sys.argv[2]}-{k}'}, {0: Entry('own')})])\n"
+    )
+    path = tmp_path / "new" / "c.sqlite"
+    started = [subprocess.Popen([sys.executable, "-c", code, str(path), str(k)], cwd=ROOT) for k in range(3)]
+    assert [process.wait(60) for process in started] == [0, 0, 0]
+    cache = Cache(path)
+    assert cache.query("SELECT count(*) FROM answers") == [(200 + 3 * 200,)]
+
+
+def test_a_cache_of_another_version_says_which(cache):
+    cache.query(f"PRAGMA user_version = {VERSION + 6}")
+    cache.close()
+    with pytest.raises(
+        DataError, match=f"expected a cache of version {VERSION}, found version {VERSION + 6}"
+    ) as caught:
+        Cache(cache.path)
+    assert str(cache.path) in str(caught.value) and "import" in caught.value.todo
+
+
+def test_another_programs_database_is_left_alone(tmp_path):
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="database of another program"):
+        Cache(path)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_database_and_a_damaged_one(cache, tmp_path):
+    text = tmp_path / "text.sqlite"
+    text.write_text("no database at all, and long enough to be looked at as one " * 20)
+    with pytest.raises(DataError, match=r"is damaged, or no cache .*\n.*move the file away"):
+        Cache(text)
+    cache.put(({**BODY, "seed": k}, {0: Entry("long text " * 50)}) for k in range(200))
+    cache.query("PRAGMA wal_checkpoint(TRUNCATE)")
+    cache.close()
+    with cache.path.open("r+b") as file:
+        file.seek(8192)
+        file.write(os.urandom(40_000))
+    with pytest.raises(DataError, match="is damaged"):
+        Cache(cache.path)
+
+
+def test_a_cache_that_cannot_be_written(cache, tmp_path):
+    cache.close()
+    cache.file = sqlite3.connect(f"file:{cache.path}?mode=ro", uri=True, isolation_level=None)
+    with pytest.raises(
+        StorageError, match=r"could not be written \(attempt to write a readonly database\).*is kept"
+    ):
+        cache.put([(BODY, {0: Entry("a")})])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="could not be written"):
+        Cache(tmp_path / "file" / "c.sqlite")
+
+
+@pytest.mark.parametrize(
+    ("file", "folder"), [(0o444, 0o777), (0o444, 0o555)], ids=["file", "file and folder"]
+)
+def test_a_read_only_file_for_somebody_who_is_not_root(file, folder):
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "c.sqlite"
+        Cache(path).close()
+        for other in (path.with_name(".c.sqlite.lock"), path):
+            other.chmod(0o666 if other != path else file)
+        Path(place).chmod(folder)
+        user = os.geteuid()
+        os.seteuid(65534 if user == 0 else user)
+        try:
+            with pytest.raises(StorageError, match="could not be written") as caught:
+                Cache(path).put([(BODY, {0: Entry("a")})])
+            assert str(path) in str(caught.value)
+        finally:
+            os.seteuid(user)
+            Path(place).chmod(0o777)
+
+
+def test_a_full_disk_is_one_error_and_the_rest_is_kept(cache):
+    cache.put([(BODY, {0: Entry("a")})])
+    cache.query("PRAGMA max_page_count = 12")
+    with pytest.raises(StorageError, match="full"):
+        cache.put(({**BODY, "seed": -k}, {0: Entry("long text " * 500)}) for k in range(100))
+    assert cache.query("SELECT count(*) FROM answers") == [(1,)]
