@@ -43,7 +43,9 @@ def draw_bars(
 ) -> Figure:
     """Draw one horizontal bar a row, with an interval where `low` and `high` name its ends."""
     figure, axes = plt.subplots(figsize=(5.5, 0.8 + 0.3 * len(table)))
-    error = [table[y] - table[low], table[high] - table[y]] if low and high else None
+    error = None
+    if low and high:  # an end that rounding puts on the wrong side of its value is the value
+        error = [(table[y] - table[low]).clip(lower=0), (table[high] - table[y]).clip(lower=0)]
     axes.barh(table[x], table[y], xerr=error, capsize=2)
     axes.invert_yaxis()
     axes.set(xlabel=y.replace("_", " "), title=title)

@@ -35,3 +35,8 @@ def test_intervals_are_drawn_where_they_are():
     axes = charts.draw_bars(table, "text", "percent", "t", "low", "high").axes[0]
     (interval,) = [c for c in axes.collections if hasattr(c, "get_segments")]
     assert interval.get_segments()[0][:, 0].tolist() == [1.0, 5.0]
+
+
+def test_an_interval_may_end_at_its_value_but_for_rounding():
+    table = pd.DataFrame({"text": ["x"], "percent": [0.0], "low": [1e-17], "high": [5.0]})
+    assert charts.draw_bars(table, "text", "percent", "t", "low", "high").axes
