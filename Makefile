@@ -14,7 +14,7 @@ BENCHMARKS = sampling training critic_scoring nli_filter statistics read_corpus 
 LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
 
 .DEFAULT_GOAL = help
-.PHONY: help demo smoke ablations test lint lab plan teacher-smoke bench chaos extras lock clean
+.PHONY: help demo smoke ablations test lint lab plan teacher-smoke bench chaos extras annotate slow lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -54,6 +54,13 @@ chaos: .venv/ready-$(TORCH)  ## kill the smoke study 30 times and compare with a
 extras: .venv/ready-$(TORCH)  ## Ray and the Slurm executor
 	@$(PIP) --require-hashes -r requirements/extras.txt
 
+annotate:  ## an annotation server (Potato) in an environment of its own, .venv-annotate
+	@$(PYTHON) -m venv .venv-annotate
+	@.venv-annotate/bin/python -m pip --disable-pip-version-check install -qq --require-hashes -r requirements/annotate.txt
+
+slow: .venv/ready-$(TORCH)  ## the tests that need minutes, a server (make annotate) or an extra (make extras)
+	@$(BIN)/python -m pytest -m slow
+
 lock: .venv/ready-$(TORCH)  ## renew the locks from requirements/*.in
 	$(BIN)/python -m pip install --quiet pip-tools
 	cd requirements && ../$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --unsafe-package torch \
@@ -62,6 +69,8 @@ lock: .venv/ready-$(TORCH)  ## renew the locks from requirements/*.in
 	  --no-emit-index-url --no-emit-find-links dev.in -o dev.txt
 	cd requirements && ../$(BIN)/pip-compile --quiet --generate-hashes --strip-extras \
 	  --no-emit-index-url --no-emit-find-links extras.in -o extras.txt
+	cd requirements && ../$(BIN)/pip-compile --quiet --generate-hashes --strip-extras \
+	  --no-emit-index-url --no-emit-find-links annotate.in -o annotate.txt
 
 clean:  ## remove the run of PROFILE (demo by default); its figures and tables stay
 	rm -rf runs/$(PROFILE)
