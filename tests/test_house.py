@@ -106,7 +106,7 @@ def test_nothing_of_ours_is_pickled_or_trusts_remote_code():
 
 
 def test_locks_are_hashed_and_torch_is_pinned_apart():
-    for name in ("core", "dev", "models", "extras"):
+    for name in ("core", "dev", "models", "extras", "annotate"):
         text = (ROOT / f"requirements/{name}.txt").read_text()
         pins = re.findall(r"^[a-z0-9][\w.\[\]-]*==", text, re.MULTILINE)
         assert (
