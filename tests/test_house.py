@@ -66,7 +66,7 @@ def test_public_functions_have_docstrings(path):
 
 def test_modules_import_downwards():
     floors = [
-        {"errors"}, {"settings", "params", "paths", "progress", "paper"}, {"profiles", "schema", "manifest", "executors"},
+        {"errors"}, {"settings", "params", "paths", "progress", "paper", "consensus", "dissent", "scores"}, {"profiles", "schema", "manifest", "executors"},
         {"corpora", "gold", "prompts", "tiny", "models", "shards", "nucleus", "slots", "checkpoint", "study", "cards"},
         {"teacher", "encoder", "critic", "nli", "student", "generation"}, {"writing", "distill"},
         {"evaluation", "forms", "annotation", "topics", "toxicity", "bias", "statistics", "export"},
