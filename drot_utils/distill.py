@@ -11,11 +11,13 @@ import pandas as pd
 
 from drot_utils import models, student
 from drot_utils.cards import model_card
-from drot_utils.critic import Critic, load_critic, read_record
+from drot_utils.critic import Critic
 from drot_utils.errors import DataError
 from drot_utils.nli import Filtered, Nli, filter_unique, load_nli
+from drot_utils.opinions import load_opinion
+from drot_utils.panel import Panel
 from drot_utils.params import Corpus
-from drot_utils.paths import require, sha256
+from drot_utils.paths import sha256
 from drot_utils.schema import PROMPT
 from drot_utils.shards import fingerprint, source_hash
 from drot_utils.study import Study
@@ -84,9 +86,17 @@ def flag_repeats(rows: pd.DataFrame, nli: Nli, threshold: float) -> tuple[pd.Dat
 
 
 def flag_valid(
-    rows: pd.DataFrame, critic: Critic, threshold: float, *, use_nli: bool = True, use_critic: bool = True
+    rows: pd.DataFrame,
+    critic: Critic | Panel,
+    threshold: float,
+    *,
+    use_nli: bool = True,
+    use_critic: bool = True,
 ) -> pd.DataFrame:
-    """Set ``critic_score`` and ``kept`` (FILTER): a row is kept if it parsed and passes the filters in use."""
+    """Set ``critic_score`` and ``kept`` (FILTER): a row is kept if it parsed and passes the filters in use.
+
+    A score that is null, as when a judge's answer cannot be read, passes no threshold.
+    """
     scored = rows.assign(critic_score=critic.score(rows))
     kept = scored["context"].notna()
     if use_nli:
@@ -97,23 +107,24 @@ def flag_valid(
 
 
 def count_dropped(rows: pd.DataFrame) -> dict[str, int]:
-    """Count the rows that were not kept by the first reason that holds: unparsed, nli, critic."""
+    """Count the rows that were not kept by the first reason that holds: unparsed, nli, unscored (if any), critic."""
     lost = rows[~rows["kept"].astype(bool)]
     unparsed = lost["context"].isna()
     repeated = ~unparsed & ~lost["nli_kept"].fillna(True).astype(bool)
+    unscored = ~unparsed & ~repeated & lost["critic_score"].isna()
     return {
         "unparsed": int(unparsed.sum()),
         "nli": int(repeated.sum()),
-        "critic": int((~unparsed & ~repeated).sum()),
+        **({"unscored": int(unscored.sum())} if unscored.any() else {}),
+        "critic": int((~unparsed & ~repeated & ~unscored).sum()),
     }
 
 
-def load_filters(study: Study, critic_name: str = "critic") -> tuple[Critic, Nli, dict]:
-    """Load the run's critic (with its record, which holds the thresholds) and entailment model."""
-    params, run = study.params, study.run
-    folder = require(run.model(critic_name) / "settings.json", "02_critic").parent
-    critic = load_critic(folder, params.critic, run, study.device, study.dtype)
-    return critic, load_nli(run.model("nli"), params.nli, run, study.device, study.dtype), read_record(folder)
+def load_filters(study: Study) -> tuple[Critic | Panel, Nli, dict]:
+    """Load who filters by the parameters (`judges.filter`), the entailment model, and the former's thresholds."""
+    opinion = load_opinion(study)
+    nli = load_nli(study.run.model("nli"), study.params.nli, study.run, study.device, study.dtype)
+    return opinion.critic, nli, {"thresholds": opinion.thresholds}
 
 
 def fine_tune(

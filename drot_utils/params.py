@@ -1,10 +1,11 @@
 """The parameters of a run, section by section: their names, kinds and limits."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from drot_utils.settings import Compute, ModelRef, OpenShare, Rate, Section, Share
+from drot_utils.settings import Compute, ModelRef, OpenShare, Rate, Respondents, Section, Share
 
 
 class Corpus(Section):
@@ -87,6 +88,21 @@ class Critic(Encoder):
         return self
 
 
+class Judges(Section):
+    """LLM judges of figure 6's question, how their scores are merged, and whether they filter in the critic's place."""
+
+    panel: Respondents
+    aggregate: Literal["majority", "mean", "reliability"]
+    sample: PositiveInt | None
+    filter: Literal["critic", "judges"]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Judges":
+        if self.filter == "judges" and not self.panel:
+            raise ValueError("`filter: judges` needs at least one judge in `panel`")
+        return self
+
+
 class Nli(Encoder):
     """The entailment model (section 3.2): fine-tuned on `groups`, or used as it is when `groups` is null."""
 
@@ -124,13 +140,23 @@ class Generation(Section):
 
 
 class Evaluation(Section):
-    """The test-set evaluation (section 4): what is generated, and which critic judges it."""
+    """The test-set evaluation (section 4): what is generated, who judges it, and table 3's zero-shot baselines."""
 
     candidates: PositiveInt
     baseline_actions: PositiveInt | None
     sampled_actions: PositiveInt | None
     bootstrap: PositiveInt
-    critic: Literal["same", "independent"]
+    critic: Literal["same", "independent", "judges"]
+    baselines: Respondents
+
+    @model_validator(mode="after")
+    def _check(self) -> "Evaluation":
+        taken = [b.name for b in self.baselines if re.match(r"(teacher|base)$|(self_)?distill_", b.name)]
+        if taken:
+            raise ValueError(
+                f"{taken[0]!r} in `baselines` is the name of a model of the study; choose another"
+            )
+        return self
 
 
 class Topics(Section):
@@ -195,6 +221,7 @@ class Params(Section):
     corpus: Corpus
     teacher: Teacher
     critic: Critic
+    judges: Judges
     nli: Nli
     student: Student
     generation: Generation
@@ -208,4 +235,6 @@ class Params(Section):
     def _check(self) -> "Params":
         if self.evaluation.critic == "independent" and not self.critic.independent_share:
             raise ValueError("`evaluation.critic: independent` needs a `critic.independent_share` above 0")
+        if self.evaluation.critic == "judges" and not self.judges.panel:
+            raise ValueError("`evaluation.critic: judges` needs at least one judge in `judges.panel`")
         return self

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, le=1)]
@@ -86,3 +86,15 @@ class Respondent(Section):
         if sum(v is not None for v in (self.endpoint, self.model, self.recorded)) != 1:
             raise ValueError("give exactly one of `endpoint`, `model`, `recorded`")
         return self
+
+
+def _with_different_names(respondents: list[Respondent]) -> list[Respondent]:
+    names = [respondent.name for respondent in respondents]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled:
+        raise ValueError(f"the name {doubled!r} is given twice; names tell answers apart")
+    return respondents
+
+
+#: Several respondents, who must have different names; may be empty.
+Respondents = Annotated[list[Respondent], AfterValidator(_with_different_names)]

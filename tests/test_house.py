@@ -68,7 +68,7 @@ def test_modules_import_downwards():
     floors = [
         {"errors"}, {"settings", "params", "paths", "progress", "paper", "consensus", "dissent", "scores"}, {"profiles", "schema", "manifest", "executors"},
         {"corpora", "gold", "prompts", "tiny", "models", "shards", "nucleus", "slots", "checkpoint", "study", "cards"},
-        {"teacher", "encoder", "critic", "nli", "student", "generation"}, {"writing", "distill"},
+        {"teacher", "encoder", "critic", "nli", "student", "generation", "judges", "panel"}, {"writing", "distill", "baselines", "opinions"},
         {"evaluation", "forms", "annotation", "topics", "toxicity", "bias", "statistics", "export"},
         {"charts", "figures", "tables"}, {"stages", "execute", "plan", "__main__"},
     ]  # fmt: skip
