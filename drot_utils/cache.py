@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from drot_utils.errors import DataError, StorageError, wrap_os_error
-from drot_utils.paths import exclusive
+from drot_utils.paths import Run, exclusive
 
 VERSION = 1
 APPLICATION = 0x64526F54  # "dRoT": marks the file as ours
@@ -207,6 +207,11 @@ class Cache:
             yield from self.query(
                 f"SELECT {columns} FROM answers WHERE key IN ({','.join('?' * len(some))})", *some
             )
+
+
+def open_cache(run: Run) -> Cache:
+    """Open the cache of a run, which all its notebooks share."""
+    return Cache(run.root / "data" / "answers.sqlite")
 
 
 def _body(request: dict[str, Any]) -> str:

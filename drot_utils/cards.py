@@ -93,7 +93,7 @@ def data_card(rows: pd.DataFrame, others: list[str], params: Params, threshold: 
         rows=f"{len(rows):,}",
         actions=f"{rows['action'].nunique():,}",
         writers=", ".join(sorted(rows["source"].unique())),
-        critic=f"{params.critic.base.name}, {params.critic.head} head",
+        critic=_describe_filter(params),
         demo=DEMO_NOTE if is_builtin(params) else "",
         others="\n".join(f"| `{name}` | as in the actions' corpus |" for name in others),
         threshold=threshold,
@@ -113,3 +113,10 @@ def model_card(name: str, start: str | None, rows: int, steps: int, seq2seq: boo
         steps=steps,
         demo=MODEL_DEMO_NOTE if is_builtin(params) else "",
     )
+
+
+def _describe_filter(params: Params) -> str:
+    if params.judges.filter == "critic":
+        return f"{params.critic.base.name}, {params.critic.head} head"
+    names = ", ".join(judge.name for judge in params.judges.panel)
+    return f"a panel of LLM judges, merged by {params.judges.aggregate}: {names}"

@@ -13,10 +13,10 @@ from sklearn.metrics import precision_recall_curve
 from drot_utils import encoder, fitting, models
 from drot_utils.errors import DataError, MissingInputError
 from drot_utils.params import Critic as Settings
-from drot_utils.params import Threshold
 from drot_utils.paths import Run
 from drot_utils.progress import Progress
 from drot_utils.prompts import ACTION_TOKEN, NEGATIVE_TOKEN, POSITIVE_TOKEN, critic_text
+from drot_utils.settings import Threshold
 
 CLASSES = {"binary": 2, "shift": 3}  # invalid, valid; or less, neutral, more acceptable
 

@@ -14,6 +14,8 @@ from drot_utils import models, training
 from drot_utils.cards import model_card
 from drot_utils.errors import DataError
 from drot_utils.nli import Filtered
+from drot_utils.opinions import load_opinion
+from drot_utils.panel import Panel
 from drot_utils.parallel import launch
 from drot_utils.params import Corpus
 from drot_utils.paths import sha256
@@ -87,13 +89,16 @@ def flag_repeats(rows: pd.DataFrame, nli: ShardedNli, threshold: float) -> tuple
 
 def flag_valid(
     rows: pd.DataFrame,
-    critic: ShardedCritic,
+    critic: ShardedCritic | Panel,
     threshold: float,
     *,
     use_nli: bool = True,
     use_critic: bool = True,
 ) -> pd.DataFrame:
-    """Set ``critic_score`` and ``kept`` (FILTER): a row is kept if it parsed and passes the filters in use."""
+    """Set ``critic_score`` and ``kept`` (FILTER): a row is kept if it parsed and passes the filters in use.
+
+    A score that is null, as when a judge's answer cannot be read, passes no threshold.
+    """
     scored = rows.assign(critic_score=critic.score(rows))
     kept = scored["context"].notna()
     if use_nli:
@@ -104,21 +109,23 @@ def flag_valid(
 
 
 def count_dropped(rows: pd.DataFrame) -> dict[str, int]:
-    """Count the rows that were not kept by the first reason that holds: unparsed, nli, critic."""
+    """Count the rows that were not kept by the first reason that holds: unparsed, nli, unscored (if any), critic."""
     lost = rows[~rows["kept"].astype(bool)]
     unparsed = lost["context"].isna()
     repeated = ~unparsed & ~lost["nli_kept"].fillna(True).astype(bool)
+    unscored = ~unparsed & ~repeated & lost["critic_score"].isna()
     return {
         "unparsed": int(unparsed.sum()),
         "nli": int(repeated.sum()),
-        "critic": int((~unparsed & ~repeated).sum()),
+        **({"unscored": int(unscored.sum())} if unscored.any() else {}),
+        "critic": int((~unparsed & ~repeated & ~unscored).sum()),
     }
 
 
-def load_filters(study: Study, critic_name: str = "critic") -> tuple[ShardedCritic, ShardedNli, dict]:
-    """Open the run's critic (with its record, which holds the thresholds) and entailment model."""
-    critic = ShardedCritic(study, critic_name)
-    return critic, ShardedNli(study), critic.record
+def load_filters(study: Study) -> tuple[ShardedCritic | Panel, ShardedNli, dict]:
+    """Open who filters by the parameters (`judges.filter`), the entailment model, and the former's thresholds."""
+    opinion = load_opinion(study)
+    return opinion.critic, ShardedNli(study), {"thresholds": opinion.thresholds}
 
 
 def fine_tune(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from drot_utils.nli import Entails, filter_unique
 from drot_utils.schema import PROMPT
@@ -148,3 +149,48 @@ def bootstrap_metrics(
         low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
         out[name] = (point, float(low), float(high))
     return out
+
+
+def compare_with_gold(scores: pd.DataFrame, valid: np.ndarray, draws: int, seed: int) -> pd.DataFrame:
+    """Return how far judges, and what is merged from them, agree with the gold, with 95% bootstrap intervals over rows.
+
+    Parameters
+    ----------
+    scores : DataFrame of float, shape (rows, judges)
+        Null where a judge gave none; such rows are left out for that judge and counted.
+    valid : ndarray of bool, shape (rows,)
+
+    Returns
+    -------
+    DataFrame
+        ``judge scored unscored``, and ``accuracy`` (at .5) and ``roc_auc`` with their ``_low`` and ``_high``; NaN where the
+        rows do not define it.
+    """
+    rows = []
+    for judge in scores.columns:
+        seen = scores[judge].notna().to_numpy()
+        truth, values = valid[seen], scores[judge].to_numpy(dtype=float, na_value=np.nan)[seen]
+        rng = np.random.default_rng(seed)
+        samples = (
+            [rng.integers(0, len(truth), len(truth)) for _ in range(min(draws, 500))] if seen.any() else []
+        )
+        row = {"judge": judge, "scored": int(seen.sum()), "unscored": int((~seen).sum())}
+        for name, measure in (("accuracy", _accuracy), ("roc_auc", _roc_auc)):
+            drawn = np.array([measure(truth[i], values[i]) for i in samples])
+            drawn = drawn[~np.isnan(drawn)]
+            low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
+            row |= {name: measure(truth, values), f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _accuracy(valid: np.ndarray, scores: np.ndarray) -> float:
+    return float(np.mean(valid == (scores > 0.5))) if len(valid) else np.nan
+
+
+def _roc_auc(valid: np.ndarray, scores: np.ndarray) -> float:
+    # By ranks: the share of pairs of a valid and an invalid row that are in order, ties half.
+    yes, no = int(valid.sum()), int((~valid).sum())
+    if not yes or not no:
+        return np.nan
+    return float((rankdata(scores)[valid].sum() - yes * (yes + 1) / 2) / (yes * no))

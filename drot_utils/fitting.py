@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from drot_utils import encoder
-from drot_utils.params import Encoder
 from drot_utils.progress import Progress
+from drot_utils.settings import Encoder
 
 
 @dataclass

@@ -9,6 +9,8 @@ from drot_utils.errors import DataError
 
 #: What a vote on figure 6's first question means for the context; N and O both make it invalid (appendix B.1).
 VOTES = {"Y": "as_asked", "N": "neutral", "O": "opposite"}
+#: Columns of the single votes as scores: 1 for Y, 0 for N and O; null where there are not three of them.
+ANNOTATORS = ["annotator 1", "annotator 2", "annotator 3"]
 
 
 def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +31,7 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         ``action_id action moral_variance context rationale source``, ``valid`` (bool), ``shift`` (-1, 0, +1: what the
         context does to the action, whatever was asked; null when unknown), ``votes`` (how many), ``agreed`` (all of at
-        least three votes the same), ``split`` (as published, else null).
+        least three votes the same), ``split`` (as published, else null), and `ANNOTATORS` (the votes as scores).
 
     Raises
     ------
@@ -89,7 +91,7 @@ def _read_gold_file(path: str, actions: pd.DataFrame) -> pd.DataFrame:
         "shift",
         "votes",
     ]
-    return frame.reindex(columns=[*columns, "agreed", "split"])
+    return frame.reindex(columns=[*columns, "agreed", "split", *ANNOTATORS])
 
 
 def _vote(frame: pd.DataFrame, path: str) -> pd.DataFrame:
@@ -103,4 +105,6 @@ def _vote(frame: pd.DataFrame, path: str) -> pd.DataFrame:
     asked = frame["moral_variance"].astype(float)
     shift = asked.where(winner == "Y", -asked).where(winner != "N", 0.0).where(winner.notna())
     agreed = counts.max(axis=1).eq(len(columns)) & (len(columns) >= 3)
+    if len(columns) == len(ANNOTATORS):
+        frame = frame.assign(**dict(zip(ANNOTATORS, votes.eq("Y").astype(float).to_numpy().T, strict=True)))
     return frame.assign(valid=winner.eq("Y"), shift=shift, votes=len(columns), agreed=agreed, split=None)

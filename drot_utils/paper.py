@@ -51,13 +51,13 @@ TABLE2 = pd.DataFrame(
     [(model, *values) for model, values in _TABLE2.items()],
     columns=["model", *(f"paper_{name}" for name in [*_AUTO, *_HUMAN])],
 )
-#: Zero-shot baselines on 1,000 test actions; `ours` names the model of this study that takes the same place.
+#: Zero-shot baselines on 1,000 test actions; `ours` names the model or baseline of a run that takes the same place.
 TABLE3 = pd.DataFrame(
     [
         ("teacher (the paper's: GPT-3)", "teacher", 0.53, 0.69),
-        ("Falcon-7B-Instruct", None, 0.39, 0.54),
-        ("GPT-3.5 (ChatGPT)", None, 0.71, 0.77),
-        ("GPT-4", None, 0.77, 0.82),
+        ("Falcon-7B-Instruct", "falcon-7b-instruct", 0.39, 0.54),
+        ("GPT-3.5 (ChatGPT)", "gpt-3.5", 0.71, 0.77),
+        ("GPT-4", "gpt-4", 0.77, 0.82),
         ("Distill_final", "distill_final", 0.86, 0.88),
     ],
     columns=["baseline", "ours", "paper_auto_vld", "paper_auto_avg"],

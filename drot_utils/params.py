@@ -1,10 +1,23 @@
 """The parameters of a run, section by section: their names, kinds and limits."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from drot_utils.settings import Compute, Endpoint, ModelRef, OpenShare, Rate, Requests, Section, Share
+from drot_utils.settings import (
+    Compute,
+    Encoder,
+    Endpoint,
+    ModelRef,
+    OpenShare,
+    Rate,
+    Requests,
+    Respondents,
+    Section,
+    Share,
+    Threshold,
+)
 
 
 class Corpus(Section):
@@ -34,33 +47,6 @@ class Teacher(Section):
     parse_retries: Annotated[int, Field(ge=0)]
 
 
-class Threshold(Section):
-    """A score to exceed: a number, or a rule read off the dev curve (a precision or a recall to reach)."""
-
-    value: Share | None = None
-    precision: Share | None = None
-    recall: Share | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> "Threshold":
-        if sum(v is not None for v in (self.value, self.precision, self.recall)) != 1:
-            raise ValueError("give exactly one of `value`, `precision`, `recall`")
-        return self
-
-
-class Encoder(Section):
-    """A pair classifier's base model and training settings."""
-
-    base: ModelRef
-    max_length: PositiveInt
-    learning_rate: Rate
-    batch_size: PositiveInt
-    epochs: PositiveInt
-    max_steps: PositiveInt | None
-    evaluations: PositiveInt
-    patience: PositiveInt
-
-
 class Critic(Encoder):
     """The critic (section 3.1, appendix D.1) and its thresholds."""
 
@@ -83,6 +69,21 @@ class Critic(Encoder):
             raise ValueError(
                 "`teacher_rows` are all valid; the binary head learns from judged rows only, so leave it null"
             )
+        return self
+
+
+class Judges(Section):
+    """LLM judges of figure 6's question, how their scores are merged, and whether they filter in the critic's place."""
+
+    panel: Respondents
+    aggregate: Literal["majority", "mean", "reliability"]
+    sample: PositiveInt | None
+    filter: Literal["critic", "judges"]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Judges":
+        if self.filter == "judges" and not self.panel:
+            raise ValueError("`filter: judges` needs at least one judge in `panel`")
         return self
 
 
@@ -125,13 +126,23 @@ class Generation(Section):
 
 
 class Evaluation(Section):
-    """The test-set evaluation (section 4): what is generated, and which critic judges it."""
+    """The test-set evaluation (section 4): what is generated, who judges it, and table 3's zero-shot baselines."""
 
     candidates: PositiveInt
     baseline_actions: PositiveInt | None
     sampled_actions: PositiveInt | None
     bootstrap: PositiveInt
-    critic: Literal["same", "independent"]
+    critic: Literal["same", "independent", "judges"]
+    baselines: Respondents
+
+    @model_validator(mode="after")
+    def _check(self) -> "Evaluation":
+        taken = [b.name for b in self.baselines if re.match(r"(teacher|base)$|(self_)?distill_", b.name)]
+        if taken:
+            raise ValueError(
+                f"{taken[0]!r} in `baselines` is the name of a model of the study; choose another"
+            )
+        return self
 
 
 class Topics(Section):
@@ -198,6 +209,7 @@ class Params(Section):
     requests: Requests
     teacher: Teacher
     critic: Critic
+    judges: Judges
     nli: Nli
     student: Student
     generation: Generation
@@ -217,4 +229,6 @@ class Params(Section):
                 f"the {processes} processes of `compute.parallel` share a step's batches, so `student.accumulate` must be a "
                 f"multiple of {processes}, not {batches}"
             )
+        if self.evaluation.critic == "judges" and not self.judges.panel:
+            raise ValueError("`evaluation.critic: judges` needs at least one judge in `judges.panel`")
         return self

@@ -3,7 +3,15 @@
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, le=1)]
@@ -32,6 +40,33 @@ class ModelRef(Section):
         if self.source != "hub" and self.revision:
             raise ValueError("`revision` is for `source: hub` only")
         return self
+
+
+class Threshold(Section):
+    """A score to exceed: a number, or a rule read off the dev curve (a precision or a recall to reach)."""
+
+    value: Share | None = None
+    precision: Share | None = None
+    recall: Share | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Threshold":
+        if sum(v is not None for v in (self.value, self.precision, self.recall)) != 1:
+            raise ValueError("give exactly one of `value`, `precision`, `recall`")
+        return self
+
+
+class Encoder(Section):
+    """A pair classifier's base model and training settings."""
+
+    base: ModelRef
+    max_length: PositiveInt
+    learning_rate: Rate
+    batch_size: PositiveInt
+    epochs: PositiveInt
+    max_steps: PositiveInt | None
+    evaluations: PositiveInt
+    patience: PositiveInt
 
 
 class Executor(Section):
@@ -110,3 +145,15 @@ class Respondent(Section):
         if sum(v is not None for v in (self.endpoint, self.model, self.recorded)) != 1:
             raise ValueError("give exactly one of `endpoint`, `model`, `recorded`")
         return self
+
+
+def _with_different_names(respondents: list[Respondent]) -> list[Respondent]:
+    names = [respondent.name for respondent in respondents]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled:
+        raise ValueError(f"the name {doubled!r} is given twice; names tell answers apart")
+    return respondents
+
+
+#: Several respondents, who must have different names; may be empty.
+Respondents = Annotated[list[Respondent], AfterValidator(_with_different_names)]

@@ -42,7 +42,7 @@ class Stage:
         return run.root / "notebooks" / f"{self.name}.ipynb"
 
 
-TRAINS = ("seed", "compute", "corpus", "critic", "nli", "student")
+TRAINS = ("seed", "compute", "corpus", "critic", "judges", "nli", "student")
 WRITES = (*TRAINS, "generation")
 FILLED = ("*.csv", "*.json", "**/user_state.json")  # what tools leave in a folder of filled forms
 
@@ -60,7 +60,13 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
         ablations = params.ablations or any(Run(params.profile).model(name).exists() for name in ABLATIONS)
     stages = [
         Stage("01_seed_generation", "01_seed_generation", (), ("seed", "corpus", "requests", "teacher"), 8),
-        Stage("02_critic", "02_critic", (), ("seed", "compute", "corpus", "critic", "evaluation"), 97),
+        Stage(
+            "02_critic",
+            "02_critic",
+            (),
+            ("seed", "compute", "corpus", "requests", "critic", "judges", "evaluation"),
+            97,
+        ),
         Stage("03_nli_filter", "03_nli_filter", (), ("seed", "compute", "nli"), 50),
         Stage(
             "04_distill_base",
@@ -82,7 +88,7 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
         Stage("08_topics", "08_topics", ("06_final_dataset",), ("seed", "compute", "topics"), 55),
         Stage("09_toxicity", "09_toxicity", ("06_final_dataset",), ("seed", "compute", "toxicity"), 8),
         Stage("10_cultural_bias", "10_cultural_bias", ("06_final_dataset",), (*WRITES, "topics", "bias"), 18),
-        Stage("11_human_evaluation", "11_human_evaluation", ("07_evaluation",), ("seed", "compute", "corpus", "critic", "nli", "annotation"), 10),
+        Stage("11_human_evaluation", "11_human_evaluation", ("07_evaluation",), ("seed", "compute", "corpus", "critic", "judges", "nli", "annotation"), 10),
     ]  # fmt: skip
 
 

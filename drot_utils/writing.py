@@ -15,6 +15,7 @@ from drot_utils.parsing import Parsed, parse_teacher
 from drot_utils.paths import require, sha256
 from drot_utils.prompts import parse_student, student_source, teacher_prompt
 from drot_utils.schema import empty_columns
+from drot_utils.settings import ModelRef
 from drot_utils.shards import fingerprint, map_shards, source_hash
 from drot_utils.study import Study
 from drot_utils.vllm_writer import VllmWriter
@@ -32,12 +33,21 @@ class Author:
     parse: Callable[[str], Parsed | None]
 
 
-def open_author(study: Study, name: str) -> Author:
-    """Load one of the run's students, or under the name ``base`` the base model as a zero-shot baseline (section 5.1)."""
+def open_author(study: Study, name: str, zero_shot: ModelRef | None = None) -> Author:
+    """Load one of the run's students, or a model that answers the teacher's prompt zero-shot (section 5.1).
+
+    Parameters
+    ----------
+    name : str
+        The student; ``base`` is the student's base model, zero-shot.
+    zero_shot : ModelRef, optional
+        Another model to be asked zero-shot, under that name.
+    """
     params, generation = study.params, study.params.generation
     place = (study.device, study.dtype)
-    if name == "base":
-        model, tokenizer = models.load(params.student.base, "student", study.run)
+    zero_shot = zero_shot or (params.student.base if name == "base" else None)
+    if zero_shot:
+        model, tokenizer = models.load(zero_shot, "student", study.run)
         writer = Writer(model, tokenizer, *place, 512, params.teacher.max_tokens, generation.batch_size)
         return Author(name, writer, partial(_ask_zero_shot, tokenizer), parse_teacher)
     folder = require(study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill")).parent
@@ -59,7 +69,13 @@ def _ask_zero_shot(tokenizer: PreTrainedTokenizerBase, action: str, moral_varian
 
 
 def write_contexts(
-    study: Study, name: str, actions: pd.DataFrame, stage: str, n: int, method: str
+    study: Study,
+    name: str,
+    actions: pd.DataFrame,
+    stage: str,
+    n: int,
+    method: str,
+    zero_shot: ModelRef | None = None,
 ) -> pd.DataFrame:
     """Let a student write `n` candidates for each action and moral variance, in shards.
 
@@ -72,6 +88,8 @@ def write_contexts(
     stage : str
         Names the draws: the same stage, student and actions give the same candidates.
     method : {"greedy", "nucleus", "beam"}
+    zero_shot : ModelRef, optional
+        See `open_author`.
 
     Returns
     -------
@@ -79,24 +97,29 @@ def write_contexts(
         Columns of `schema.CANDIDATES`, ``len(actions) * 2 * n`` rows, flags and scores null.
     """
     settings = study.params.generation
-    known = name != "base"
+    model = zero_shot or (study.params.student.base if name == "base" else None)
     origin = study.run.model(name) / "model.safetensors"
-    prompts = actions[["action_id", "action"]].merge(pd.DataFrame({"moral_variance": [1, -1]}), how="cross")
+    prompts = list_prompts(actions)
     key = fingerprint(
         prompts, n, method, settings.model_dump(), study.params.seed, stage, str(study.dtype),
-        sha256(require(origin, MADE_BY.get(name, "05_self_distill"))) if known else models.describe(study.params.student.base),
+        models.describe(model) if model else sha256(require(origin, MADE_BY.get(name, "05_self_distill"))),
         source_hash("generation", "nucleus", "slots", "vllm_writer", "prompts", "parsing", "markup"),
     )  # fmt: skip
     rows = map_shards(
-        prompts, settings.shard_size, partial(_open_writing, study, name, n, method),
+        prompts, settings.shard_size, partial(_open_writing, study, name, n, method, zero_shot),
         study.run.work("shards") / f"{stage}-{name}-{key}", seed=study.params.seed, stage=f"{stage}: {name} writes",
         per_row=n, unit="candidates", executor=study.params.compute.executor,
     )  # fmt: skip
     return empty_columns(rows)
 
 
-def _open_writing(study: Study, name: str, n: int, method: str) -> Work:
-    return partial(_write_shard, open_author(study, name), study.params.generation, n, method)
+def list_prompts(actions: pd.DataFrame) -> pd.DataFrame:
+    """Return ``action_id action moral_variance``, each action in both directions."""
+    return actions[["action_id", "action"]].merge(pd.DataFrame({"moral_variance": [1, -1]}), how="cross")
+
+
+def _open_writing(study: Study, name: str, n: int, method: str, zero_shot: ModelRef | None) -> Work:
+    return partial(_write_shard, open_author(study, name, zero_shot), study.params.generation, n, method)
 
 
 def _write_shard(

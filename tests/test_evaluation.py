@@ -79,3 +79,21 @@ def test_critic_metrics_and_one_class_only():
     assert all(metrics[k][0] == 1 for k in ("accuracy", "f1", "pr_auc", "roc_auc"))
     one = evaluation.bootstrap_metrics(valid[:1], scores[:1], 0.5, 100, 0)
     assert np.isnan(one["roc_auc"][0]) and one["accuracy"][0] == 1
+
+
+def test_judges_against_the_gold():
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(1)
+    valid = rng.random(200) < 0.4
+    scores = pd.DataFrame({"good": np.clip(valid * 0.5 + rng.normal(0.25, 0.2, 200).round(1), 0, 1)})
+    scores = scores.assign(flat=0.7, some=scores["good"].where(np.arange(200) < 50), none=np.nan)
+    table = evaluation.compare_with_gold(scores, valid, 200, 3).set_index("judge")
+    assert table.loc["good", "roc_auc"] == pytest.approx(roc_auc_score(valid, scores["good"]))
+    assert table.loc["good", "roc_auc_low"] < table.loc["good", "roc_auc"] < table.loc["good", "roc_auc_high"]
+    assert table.loc["flat", "roc_auc"] == 0.5 and table.loc["flat", "accuracy"] == pytest.approx(
+        valid.mean()
+    )
+    assert table.loc["some", ["scored", "unscored"]].tolist() == [50, 150]
+    assert np.isnan(table.loc["none", "accuracy"]) and table.loc["none", "scored"] == 0
+    assert np.isnan(evaluation.compare_with_gold(scores[["good"]], valid | True, 20, 3)["roc_auc_low"][0])

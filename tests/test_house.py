@@ -66,13 +66,14 @@ def test_public_functions_have_docstrings(path):
 
 def test_modules_import_downwards():
     floors = [
-        {"errors", "markup"}, {"settings", "params", "paths", "progress", "paper", "parsing"},
+        {"errors", "markup"}, {"settings", "params", "paths", "progress", "paper", "parsing", "consensus", "dissent", "scores"},
         {"profiles", "schema", "manifest", "executors", "checkpoint"},
         {"corpora", "gold", "prompts", "tiny", "models", "shards", "nucleus", "slots", "study", "cards"},
         {"cache", "replay", "ledger", "limits", "tokens", "usage"}, {"faults", "prices"}, {"answers"},
         {"forecast", "intake", "parcels", "transport"}, {"direct"}, {"batches"}, {"endpoint"}, {"probes"},
         {"teacher", "encoder", "fitting", "critic", "nli", "student", "generation"},
-        {"toxicity", "scoring", "training", "parallel", "vllm_writer"}, {"writing", "distill"},
+        {"toxicity", "scoring", "training", "parallel", "vllm_writer", "judges", "panel", "opinions"},
+        {"writing", "baselines", "distill"},
         {"evaluation", "forms", "spreadsheet", "mturk", "labelstudio", "potato", "exchange", "annotation"},
         {"topics", "bias", "statistics", "export"},
         {"charts", "figures", "tables"}, {"stages", "execute", "plan", "__main__"},

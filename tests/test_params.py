@@ -3,9 +3,9 @@ from conftest import write_params
 from pydantic import ValidationError
 
 from drot_utils.errors import ParamsError
-from drot_utils.params import Params, Threshold
+from drot_utils.params import Params
 from drot_utils.profiles import load_params
-from drot_utils.settings import Executor, ModelRef
+from drot_utils.settings import Executor, ModelRef, Threshold
 
 
 def test_values_do_not_change(smoke):

@@ -1,0 +1,234 @@
+"""Several judges' scores of the same items, merged into one: by majority, by mean, or weighted by reliability.
+
+The third follows the idea of arXiv 2506.14625: fuse continuous acceptability scores into a collective probability, each judge
+weighing as much as it is reliable, with a truncated-normal model fitted by expectation-maximisation. The derivation is ours.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import log_ndtr, logsumexp
+
+from drot_utils.errors import DataError
+
+METHODS = ("majority", "mean", "reliability")
+FLOOR, CEILING = (
+    0.02,
+    2.0,
+)  # of sigma: two judges who always agree exactly; one whose scores are as good as uniform
+PLACED = (
+    3  # judges that a consensus of reliabilities needs: the disagreement of two says not which of them errs
+)
+SHARED = 10  # items that a judge must share with another one to be placed
+TOLERANCE, ITERATIONS = 1e-3, 500  # of log sigma; EM steps
+
+_LEVELS = np.linspace(
+    0, 1, 129
+)  # latent consensus: the posterior of one of width FLOOR still spans several levels
+_PRIOR = np.log(np.r_[0.5, np.ones(127), 0.5] / 128)  # uniform, as the weights of the trapezoid rule
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """What `fit_reliability` found: each judge's sigma, how the fit went, and why there is none if there is none."""
+
+    sigma: pd.Series  # by judge; null where a judge could not be placed
+    iterations: int
+    converged: bool
+    log_likelihood: list[float]  # at the beginning of each step; it never falls
+    note: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether scores can be weighted with it; if not, `merge` takes the mean."""
+        return self.converged and int(self.sigma.notna().sum()) >= PLACED
+
+
+def check_scores(scores: pd.DataFrame) -> np.ndarray:
+    """Return scores as an array of float64, shape (items, judges), null where a judge gave none.
+
+    Raises
+    ------
+    DataError
+        No judge, a judge named twice, or a score that is no number from 0 to 1; the judge and the row are named.
+    """
+    if not scores.shape[1] or scores.columns.duplicated().any():
+        doubled = scores.columns[scores.columns.duplicated()].tolist()
+        raise DataError(
+            f"expected judges with different names, found {f'{doubled[0]!r} twice' if doubled else 'none'}",
+            where="consensus",
+            todo="check the list of judges in the parameters",
+        )
+    for judge in scores.columns:
+        numbers = pd.to_numeric(scores[judge], errors="coerce")
+        bad = (scores[judge].notna() & ~numbers.between(0, 1)).to_numpy()
+        if bad.any():
+            first = scores.index[bad][0]
+            raise DataError(
+                f"{int(bad.sum())} scores of the judge {judge!r} are no numbers from 0 to 1; the first is "
+                f"{scores[judge][bad].iloc[0]!r}",
+                where=f"consensus, row {first}",
+                todo="mend or remove these scores; a score that is not known is empty",
+            )
+    return scores.apply(pd.to_numeric).to_numpy(dtype=float, na_value=np.nan)
+
+
+def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = None) -> np.ndarray:
+    """Merge the scores of several judges item by item.
+
+    Parameters
+    ----------
+    scores : DataFrame of float, shape (items, judges)
+        From 0 to 1; null where a judge gave none.
+    method : {"majority", "mean", "reliability"}
+        *majority*: 1 where more than half of the judges who scored an item are above .5, 0 where fewer are, .5 for a tie.
+        *mean*: of the scores there are. *reliability*: the mean of the posterior of the latent consensus given the scores
+        and the judges' sigmas (see `fit_reliability`); a judge without one has no weight. Where no sigmas can be had, the
+        mean.
+    reliability : Reliability, optional
+        Of these judges, found on other items, so that an item's consensus does not hang on its company. By default it is
+        fitted to `scores`.
+
+    Returns
+    -------
+    ndarray of float64, shape (items,)
+        NaN (null) where no judge (with a weight) scored the item.
+
+    Raises
+    ------
+    DataError
+        See `check_scores`; also a reliability that is of other judges.
+    """
+    values = check_scores(scores)
+    if method == "reliability":
+        found = reliability or fit_reliability(scores)
+        if set(found.sigma.index) != set(scores.columns):
+            raise DataError(
+                f"expected reliabilities of {', '.join(map(str, scores.columns))}, found those of "
+                f"{', '.join(map(str, found.sigma.index))}",
+                where="consensus",
+                todo="run notebooks/02_critic.ipynb again after a change of the judges",
+            )
+        if found.usable:
+            placed = found.sigma.reindex(scores.columns).notna().to_numpy()
+            sigma = found.sigma.reindex(scores.columns).to_numpy()[placed]
+            values = values[:, placed]
+            level = _posterior(values, sigma)[0] @ _LEVELS
+            return np.where(np.isnan(values).all(axis=1), np.nan, level)
+        method = "mean"
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+    given = (~np.isnan(values)).sum(axis=1)
+    votes = values if method == "mean" else np.where(np.isnan(values), np.nan, values > 0.5)
+    share = np.divide(np.nansum(votes, axis=1), given, out=np.full(len(values), np.nan), where=given > 0)
+    return share if method == "mean" else np.where(given > 0, (np.sign(share - 0.5) + 1) / 2, np.nan)
+
+
+def fit_reliability(scores: pd.DataFrame) -> Reliability:
+    """Find how far each judge strays from the latent consensus, from the scores alone.
+
+    **Model.** Item i has a latent consensus m_i, before any score equally likely anywhere in [0, 1]. The score s_ij of judge
+    j is normal with mean m_i and standard deviation sigma_j, truncated to [0, 1]; given m_i, judges are independent. A
+    small sigma is a reliable judge. A judge has no bias term: one that always leans to one side cannot be told from a
+    consensus that does without knowing the truth, so leaning counts as unreliability, and
+    `dissent.describe_judges` shows it.
+
+    **EM.** m_i is integrated out, not maximised over: as a parameter it could follow one judge, whose sigma then goes to 0
+    and the likelihood to infinity. *E step*: the posterior of m_i on 129 levels (trapezoid rule), which is proportional to
+    the product of the truncated densities of the scores there are. *M step*: sigma_j maximises the expected
+    log-density of its judge's scores, -S / (2 sigma^2) - sum over levels of w (log sigma + log Z), where S is the
+    expected sum of squared distances, w how many of its items are expected at a level m, and Z(m, sigma) =
+    Phi((1 - m) / sigma) - Phi(-m / sigma) the mass inside [0, 1]; one bounded search a judge. So no step lowers the
+    likelihood. Scores that are missing are left out of both.
+
+    **Convergence**: no sigma changes by more than 0.1% in a step. **Fallback**: with fewer than three judges that can be placed,
+    or without convergence in 500 steps, the result is not `usable` and its ``note`` says why. A judge is placed if it
+    shares 10 items with others and its scores there are not all the same: a constant says nothing about items, and
+    would make a perfect consensus by itself. Judges who copy each other are taken to be reliable: sigma stops at 0.02.
+
+    Parameters
+    ----------
+    scores : DataFrame of float, shape (items, judges)
+        From 0 to 1, null where missing.
+
+    Returns
+    -------
+    Reliability
+        The same for any order of items and judges, up to rounding.
+
+    Raises
+    ------
+    DataError
+        See `check_scores`.
+    """
+    values = check_scores(scores)
+    placed = _placed(values)
+    sigma = pd.Series(np.nan, index=scores.columns, name="sigma")
+    if placed.sum() < PLACED:
+        note = f"{int(placed.sum())} of {len(placed)} judges can be placed, {PLACED} are needed"
+        return Reliability(sigma, 0, False, [], note)
+    values = values[:, placed]
+    current, history, change = np.full(values.shape[1], 0.3), [], np.inf
+    while change > TOLERANCE and len(history) < ITERATIONS:
+        posterior, likelihood = _posterior(values, current)
+        new = _sigmas(values, posterior)
+        change = np.abs(np.log(new / current)).max()
+        current = new
+        history.append(likelihood)
+    sigma[placed] = current
+    converged = bool(change <= TOLERANCE)
+    note = "" if converged else f"not converged after {ITERATIONS} steps"
+    return Reliability(sigma, len(history), converged, history, note)
+
+
+def _placed(values: np.ndarray) -> np.ndarray:
+    # A judge that is not placed places nobody, so this goes on until no more fall out.
+    placed = np.ones(values.shape[1], dtype=bool)
+    while True:
+        shared = np.where((~np.isnan(values[:, placed])).sum(axis=1, keepdims=True) > 1, values, np.nan)
+        enough, varies = (~np.isnan(shared)).sum(axis=0) >= SHARED, pd.DataFrame(shared).nunique() > 1
+        still = placed & enough & varies.to_numpy()
+        if (still == placed).all():
+            return placed
+        placed = still
+
+
+def _posterior(values: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return p(level | scores), shape (items, levels), and the log-likelihood of all scores."""
+    seen = ~np.isnan(values)
+    filled = np.where(seen, values, 0.0)
+    precision = sigma**-2.0
+    # The exponent -(s - m)^2 / 2 sigma^2, multiplied out, is two matrix products and a part that does not hang on m.
+    level = 0.5 * precision[:, None] * _LEVELS**2 + _log_mass(sigma)
+    joint = (filled @ precision)[:, None] * _LEVELS - seen.astype(float) @ level + _PRIOR
+    evidence = logsumexp(joint, axis=1, keepdims=True)
+    rest = seen @ (np.log(sigma) + 0.5 * np.log(2 * np.pi)) + 0.5 * filled**2 @ precision
+    return np.exp(joint - evidence), float(evidence.sum() - rest.sum())
+
+
+def _sigmas(values: np.ndarray, posterior: np.ndarray) -> np.ndarray:
+    seen = ~np.isnan(values)
+    filled = np.where(seen, values, 0.0)
+    mean, square = posterior @ _LEVELS, posterior @ _LEVELS**2
+    distance = (seen * (filled**2 - 2 * filled * mean[:, None] + square[:, None])).sum(axis=0)
+    weights = seen.T.astype(float) @ posterior
+    bounds = (np.log(FLOOR), np.log(CEILING))
+    found = [
+        minimize_scalar(_loss, bounds=bounds, args=judge, method="bounded", options={"xatol": 1e-7}).x
+        for judge in zip(distance, weights, strict=True)
+    ]
+    return np.exp(found)
+
+
+def _loss(log_sigma: float, distance: float, weights: np.ndarray) -> float:
+    sigma = np.exp([log_sigma])
+    return 0.5 * distance / sigma[0] ** 2 + weights.sum() * log_sigma + weights @ _log_mass(sigma)[0]
+
+
+def _log_mass(sigma: np.ndarray) -> np.ndarray:
+    """Return the log of a normal's mass inside [0, 1], shape (judges, levels)."""
+    above = log_ndtr((1 - _LEVELS) / sigma[:, None])
+    below = log_ndtr(-_LEVELS / sigma[:, None])
+    return above + np.log1p(-np.exp(below - above))

@@ -1,0 +1,187 @@
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy.stats import spearmanr, truncnorm
+
+from drot_utils import consensus
+from drot_utils.errors import DataError
+
+SIGMAS = [0.08, 0.15, 0.3, 0.6]
+
+
+def draw_scores(items, sigmas, seed, missing=0.0):
+    """Return latent levels, and scores of judges drawn from the model of `fit_reliability`."""
+    rng = np.random.default_rng(seed)
+    truth = rng.random(items)
+    columns = [
+        truncnorm.rvs(-truth / s, (1 - truth) / s, loc=truth, scale=s, random_state=rng) for s in sigmas
+    ]
+    scores = np.stack(columns, axis=1)
+    scores[rng.random(scores.shape) < missing] = np.nan
+    return truth, pd.DataFrame(scores, columns=[f"judge{k}" for k in range(len(sigmas))])
+
+
+def distance(values, truth):
+    both = ~np.isnan(values)
+    return float(np.sqrt(np.mean((values[both] - truth[both]) ** 2)))
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.35])
+def test_known_reliabilities_are_recovered(missing):
+    truth, scores = draw_scores(1500, SIGMAS, 1, missing)
+    found = consensus.fit_reliability(scores)
+    assert found.usable and found.note == ""
+    assert spearmanr(found.sigma, SIGMAS).statistic == 1
+    assert np.allclose(found.sigma, SIGMAS, rtol=0.15, atol=0.02)
+    off = {method: distance(consensus.merge(scores, method), truth) for method in consensus.METHODS}
+    assert off["reliability"] < 0.75 * off["mean"] < off["mean"] < off["majority"]
+
+
+def test_alike_judges_get_the_mean():
+    truth, scores = draw_scores(800, [0.2] * 4, 2)
+    reliable = consensus.merge(scores, "reliability")
+    assert distance(reliable, truth) <= distance(consensus.merge(scores, "mean"), truth) * 1.02
+    assert np.corrcoef(reliable, scores.mean(axis=1))[0, 1] > 0.98
+
+
+def test_no_step_lowers_the_likelihood():
+    found = consensus.fit_reliability(draw_scores(300, SIGMAS, 3, 0.2)[1])
+    assert len(found.log_likelihood) == found.iterations > 10
+    assert np.diff(found.log_likelihood).min() > -1e-6
+
+
+def test_the_likelihood_is_that_of_the_model():
+    _, scores = draw_scores(4, SIGMAS[:3], 4, 0.2)
+    sigma = np.array(SIGMAS[:3])
+    levels = np.linspace(0, 1, 20_001)
+    expected = 0.0
+    for row in scores.to_numpy():
+        density = np.ones_like(levels)
+        for score, s in zip(row, sigma, strict=True):
+            if not np.isnan(score):
+                density *= truncnorm.pdf(score, -levels / s, (1 - levels) / s, loc=levels, scale=s)
+        expected += np.log(np.trapezoid(density, levels))
+    posterior, likelihood = consensus._posterior(scores.to_numpy(), sigma)
+    assert likelihood == pytest.approx(expected, abs=5e-3)  # the trapezoid rule at the edges
+    assert np.allclose(posterior.sum(axis=1), 1)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.permutations(range(4)), st.integers(0, 5))
+def test_the_order_of_items_and_judges_does_not_matter(order, seed):
+    _, scores = draw_scores(120, SIGMAS, seed, 0.1)
+    items = np.random.default_rng(seed).permutation(len(scores))
+    turned = scores.iloc[items, list(order)]
+    for method in consensus.METHODS:
+        one, other = consensus.merge(scores, method), consensus.merge(turned, method)
+        assert np.allclose(one[items], other, atol=1e-3, equal_nan=True)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    arrays.arrays(
+        float,
+        st.tuples(st.integers(0, 25), st.integers(1, 4)),
+        elements=st.one_of(st.just(np.nan), st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0])),
+    ),
+    st.sampled_from(consensus.METHODS),
+)
+def test_any_scores_give_null_or_a_score(values, method):
+    scores = pd.DataFrame(values, columns=[f"j{k}" for k in range(values.shape[1])])
+    merged = consensus.merge(scores, method)
+    assert merged.shape == (len(values),)
+    given_any = ~np.isnan(values).all(axis=1)
+    if method != "reliability":
+        assert (np.isnan(merged) == ~given_any).all()
+    assert np.isnan(merged[~given_any]).all()
+    seen = merged[~np.isnan(merged)]
+    assert ((seen >= 0) & (seen <= 1)).all()
+    assert np.array_equal(merged, consensus.merge(scores, method), equal_nan=True)
+
+
+def test_majority_and_mean():
+    scores = pd.DataFrame(
+        {"a": [0.9, 0.2, None, 0.6], "b": [0.6, 0.5, None, 0.1], "c": [0.1, 0.9, None, None]}
+    )
+    assert consensus.merge(scores, "majority")[[0, 1, 3]].tolist() == [1, 0, 0.5]  # .5 is no yes; a tie is .5
+    assert consensus.merge(scores, "mean")[[0, 3]] == pytest.approx([1.6 / 3, 0.35])
+    assert np.isnan(consensus.merge(scores, "majority")[2]) and np.isnan(consensus.merge(scores, "mean")[2])
+    with pytest.raises(ValueError, match="expected one of majority, mean, reliability"):
+        consensus.merge(scores, "median")
+
+
+def test_one_judge_and_two_cannot_be_weighed():
+    _, scores = draw_scores(60, SIGMAS, 5)
+    for count, placed in ((1, 0), (2, 2)):
+        some = scores.iloc[:, :count]
+        found = consensus.fit_reliability(some)
+        assert not found.usable and found.note == f"{placed} of {count} judges can be placed, 3 are needed"
+        assert np.array_equal(consensus.merge(some, "reliability"), some.mean(axis=1))
+    assert np.array_equal(consensus.merge(scores[["judge0"]], "mean"), scores["judge0"])
+
+
+def test_a_constant_judge_has_no_weight():
+    _, scores = draw_scores(200, SIGMAS[:3], 6)
+    found = consensus.fit_reliability(scores.assign(stubborn=0.9))
+    assert np.isnan(found.sigma["stubborn"]) and found.usable
+    merged = consensus.merge(scores.assign(stubborn=0.9), "reliability")
+    assert np.allclose(merged, consensus.merge(scores, "reliability"), atol=1e-6)
+    only = scores.assign(stubborn=0.9)
+    only.loc[0, ["judge0", "judge1", "judge2"]] = np.nan
+    assert np.isnan(consensus.merge(only, "reliability")[0])  # only the judge without a weight scored it
+
+
+def test_identical_judges_stop_at_the_floor():
+    _, scores = draw_scores(150, [0.1, 0.3], 7)
+    scores["copy"] = scores["judge0"]
+    found = consensus.fit_reliability(scores)
+    assert found.sigma[["judge0", "copy"]].to_numpy() == pytest.approx([consensus.FLOOR] * 2, rel=1e-3)
+    assert np.abs(consensus.merge(scores, "reliability") - scores["judge0"]).max() < 0.03
+    everyone = pd.DataFrame(dict.fromkeys("abc", scores["judge0"]))
+    assert np.isfinite(consensus.merge(everyone, "reliability")).all()
+
+
+def test_judges_who_share_nothing_are_not_placed():
+    _, scores = draw_scores(100, SIGMAS, 8)
+    scores.iloc[:50, 3] = np.nan
+    scores.iloc[50:, :3] = np.nan
+    found = consensus.fit_reliability(scores)
+    assert found.usable and np.isnan(found.sigma["judge3"]) and found.sigma.notna().sum() == 3
+
+
+def test_reliabilities_found_elsewhere_make_scores_independent_of_company():
+    _, scores = draw_scores(300, SIGMAS, 10)
+    found = consensus.fit_reliability(scores)
+    together = consensus.merge(scores, "reliability", found)
+    alone = np.concatenate([consensus.merge(scores.iloc[[i]], "reliability", found) for i in range(5)])
+    assert np.allclose(together[:5], alone, atol=1e-12)
+    with pytest.raises(DataError, match="02_critic"):
+        consensus.merge(scores.rename(columns={"judge0": "other"}), "reliability", found)
+
+
+@pytest.mark.parametrize("bad", [1.2, -0.1, np.inf, "high"])
+def test_a_foreign_score_names_its_judge_and_row(bad):
+    scores = pd.DataFrame({"a": [0.1, 0.2], "b": [0.5, 0.5]}, index=["r1", "r2"], dtype=object)
+    scores.loc["r2", "b"] = bad
+    with pytest.raises(DataError, match=r"judge 'b'") as caught:
+        consensus.merge(scores, "mean")
+    assert "row r2" in str(caught.value)
+
+
+def test_no_judge_and_a_judge_twice():
+    with pytest.raises(DataError, match="found none"):
+        consensus.merge(pd.DataFrame(index=[0]), "mean")
+    with pytest.raises(DataError, match="'a' twice"):
+        consensus.merge(pd.DataFrame([[0.1, 0.2]], columns=["a", "a"]), "mean")
+
+
+def test_ten_thousand_items_take_seconds():
+    _, scores = draw_scores(10_000, [*SIGMAS, 1.0], 11)
+    began = time.perf_counter()
+    assert consensus.fit_reliability(scores).usable
+    assert time.perf_counter() - began < 60  # 4 seconds on two slow cores; generous, as tests share a machine
