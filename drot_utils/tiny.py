@@ -1,5 +1,6 @@
 """Tiny random models for the smoke profile and the tests: every code path, meaningless numbers."""
 
+from copy import deepcopy
 from functools import cache
 
 import torch
@@ -40,7 +41,8 @@ def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTok
     ModelError
         For any other name.
     """
-    tokenizer = _tokenizer(name == "tiny-bert", name == "tiny-t5")
+    # A copy: whoever adds a token to it adds it to his own.
+    tokenizer = deepcopy(_tokenizer(name == "tiny-bert", name == "tiny-t5"))
     size = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 1}
     with torch.random.fork_rng():
         torch.manual_seed(seed)

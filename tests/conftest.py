@@ -1,8 +1,12 @@
 """Fixtures that several tests share; what is expensive is made once a session."""
 
+import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
@@ -110,6 +114,39 @@ def make_questions(count: int, n: int = 1, **changes: object) -> list[dict]:
 
 ALL_YES = {"q1": "Y", "q2": "Y", "q3": "Y", "q4": "Y"}
 FORM = forms.EVALUATION_FORM
+
+
+class _Replier(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.bodies.append(body)
+        text = self.server.reply(body)
+        said = {"text": text} if "prompt" in body else {"message": {"role": "assistant", "content": text}}
+        answer = {
+            "object": "x",
+            "model": body["model"],
+            "choices": [{"index": 0, "finish_reason": "stop", **said}],
+        }
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def replier() -> Iterator[ThreadingHTTPServer]:
+    """A server on loopback that answers with what its `reply` makes of a request; `bodies` are the requests."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Replier)
+    server.bodies, server.url = [], f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 @pytest.fixture

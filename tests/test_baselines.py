@@ -1,5 +1,6 @@
 import pandas as pd
 import pytest
+from conftest import make_endpoint
 from test_corpora import write
 
 from drot_utils import baselines, writing
@@ -72,3 +73,15 @@ def test_table3_has_a_row_for_each_and_the_papers_number_where_the_name_is_the_s
         table.loc["Falcon-7B-Instruct", "ours"]
     )
     assert baselines.fill_table3(ours.iloc[:0]).shape[0] == len(TABLE3)
+
+
+def test_an_endpoint_answers_the_teachers_prompt(study, actions, held_out, replier):
+    replier.reply = lambda body: (
+        "at night\nExplanation: people sleep" if "more unethical" in str(body) else "Sorry."
+    )
+    far = Respondent(name="far", endpoint=make_endpoint(replier.url))
+    rows = baselines.write_baseline(study, far, actions, held_out, 2)
+    check_candidates(rows, "test")
+    assert rows["context"].fillna("").tolist() == ["", "at night"] * 2 and len(replier.bodies) == 4
+    assert rows["raw"].tolist()[0] == "Sorry." and rows["tokens"].isna().all()
+    assert study.record["usage of far"]["completion_tokens"] is None

@@ -7,8 +7,8 @@ from conftest import CPU
 from drot_utils import corpora, critic
 from drot_utils.errors import DataError, MissingInputError
 from drot_utils.gold import read_gold
-from drot_utils.params import Threshold
 from drot_utils.paths import Run
+from drot_utils.settings import Threshold
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import make_endpoint
 from test_corpora import write
 
 from drot_utils import judges, models
@@ -126,3 +127,21 @@ def test_a_model_that_is_not_there(study, rows):
     judge = Respondent(name="gone", model=ModelRef(source="folder", name="/no/such/folder"))
     with pytest.raises(ModelError, match="/no/such/folder"):
         judges.ask_judge(study, judge, rows)
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions"])
+def test_an_endpoint_judges_by_a_structured_score_and_nothing_is_asked_twice(study, rows, replier, kind):
+    says = {"campsite": '```json\n{"score": 0.9}\n```', "field": "I would say 80%.", "thief": "It depends."}
+
+    def reply(body):
+        text = body["prompt"] if kind == "completions" else body["messages"][0]["content"]
+        return next(said for word, said in says.items() if word in text)
+
+    replier.reply = reply
+    judge = Respondent(name="far", endpoint=make_endpoint(replier.url, kind=kind))
+    given = judges.ask_judge(study, judge, rows)
+    assert given["score"].fillna(-1).tolist() == [0.9, 0.8, -1, -1, 0.9] and given["raw"][1] == "It depends."
+    assert len(replier.bodies) == 3 and study.record["usage of far"]["choices"] == 3
+    assert ("response_format" in replier.bodies[0]) == (kind == "chat")
+    pd.testing.assert_frame_equal(judges.ask_judge(study, judge, rows), given)
+    assert len(replier.bodies) == 3

@@ -7,9 +7,9 @@ from test_corpora import write
 
 from drot_utils import distill, opinions, panel
 from drot_utils.errors import DataError, MissingInputError
-from drot_utils.params import Judges, Threshold
+from drot_utils.params import Judges
 from drot_utils.schema import read_table
-from drot_utils.settings import ModelRef, Respondent
+from drot_utils.settings import ModelRef, Respondent, Threshold
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_a_panel_filters_in_the_critics_place(judged, rows, monkeypatch):
     board = panel.Panel(judged)
     board.fit(board.ask(rows), rows.index)
     board.save({"thresholds": {"distill": 0.5, "dataset": 0.8}})
-    monkeypatch.setattr(distill, "load_nli", lambda *a: None)
+    monkeypatch.setattr(distill, "ShardedNli", lambda study: None)
     critic, _, record = distill.load_filters(judged)
     assert isinstance(critic, panel.Panel)
     candidates = rows.assign(nli_kept=True, candidate=0, source="s", action_id="a")
@@ -159,7 +159,7 @@ def test_a_local_judge_on_the_panel(study, rows):
 
 
 def test_opinions_are_whom_the_parameters_name(judged, rows, monkeypatch):
-    monkeypatch.setattr(opinions, "load_critic", lambda folder, *a: folder.name)
+    monkeypatch.setattr(opinions, "ShardedCritic", lambda study, name: name)
     monkeypatch.setattr(opinions, "load_panel", lambda study: "the judges")
     for name in ("critic", "critic_independent", "judges"):
         judged.run.model(name).mkdir(parents=True, exist_ok=True)
