@@ -10,6 +10,7 @@ from drot_utils.endpoint import ask_all
 from drot_utils.errors import DataError, ModelError
 from drot_utils.generation import Written
 from drot_utils.paper import TABLE3
+from drot_utils.params import Params
 from drot_utils.parsing import parse_teacher
 from drot_utils.prompts import teacher_prompt, teacher_response
 from drot_utils.schema import PROMPT, empty_columns
@@ -61,6 +62,18 @@ def write_baseline(
         raise ModelError(error.found, where=where, todo=error.todo) from error
 
 
+def baseline_request(params: Params, endpoint: Endpoint, action: str, moral_variance: int) -> dict[str, Any]:
+    """Return the request for a baseline's best context."""
+    prompt = teacher_prompt(action, moral_variance)
+    asked = (
+        {"prompt": prompt}
+        if endpoint.kind == "completions"
+        else {"messages": [{"role": "user", "content": prompt}]}
+    )
+    settings = {"n": 1, "temperature": 0.0, "max_tokens": params.teacher.max_tokens, "seed": params.seed}
+    return {"model": endpoint.model, **asked, **settings}
+
+
 def fill_table3(ours: pd.DataFrame) -> pd.DataFrame:
     """Put our rows beside the paper's table 3.
 
@@ -104,7 +117,8 @@ def _look_up(baseline: Respondent, actions: pd.DataFrame, chosen: pd.DataFrame) 
 
 def _ask_endpoint(study: Study, baseline: Respondent, chosen: pd.DataFrame) -> pd.DataFrame:
     prompts = list_prompts(chosen)
-    bodies = [_make_request(study, baseline.endpoint, row) for row in prompts.itertuples()]
+    pairs = zip(prompts["action"], prompts["moral_variance"], strict=True)
+    bodies = [baseline_request(study.params, baseline.endpoint, *pair) for pair in pairs]
     cache = open_cache(study.run)
     answers, usage = ask_all(
         bodies, baseline.endpoint, study.params.requests, cache, f"{baseline.name} writes"
@@ -112,14 +126,3 @@ def _ask_endpoint(study: Study, baseline: Respondent, chosen: pd.DataFrame) -> p
     study.note(**{f"usage of {baseline.name}": vars(usage)})
     written = [[Written(answer.text, answer.completion_tokens) for answer in group] for group in answers]
     return empty_columns(to_rows(prompts, written, baseline.name, parse_teacher))
-
-
-def _make_request(study: Study, endpoint: Endpoint, row: Any) -> dict[str, Any]:
-    prompt = teacher_prompt(row.action, row.moral_variance)
-    asked = (
-        {"prompt": prompt}
-        if endpoint.kind == "completions"
-        else {"messages": [{"role": "user", "content": prompt}]}
-    )
-    settings = {"n": 1, "temperature": 0.0, "max_tokens": study.params.teacher.max_tokens}
-    return {"model": endpoint.model, **asked, **settings, "seed": study.params.seed}

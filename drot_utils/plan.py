@@ -1,7 +1,8 @@
 """What a run will take before it is started: ``python -m drot_utils.plan params/paper.yaml`` (`make plan PROFILE=paper`).
 
-First the work of the machine, then the requests to endpoints with their cost. Counts follow from the parameters and from what the paper says of its filters; hours follow from the work in floating-point
-operations and one rate, which is either given or read off the paper: a student's fine-tuning took 28 hours on 8 GPUs.
+First the work of the machine, then the requests to endpoints with their cost (see `quotes`). Counts follow from the parameters and
+from what the paper says of its filters; hours follow from the work in floating-point operations and one rate, which is either
+given or read off the paper: a student's fine-tuning took 28 hours on 8 GPUs.
 """
 
 import argparse
@@ -10,14 +11,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from drot_utils.cache import Cache
-from drot_utils.corpora import read_actions
 from drot_utils.errors import DrotError
 from drot_utils.params import Params
-from drot_utils.paths import Run, resolve
 from drot_utils.profiles import load_params
+from drot_utils.quotes import TEST_ACTIONS, say_requests
 from drot_utils.settings import ModelRef
-from drot_utils.teacher import plan_teacher
 
 #: Parameters of the models that profiles name (from their model cards); embeddings are not counted for encoders.
 SIZES = {
@@ -31,8 +29,6 @@ SIZES = {
 #: What the paper reports, and what it leaves to be assumed.
 KEPT = {"seed": 85 / 240, "round_1": 434 / 800, "round_2": 466 / 800, "dataset": 578 / 2865}
 TOKENS = {"prompt": 20, "target": 40, "pair": 60}
-TEST_ACTIONS = 6_000  # section 4.1
-STAND_IN = "Setting a fire"  # the paper's first example
 TRAIN_HOURS, TRAIN_GPUS, TRAIN_ROWS, TRAIN_EPOCHS = 28.0, 8, 434_000, 3
 
 
@@ -117,69 +113,6 @@ def to_table(rows: list[Row], rate: float) -> pd.DataFrame:
         "gpu_hours": table["gpu_hours"].sum(),
     }
     return pd.concat([table, pd.DataFrame([total])], ignore_index=True)
-
-
-def plan_requests(params: Params) -> pd.DataFrame:
-    """Return what the requests to the teacher will take, notebook by notebook (columns of `forecast.Forecast`).
-
-    Where the corpus is not there yet, the prompt of one action stands for all.
-    """
-    from drot_utils.distill import sample_actions  # torch comes with it
-
-    corpus = params.corpus
-    if resolve(corpus.actions).exists():
-        parts = sample_actions(read_actions(corpus.actions), corpus, params.seed)
-        actions = {
-            "01 seed generation": list(parts["seed"]["action"]),
-            "07 evaluation": list(parts["test"]["action"]),
-        }
-        note = ""
-    else:
-        counts = {
-            "01 seed generation": corpus.seed_actions,
-            "07 evaluation": corpus.test_actions or TEST_ACTIONS,
-        }
-        actions = {
-            name: [f"{STAND_IN} {number}" for number in range(count)] for name, count in counts.items()
-        }
-        note = f"; {corpus.actions} is not there yet: {STAND_IN!r} stands for its actions"
-    file = Run(params.profile).root / "data" / "answers.sqlite"
-    cache = Cache(file) if file.exists() else None
-    rows = []
-    for name, some in actions.items():
-        row = vars(plan_teacher(some, params.teacher, params.requests, cache, params.seed))
-        rows.append({"notebook": name, **row, "how": row["how"] + note})
-    return pd.DataFrame(rows)
-
-
-def say_requests(params: Params) -> str:
-    """Return the requests to endpoints as text: a table, what it rests on, and what recorded responses change."""
-    table = plan_requests(params)
-    how = "\n".join(table.pop("how").unique())
-    for column in table.columns[1:]:
-        form = "{:,.2f}" if column in ("cost_usd", "minutes") else "{:,.0f}"
-        table[column] = ["unknown" if pd.isna(value) else form.format(value) for value in table[column]]
-    text = table.to_markdown(
-        index=False, disable_numparse=True, colalign=["left"] + ["right"] * (len(table.columns) - 1)
-    )
-    budget = params.requests.budget_usd
-    lines = [
-        f"Requests to {params.teacher.endpoint.model} at {params.teacher.endpoint.base_url}:",
-        "",
-        text,
-        "",
-        how + ".",
-    ]
-    if params.teacher.recorded:
-        lines.append(
-            f"None of it is asked for what {params.teacher.recorded} has: its responses fill the cache."
-        )
-    lines.append(
-        "No budget is set."
-        if budget is None
-        else f"The run stops before it would cost more than ${budget:,.2f}."
-    )
-    return "\n".join(lines)
 
 
 def _size(ref: ModelRef) -> float:

@@ -1,10 +1,7 @@
 import pytest
-from conftest import write_params
 
-from drot_utils import corpora, plan, teacher
-from drot_utils.cache import Cache
+from drot_utils import plan
 from drot_utils.errors import DrotError
-from drot_utils.paths import Run
 from drot_utils.profiles import load_params
 from drot_utils.settings import ModelRef
 
@@ -28,40 +25,6 @@ def test_every_committed_profile_can_be_planned(capsys, monkeypatch):
         assert plan.main() == 0
     out = capsys.readouterr().out
     assert "Assumed" in out and "28 hours on 8 A6000" in out
-
-
-def test_requests_are_planned_with_their_cost_and_the_budget(tmp_path, monkeypatch):
-    changes = {
-        "teacher__recorded": None,
-        "teacher__endpoint__model": "gpt-4o-mini",
-        "requests__budget_usd": 5.0,
-    }
-    params = load_params(write_params(tmp_path / "p.yaml", "smoke", **changes))
-    table = plan.plan_requests(params).set_index("notebook")
-    seed = table.loc["01 seed generation"]
-    assert (seed["requests"], seed["to_ask"], seed["choices"]) == (80, 80, 160)
-    assert seed["completion_tokens"] == 160 * 128 and 80 * 60 < seed["prompt_tokens"] < 80 * 140
-    expected = (0.15 * seed["prompt_tokens"] + 0.6 * seed["completion_tokens"]) / 1e6
-    assert seed["cost_usd"] == pytest.approx(expected)
-    text = plan.say_requests(params)
-    assert "gpt-4o-mini" in text and "than $5.00" in text and "2026" in text
-    assert not Run("smoke").root.exists()  # a plan writes nothing
-    cache = Cache(Run("smoke").root / "data" / "answers.sqlite")
-    actions = corpora.read_actions(params.corpus.actions)
-    recorded = corpora.read_recorded("data/demo/teacher_plain.tsv", actions)
-    teacher.fill_cache(cache, recorded, params.teacher, params.seed)
-    assert plan.plan_requests(params)["to_ask"].tolist() == [0, 0]
-
-
-def test_a_model_without_a_price_and_a_corpus_that_is_not_there():
-    text = plan.say_requests(load_params("params/paper.yaml"))
-    assert (
-        "120,000" in text
-        and "unknown" in text
-        and "cost unknown" in text
-        and "'Setting a fire' stands for its actions" in text
-    )
-    assert "None of it is asked for what" in plan.say_requests(load_params("params/demo.yaml"))
 
 
 def test_unknown_size_says_where_to_add_it():
