@@ -3,7 +3,6 @@
 The names in capitals in the docstrings are those of appendix C.
 """
 
-import gc
 import json
 
 import numpy as np
@@ -13,6 +12,7 @@ from accelerate import Accelerator
 from drot_utils import models, training
 from drot_utils.cards import model_card
 from drot_utils.errors import DataError
+from drot_utils.memory import release_memory
 from drot_utils.nli import Filtered
 from drot_utils.opinions import load_opinion
 from drot_utils.panel import Panel
@@ -188,7 +188,7 @@ def fine_tune(
         "epochs": epochs,
         "steps": steps,
     }
-    gc.collect()  # models that have done their writing hang in reference cycles: half a gigabyte each
+    release_memory()
     if params.compute.parallel.processes > 1:
         launch(study, rows, job, study.run.work("parallel") / key)
     else:

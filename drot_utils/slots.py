@@ -84,7 +84,8 @@ class _SlotCache:
 
     def compact(self, rows: torch.Tensor) -> None:
         """Keep the slots `rows` only."""
-        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
+        for k, (keys, values) in enumerate(self.layers):  # one after the other: never all of them twice
+            self.layers[k] = (keys[rows], values[rows])
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from drot_utils import models
 from drot_utils.executors import Work
 from drot_utils.generation import Writer, Written
+from drot_utils.memory import release_memory
 from drot_utils.params import Generation
 from drot_utils.parsing import Parsed, parse_teacher
 from drot_utils.paths import require, sha256
@@ -44,6 +45,7 @@ def open_author(study: Study, name: str, zero_shot: ModelRef | None = None) -> A
         Another model to be asked zero-shot, under that name.
     """
     params, generation = study.params, study.params.generation
+    release_memory()
     place = (study.device, study.dtype)
     zero_shot = zero_shot or (params.student.base if name == "base" else None)
     if zero_shot:
