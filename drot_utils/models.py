@@ -144,7 +144,7 @@ def save(
     dtype: torch.dtype,
     notes: dict[str, str] | None = None,
     write: bool = True,
-) -> None:
+) -> Path:
     """Write a student to `folder`, whole or not at all: weights in `dtype`, tokenizer, and `notes` (file name to text).
 
     Of several processes that hold shards of it all must call, and one must `write`.
@@ -157,8 +157,7 @@ def save(
         for name, text in (notes or {}).items():
             (place / name).write_text(text, encoding="utf-8")
 
-    if write:
-        replace_folder(folder, fill)
+    return replace_folder(folder, fill) if write else folder
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:

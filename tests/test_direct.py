@@ -8,4 +8,4 @@ from drot_utils import direct
 def test_backing_off_doubles_spreads_and_ends(attempt, draw):
     pause = direct.back_off(attempt, draw)
     full = min(direct.LONGEST_BACKOFF, direct.BACKOFF * 2**attempt)
-    assert full / 2 <= pause < full
+    assert full / 2 <= pause <= full
