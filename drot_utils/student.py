@@ -34,7 +34,7 @@ class Example:
 def make_examples(
     rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, settings: Settings, seq2seq: bool
 ) -> list[Example]:
-    """Tokenize kept rows, the contexts of one prompt together (at most `batch_size` of them in one example)."""
+    """Tokenize kept rows, the contexts of one prompt together."""
     examples = []
     for _, group in rows.groupby(PROMPT, sort=True):
         first = group.iloc[0]
@@ -44,8 +44,7 @@ def make_examples(
         for context, rationale in zip(group["context"], group["rationale"], strict=True):
             ids = tokenizer(student_target(context, rationale), add_special_tokens=False)["input_ids"]
             targets.append([*ids[: settings.max_target_length - 1], tokenizer.eos_token_id])
-        for start in range(0, len(targets), settings.batch_size):
-            examples.append(Example(prompt, targets[start : start + settings.batch_size]))
+        examples.append(Example(prompt, targets))
     return examples
 
 

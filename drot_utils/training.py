@@ -80,7 +80,8 @@ def train(
     accelerator = accelerator or Accelerator(cpu=device.type == "cpu")
     world, rank = accelerator.num_processes, accelerator.process_index
     examples = make_examples(rows, tokenizer, settings, model.config.is_encoder_decoder)
-    each_epoch = math.ceil(len(make_batches(examples, settings.batch_size, seed, 0)) / settings.accumulate)
+    batches = math.ceil(sum(len(e.targets) for e in examples) / settings.batch_size)
+    each_epoch = math.ceil(batches / settings.accumulate)
     total = steps or epochs * each_epoch
     model.to(device=device, dtype=torch.float32).train()
     if device.type == "cpu":
@@ -103,10 +104,13 @@ def train(
                 group["lr"] = learning_rate * (1 - step / total)
             # A process without a batch goes through another's with no weight: all must take part.
             mine = list(range(rank, len(micro), world)) or [0]
-            loss_sum = torch.zeros(2, device=device)
+            has_one = rank < len(micro)
+            weight = has_one / len(micro)
+            sums = torch.zeros(
+                3, device=device
+            )  # loss, target tokens, and who thinks that a checkpoint is due
             for k in mine:
                 torch.manual_seed(derive_seed(seed, f"dropout {step}", k))
-                weight = (rank < len(micro)) / len(micro)
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     loss, tokens = learner(micro[k], device)
                 if k == mine[-1]:
@@ -114,11 +118,12 @@ def train(
                 else:
                     with accelerator.no_sync(learner):
                         (loss * weight * world).backward()
-                loss_sum += torch.tensor([loss.item() * weight, tokens * (rank < len(micro))], device=device)
+                sums += torch.tensor([loss.item() * weight, tokens * has_one, 0.0], device=device)
             accelerator.clip_grad_norm_(learner.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            mean, tokens = accelerator.reduce(loss_sum).tolist()
+            sums[2] = time.monotonic() - saved >= settings.checkpoint_minutes * 60
+            mean, tokens, due = accelerator.reduce(sums).tolist()
             if not math.isfinite(mean):
                 raise ModelError(
                     f"the loss is {mean} at step {step + 1} of {total}", where=what,
@@ -127,8 +132,7 @@ def train(
             result.losses.append(mean)
             result.target_tokens += int(tokens)
             progress.update()
-            due = time.monotonic() - saved >= settings.checkpoint_minutes * 60 and step + 1 < total
-            if accelerator.reduce(torch.tensor(float(due), device=device)).item() if world > 1 else due:
+            if due and step + 1 < total:
                 save_checkpoint(work, learner, optimizer, result, write=accelerator.is_main_process)
                 saved = time.monotonic()
     accelerator.wait_for_everyone()
