@@ -88,9 +88,11 @@ def filter_unique(
     with Progress(what, sum(map(len, groups)), "contexts") as progress:
         for i in range(max(map(len, groups), default=0)):
             members = [k for k, group in enumerate(groups) if len(group) > i]
-            ranked = {k: _rank(result, groups[k], words[k], k, i) for k in members}
+            for k in members:
+                _block_repetition(result, groups[k], k, i)
+            ranked = {k: _rank(result.kept[k], words[k], i) for k in members if result.kept[k][i]}
             start, stop = 0, 1
-            while asked := [(k, j) for k in members if result.kept[k][i] for j in ranked[k][start:stop]]:
+            while asked := [(k, j) for k in ranked if result.kept[k][i] for j in ranked[k][start:stop]]:
                 _settle(result, groups, i, asked, entails, threshold)
                 start, stop = stop, stop * 2
             progress.update(len(members))
@@ -177,13 +179,15 @@ def load_nli(folder: Path, settings: Settings, run: Run, device: torch.device, d
     )
 
 
-def _rank(
-    result: Filtered, group: Sequence[str], words: list[frozenset[str]], number: int, i: int
-) -> list[int]:
-    accepted = [j for j in range(i) if result.kept[number][j]]
-    same = next((j for j in accepted if group[j] == group[i]), None)
+def _block_repetition(result: Filtered, group: Sequence[str], number: int, i: int) -> None:
+    same = next((j for j in range(i) if result.kept[number][j] and group[j] == group[i]), None)
     if same is not None:
         _block(result, number, i, same)
+
+
+def _rank(kept: list[bool], words: list[frozenset[str]], i: int) -> list[int]:
+    """Return the accepted candidates before `i`, those with the most words in common first."""
+    accepted = [j for j in range(i) if kept[j]]
     return sorted(accepted, key=lambda j: -len(words[i] & words[j]) / max(1, len(words[i] | words[j])))
 
 
