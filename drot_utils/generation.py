@@ -25,6 +25,21 @@ class Written:
     tokens: int
 
 
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], n: int, method: str, max_length: int
+) -> list[list[int]]:
+    """Return the token ids of prompts, cut to `max_length`, for `n` candidates each.
+
+    Raises
+    ------
+    ValueError
+        More than one candidate by greedy decoding, which has one.
+    """
+    if method == "greedy" and n != 1:
+        raise ValueError(f"greedy decoding writes one candidate a prompt, not {n}")
+    return [cut_prompt(tokenizer(prompt)["input_ids"], max_length) for prompt in prompts]
+
+
 @dataclass
 class Writer:
     """A student ready to write.
@@ -95,8 +110,7 @@ class Writer:
         list of list of Written
             In the order of `prompts`, `n` each.
         """
-        if method == "greedy" and n != 1:
-            raise ValueError(f"greedy decoding writes one candidate a prompt, not {n}")
+        encoded = encode_prompts(self.tokenizer, prompts, n, method, self.max_prompt_length)
         # Fixed numbers for (candidate, position): a draw does not depend on who shares its batch.
         rng = np.random.default_rng(seed)
         uniform = (
@@ -104,7 +118,6 @@ class Writer:
             if method == "nucleus"
             else None
         )
-        encoded = [cut_prompt(self.tokenizer(p)["input_ids"], self.max_prompt_length) for p in prompts]
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
         draws = uniform[order].flatten(0, 1).to(self.device) if uniform is not None else None
         choose = partial(self._choose, draws, top_p, temperature)

@@ -8,9 +8,8 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from drot_utils.errors import DrotError, ModelError
-from drot_utils.generation import Written
+from drot_utils.generation import Written, encode_prompts
 from drot_utils.progress import Progress
-from drot_utils.prompts import cut_prompt
 from drot_utils.shards import derive_seed
 
 
@@ -22,8 +21,6 @@ class VllmWriter:
     ----------
     folder : Path
         The student's weights.
-    device : torch.device
-        Not read: vLLM chooses its own.
     batch_size : int
         Sequences written at once, at most.
 
@@ -36,7 +33,6 @@ class VllmWriter:
     """
 
     folder: Path
-    device: torch.device
     dtype: torch.dtype
     max_prompt_length: int
     max_new_tokens: int
@@ -75,9 +71,7 @@ class VllmWriter:
         progress: Progress | None = None,
     ) -> list[list[Written]]:
         """Write `n` candidates for each prompt (see `generation.Writer.write`)."""
-        if method == "greedy" and n != 1:
-            raise ValueError(f"greedy decoding writes one candidate a prompt, not {n}")
-        ids = [cut_prompt(self.tokenizer(p)["input_ids"], self.max_prompt_length) for p in prompts]
+        ids = encode_prompts(self.tokenizer, prompts, n, method, self.max_prompt_length)
         asked = [{"prompt_token_ids": row} for row in ids]
         if method == "beam":
             settings = self.vllm.sampling_params.BeamSearchParams(

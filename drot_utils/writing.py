@@ -55,7 +55,7 @@ def open_author(study: Study, name: str, zero_shot: ModelRef | None = None) -> A
     folder = require(study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill")).parent
     sizes = (params.student.max_prompt_length, generation.max_new_tokens, generation.batch_size)
     if generation.engine == "vllm":
-        writer = VllmWriter(folder, *place, *sizes)
+        writer = VllmWriter(folder, study.dtype, *sizes)
     else:
         writer = Writer(*models.load_folder(folder, "student"), *place, *sizes)
     return Author(name, writer, partial(student_source, seq2seq=writer.seq2seq), parse_student)

@@ -5,14 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CPU
 
 from drot_utils import models, writing
 from drot_utils.errors import DrotError, ModelError
 from drot_utils.generation import Written
 from drot_utils.vllm_writer import VllmWriter
 
-SIZES = (CPU, torch.float32, 16, 8, 4)
+SIZES = (torch.float32, 16, 8, 4)
 
 
 class FakeEngine:
