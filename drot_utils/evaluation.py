@@ -1,5 +1,7 @@
 """The automatic evaluation on held-out actions: validity and diversity, with intervals (section 4, tables 2 and 3)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
@@ -121,33 +123,45 @@ def paired_differences(
 
 
 def bootstrap_metrics(
-    valid: np.ndarray, scores: np.ndarray, threshold: float, draws: int, seed: int
-) -> dict[str, tuple]:
+    valid: np.ndarray,
+    scores: np.ndarray,
+    threshold: float,
+    draws: int,
+    seed: int,
+    names: Sequence[str] = ("accuracy", "f1", "pr_auc", "roc_auc"),
+) -> dict[str, tuple[float, float, float]]:
     """Return accuracy, F1, average precision and ROC AUC of a critic with 95% intervals over rows (table 5).
 
-    A metric that the rows do not define (one class only) is NaN.
-    """
-    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+    A metric that the rows do not define (none, or one class only) is NaN.
 
-    rng = np.random.default_rng(seed)
+    Parameters
+    ----------
+    valid : ndarray of bool, shape (rows,)
+    scores : ndarray of float, shape (rows,)
+    names : sequence of str
+        Which of them.
+    """
+    from sklearn.metrics import average_precision_score, f1_score
+
+    both = 0 < valid.sum() < len(valid)
     measures = {
         "accuracy": lambda v, s: float(np.mean(v == (s > threshold))),
         "f1": lambda v, s: float(f1_score(v, s > threshold, zero_division=0)),
         "pr_auc": lambda v, s: float(average_precision_score(v, s)) if 0 < v.sum() < len(v) else np.nan,
-        "roc_auc": lambda v, s: float(roc_auc_score(v, s)) if 0 < v.sum() < len(v) else np.nan,
+        "roc_auc": _roc_auc,
     }
-    samples = [rng.integers(0, len(valid), len(valid)) for _ in range(min(draws, 500))]
+    defined = {"accuracy": len(valid) > 0, "f1": len(valid) > 0, "pr_auc": both, "roc_auc": both}
+    rng = np.random.default_rng(seed)
+    samples = [rng.integers(0, len(valid), len(valid)) for _ in range(min(draws, 500))] if len(valid) else []
     out = {}
-    for name, measure in measures.items():
-        point = measure(valid, scores)
-        drawn = (
-            np.array([measure(valid[i], scores[i]) for i in samples])
-            if not np.isnan(point)
-            else np.array([np.nan])
-        )
+    for name in names:
+        if not defined[name]:
+            out[name] = (np.nan,) * 3
+            continue
+        drawn = np.array([measures[name](valid[i], scores[i]) for i in samples])
         drawn = drawn[~np.isnan(drawn)]
         low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
-        out[name] = (point, float(low), float(high))
+        out[name] = (measures[name](valid, scores), float(low), float(high))
     return out
 
 
@@ -170,22 +184,12 @@ def compare_with_gold(scores: pd.DataFrame, valid: np.ndarray, draws: int, seed:
     for judge in scores.columns:
         seen = scores[judge].notna().to_numpy()
         truth, values = valid[seen], scores[judge].to_numpy(dtype=float, na_value=np.nan)[seen]
-        rng = np.random.default_rng(seed)
-        samples = (
-            [rng.integers(0, len(truth), len(truth)) for _ in range(min(draws, 500))] if seen.any() else []
-        )
         row = {"judge": judge, "scored": int(seen.sum()), "unscored": int((~seen).sum())}
-        for name, measure in (("accuracy", _accuracy), ("roc_auc", _roc_auc)):
-            drawn = np.array([measure(truth[i], values[i]) for i in samples])
-            drawn = drawn[~np.isnan(drawn)]
-            low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
-            row |= {name: measure(truth, values), f"{name}_low": low, f"{name}_high": high}
+        found = bootstrap_metrics(truth, values, 0.5, draws, seed, ("accuracy", "roc_auc"))
+        for name, (point, low, high) in found.items():
+            row |= {name: point, f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _accuracy(valid: np.ndarray, scores: np.ndarray) -> float:
-    return float(np.mean(valid == (scores > 0.5))) if len(valid) else np.nan
 
 
 def _roc_auc(valid: np.ndarray, scores: np.ndarray) -> float:
