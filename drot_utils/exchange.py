@@ -1,6 +1,6 @@
 """Annotation exchange: the two human forms as projects of annotation tools, and the tools' results as one table of votes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +10,10 @@ from drot_utils.errors import DataError
 from drot_utils.forms import FORMS, Filled, Form, check_votes, form_of, make_key
 from drot_utils.paths import resolve, write_text
 
+#: Writes a form, whose rows are those of a key (as `forms.make_key` returned it), into a folder.
+Export = Callable[[Form, pd.DataFrame, Path], None]
 #: Who writes which format, and where, below the folder of the forms.
-WRITERS = {
+WRITERS: dict[str, tuple[Export, str]] = {
     "csv": (spreadsheet.export, "."),
     "mturk": (mturk.export, "mturk"),
     "labelstudio": (labelstudio.export, "labelstudio"),

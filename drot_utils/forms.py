@@ -134,6 +134,11 @@ def show_rows(key: pd.DataFrame) -> pd.DataFrame:
     return shown.map(lambda text: text.translate(_CONTROL))
 
 
+def collect_votes(form: Form, votes: list[dict[str, str]], **left_out: int) -> Filled:
+    """Return what a file holds, vote by vote: ``row_id annotator``, the questions, and ``where``."""
+    return Filled(pd.DataFrame(votes, columns=["row_id", "annotator", *form.questions, "where"]), left_out)
+
+
 def check_votes(votes: pd.DataFrame, form: Form, key: pd.DataFrame) -> None:
     """Check answers as they were read.
 

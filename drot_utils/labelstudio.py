@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import pandas as pd
 
 from drot_utils.errors import DataError
-from drot_utils.forms import INTRODUCTION, SHOWN, Filled, Form, show_rows
+from drot_utils.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, show_rows
 from drot_utils.paths import write_text
 
 _STYLE = (
@@ -19,16 +19,10 @@ _STYLE = (
 
 
 def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
-    """Write a project's labeling interface and its tasks.
+    """Write a project's labeling interface and its tasks (see `exchange.Export`).
 
-    Parameters
-    ----------
-    form : Form
-    key : DataFrame
-        As `forms.make_key` returned it.
-    folder : Path
-        Gets ``<form>.xml`` (Settings, Labeling Interface, Code) and ``<form>.json`` (Import). Texts go in as they are: Label
-        Studio's ``Text`` shows them as text.
+    The folder gets ``<form>.xml`` (Settings, Labeling Interface, Code) and ``<form>.json`` (Import). Texts go in as they are:
+    Label Studio's ``Text`` shows them as text.
     """
     interface = _interface(form)
     ET.indent(interface)
@@ -71,8 +65,7 @@ def read(form: Form, path: Path) -> Filled:
         }
         for fields in kept
     ]
-    columns = ["row_id", "annotator", *form.questions, "where"]
-    return Filled(pd.DataFrame(votes, columns=columns), {"skipped": len(annotations) - len(kept)})
+    return collect_votes(form, votes, skipped=len(annotations) - len(kept))
 
 
 def _as_list(value: object) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from drot_utils.errors import DataError
-from drot_utils.forms import INTRODUCTION, SHOWN, Filled, Form, show_rows
+from drot_utils.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, show_rows
 from drot_utils.paths import write_text
 from drot_utils.schema import check_columns
 from drot_utils.spreadsheet import read_csv
@@ -45,14 +45,8 @@ _LAYOUT = """\
 def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
     """Write a HIT's layout, with ``${...}`` where a row's texts go, and the batch's input.
 
-    Parameters
-    ----------
-    form : Form
-    key : DataFrame
-        As `forms.make_key` returned it.
-    folder : Path
-        Gets ``<form>.html`` (for the editor of a project's layout) and ``<form>.csv`` (to publish a batch with). Mechanical
-        Turk puts the values in as they are, so they are escaped here, as HTML and to ASCII.
+    The folder (see `exchange.Export`) gets ``<form>.html`` (for the editor of a project's layout) and ``<form>.csv`` (to publish
+    a batch with). Mechanical Turk puts the values in as they are, so they are escaped here, as HTML and to ASCII.
     """
     write_text(folder / f"{form.name}.html", _layout(form))
     write_text(folder / f"{form.name}.csv", show_rows(key).map(_escape).to_csv(index=False))
@@ -94,8 +88,7 @@ def read(form: Form, path: Path) -> Filled:
             **{name: _chosen(given, name) for name in form.questions},
             "where": where,
         })  # fmt: skip
-    columns = ["row_id", "annotator", *form.questions, "where"]
-    return Filled(pd.DataFrame(votes, columns=columns), {"rejected": rejected})
+    return collect_votes(form, votes, rejected=rejected)
 
 
 def _answers(row: dict[str, str], where: str) -> dict[str, Any]:

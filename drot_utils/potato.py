@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from drot_utils.errors import DataError
-from drot_utils.forms import INTRODUCTION, SHOWN, Filled, Form, show_rows
+from drot_utils.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, show_rows
 from drot_utils.paths import write_text
 
 #: In Potato's output, the file that holds an annotator's answers; there is one in each annotator's folder.
@@ -17,16 +17,10 @@ STATE = "user_state.json"
 
 
 def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
-    """Write a project, to be started with ``potato start config.yaml`` in its folder.
+    """Write a project, to be started with ``potato start config.yaml`` in its folder (see `exchange.Export`).
 
-    Parameters
-    ----------
-    form : Form
-    key : DataFrame
-        As `forms.make_key` returned it.
-    folder : Path
-        Gets ``<form>/config.yaml`` and ``<form>/rows.jsonl``. Potato copies the rows' fields into the page as they are, so
-        texts are escaped here and shown as HTML.
+    The folder gets ``<form>/config.yaml`` and ``<form>/rows.jsonl``. Potato copies the rows' fields into the page as they are,
+    so texts are escaped here and shown as HTML.
     """
     lines = [
         json.dumps({"id": row["row_id"], "number": f"{number} of {len(key)}", "card": _card(row)})
@@ -70,7 +64,7 @@ def read(form: Form, path: Path) -> Filled:
             where=str(path),
             todo="copy the whole annotation_output folder again",
         ) from error
-    return Filled(pd.DataFrame(votes, columns=["row_id", "annotator", *form.questions, "where"]))
+    return collect_votes(form, votes)
 
 
 def _chosen(labels: list[list[Any]], name: str) -> str:

@@ -11,15 +11,9 @@ from drot_utils.schema import check_columns
 
 
 def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
-    """Write the empty form and its instructions.
+    """Write the empty form and its instructions (see `exchange.Export`).
 
-    Parameters
-    ----------
-    form : Form
-    key : DataFrame
-        As `forms.make_key` returned it.
-    folder : Path
-        Gets ``<form>.csv`` (to be copied and filled, one ``<form>-<annotator>.csv`` an annotator) and ``<form>.md``.
+    The folder gets ``<form>.csv`` (to be copied and filled, one ``<form>-<annotator>.csv`` an annotator) and ``<form>.md``.
     """
     blank = show_rows(key).assign(**dict.fromkeys(form.questions, ""))
     write_text(folder / f"{form.name}.csv", blank.to_csv(index=False))
