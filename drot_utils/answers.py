@@ -8,6 +8,8 @@ from typing import Any
 
 from drot_utils.cache import Cache, Entry
 from drot_utils.faults import Fault, read_error
+from drot_utils.settings import Endpoint
+from drot_utils.tokens import read_most
 
 #: Two choices of fewer characters may well be the same by chance ("Yes."); longer ones, at a temperature, hardly.
 CHANCE = 40
@@ -45,6 +47,13 @@ class Work:
         if first and body.get("seed") is not None:
             body["seed"] = derive_choice_seed(body["seed"], f"choice {first}")
         return body
+
+
+def phrase_request(endpoint: Endpoint, text: str, **settings: Any) -> dict[str, Any]:
+    """Return the body of a request: the text as the endpoint's kind takes it, and sampling settings."""
+    chat = endpoint.kind == "chat"
+    asked = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+    return {"model": endpoint.model, **asked, **settings}
 
 
 def list_missing(
@@ -153,7 +162,7 @@ def _notice_ignored(work: Work, sent: dict[str, Any], texts: list[str], completi
         ignored.append("n: all choices the same")
     if drawn and work.seen & set(texts):
         ignored.append("seed or temperature: the same text again")
-    most = sent.get("max_completion_tokens") or sent.get("max_tokens")
+    most = read_most(sent)
     if most and completion is not None and completion > most * len(texts):
         ignored.append("max_tokens")
     if sent.get("response_format", {}).get("type") in ("json_object", "json_schema"):

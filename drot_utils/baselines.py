@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from drot_utils.answers import phrase_request
 from drot_utils.cache import open_cache
 from drot_utils.corpora import read_recorded
 from drot_utils.endpoint import ask_all
@@ -64,14 +65,8 @@ def write_baseline(
 
 def baseline_request(params: Params, endpoint: Endpoint, action: str, moral_variance: int) -> dict[str, Any]:
     """Return the request for a baseline's best context."""
-    prompt = teacher_prompt(action, moral_variance)
-    asked = (
-        {"prompt": prompt}
-        if endpoint.kind == "completions"
-        else {"messages": [{"role": "user", "content": prompt}]}
-    )
     settings = {"n": 1, "temperature": 0.0, "max_tokens": params.teacher.max_tokens, "seed": params.seed}
-    return {"model": endpoint.model, **asked, **settings}
+    return phrase_request(endpoint, teacher_prompt(action, moral_variance), **settings)
 
 
 def fill_table3(ours: pd.DataFrame) -> pd.DataFrame:

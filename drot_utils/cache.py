@@ -211,7 +211,12 @@ class Cache:
 
 def open_cache(run: Run) -> Cache:
     """Open the cache of a run, which all its notebooks share."""
-    return Cache(run.root / "data" / "answers.sqlite")
+    return Cache(cache_file(run))
+
+
+def cache_file(run: Run) -> Path:
+    """Return where the cache of a run lies, or will."""
+    return run.root / "data" / "answers.sqlite"
 
 
 def _body(request: dict[str, Any]) -> str:

@@ -13,14 +13,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drot_utils import models
+from drot_utils.answers import phrase_request
 from drot_utils.cache import open_cache
 from drot_utils.corpora import join_action, read_actions, read_tsv, refuse, with_variance
 from drot_utils.endpoint import ask_all
 from drot_utils.errors import DataError, ModelError
 from drot_utils.executors import Work
 from drot_utils.scores import parse_score
+from drot_utils.scoring import map_rows
 from drot_utils.settings import Endpoint, Respondent
-from drot_utils.shards import fingerprint, map_shards, source_hash
+from drot_utils.shards import source_hash
 from drot_utils.study import Study
 
 #: What a judge is asked about, and what identifies its answer.
@@ -50,7 +52,7 @@ FORMAT = {
     },
 }
 LONGEST = 64  # tokens of a judge's answer
-BATCH, SHARD = 32, 256  # prompts a local model reads at once, and contexts kept at once
+BATCH = 32  # prompts a local model reads at once
 
 
 def judge_prompt(action: str, moral_variance: int, context: str) -> str:
@@ -142,12 +144,10 @@ def _look_up(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFra
 def judge_request(endpoint: Endpoint, prompt: str, seed: int) -> dict[str, Any]:
     """Return the request for one judgment: on a chat endpoint as structured output, a score from 0 to 1."""
     text = f"{prompt}\n{ANSWER}"
-    asked = (
-        {"prompt": f"{text}\nScore:"}
-        if endpoint.kind == "completions"
-        else {"messages": [{"role": "user", "content": text}], "response_format": FORMAT}
-    )
-    return {"model": endpoint.model, **asked, "n": 1, "temperature": 0.0, "max_tokens": LONGEST, "seed": seed}
+    settings = {"n": 1, "temperature": 0.0, "max_tokens": LONGEST, "seed": seed}
+    if endpoint.kind == "completions":
+        return phrase_request(endpoint, f"{text}\nScore:", **settings)
+    return phrase_request(endpoint, text, response_format=FORMAT, **settings)
 
 
 def _ask_endpoint(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
@@ -161,12 +161,9 @@ def _ask_endpoint(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.Da
 
 
 def _ask_local(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
-    key = fingerprint(items, models.describe(judge.model), str(study.dtype), source_hash("judges"))
-    return map_shards(
-        items, SHARD, partial(_open_local, study, judge),
-        study.run.work("shards") / f"judge-{judge.name}-{key}", seed=study.params.seed, stage=f"{judge.name} judges",
-        unit="contexts", executor=study.params.compute.executor,
-    )  # fmt: skip
+    work = partial(_open_local, study, judge)
+    key = (models.describe(judge.model), source_hash("judges"))
+    return map_rows(study, items, work, f"{judge.name} judges", "contexts", *key)
 
 
 def _open_local(study: Study, judge: Respondent) -> Work:

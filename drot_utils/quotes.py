@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from drot_utils.baselines import baseline_request
-from drot_utils.cache import Cache
+from drot_utils.cache import Cache, cache_file
 from drot_utils.corpora import read_actions
 from drot_utils.critic import split_gold
 from drot_utils.distill import sample_actions
@@ -34,7 +34,7 @@ def plan_requests(params: Params) -> pd.DataFrame:
         A row a notebook and model: ``notebook model`` and the columns of `forecast.Forecast`.
     """
     actions, note = _list_actions(params)
-    file = Run(params.profile).root / "data" / "answers.sqlite"
+    file = cache_file(Run(params.profile))
     cache = Cache(file) if file.exists() else None
     rows = []
     for notebook, some in actions.items():

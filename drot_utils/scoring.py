@@ -51,7 +51,9 @@ class ShardedCritic:
             settings.max_length,
             source_hash("critic", "encoder"),
         )
-        found = _map(self.study, asked, partial(_open_critic, self.study, self.name), what, "contexts", *key)
+        found = map_rows(
+            self.study, asked, partial(_open_critic, self.study, self.name), what, "contexts", *key
+        )
         return found["score"].to_numpy(dtype=float, na_value=np.nan)
 
 
@@ -80,7 +82,9 @@ class ShardedNli:
             settings.max_length,
             source_hash("nli", "encoder"),
         )
-        found = _map(self.study, asked, partial(_open_filter, self.study, threshold), what, "groups", *key)
+        found = map_rows(
+            self.study, asked, partial(_open_filter, self.study, threshold), what, "groups", *key
+        )
         return Filtered(
             [[bool(flag) for flag in flags] for flags in found["kept"]],
             int(found["asked"].sum()),
@@ -103,7 +107,7 @@ def embed(study: Study, texts: list[str], ref: ModelRef, what: str = "embedding"
     """
     asked = pd.DataFrame({"text": texts})
     key = (models.describe(ref), source_hash("encoder"))
-    found = _map(study, asked, partial(_open_embedder, study, ref), what, "texts", *key)
+    found = map_rows(study, asked, partial(_open_embedder, study, ref), what, "texts", *key)
     return np.stack(found["vector"].to_list()).astype(np.float32)
 
 
@@ -119,13 +123,20 @@ def score_toxicity(study: Study, texts: list[str], what: str = "toxicity") -> np
     recorded = sha256(resolve(settings.recorded)) if settings.scorer == "recorded" else None
     asked = pd.DataFrame({"text": texts})
     key = (settings.model_dump(), recorded, source_hash("toxicity", "encoder"))
-    found = _map(study, asked, partial(_open_toxicity, study), what, "texts", *key)
+    found = map_rows(study, asked, partial(_open_toxicity, study), what, "texts", *key)
     return found["score"].to_numpy(dtype=float, na_value=np.nan)
 
 
-def _map(
+def map_rows(
     study: Study, asked: pd.DataFrame, open_work: OpenWork, what: str, unit: str, *key: object
 ) -> pd.DataFrame:
+    """Apply work to rows in shards of ``compute.shard_rows``, by the executor of the parameters.
+
+    Parameters
+    ----------
+    key : object
+        All that the result hangs on beside the rows: weights, settings, code (see `shards.fingerprint`).
+    """
     compute = study.params.compute
     name = fingerprint(asked, *key, compute.shard_rows, str(study.dtype), source_hash("scoring"))
     return map_shards(

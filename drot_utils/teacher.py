@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from drot_utils.answers import Answer, derive_choice_seed
+from drot_utils.answers import Answer, derive_choice_seed, phrase_request
 from drot_utils.cache import Cache, Entry, request_key
 from drot_utils.endpoint import ask_all
 from drot_utils.forecast import Forecast, forecast
@@ -47,19 +47,17 @@ class Asked:
 
 def make_request(action: str, moral_variance: int, settings: Settings, seed: int) -> dict[str, Any]:
     """Return the whole request for one action and moral variance, as the endpoint gets it."""
-    prompt = teacher_prompt(action, moral_variance)
-    chat = settings.endpoint.kind == "chat"
-    return {
-        "model": settings.endpoint.model,
-        **({"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}),
-        "n": settings.contexts_per_variance,
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "presence_penalty": settings.presence_penalty,
-        "frequency_penalty": settings.frequency_penalty,
-        "max_tokens": settings.max_tokens,
-        "seed": seed,
-    }
+    return phrase_request(
+        settings.endpoint,
+        teacher_prompt(action, moral_variance),
+        n=settings.contexts_per_variance,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        presence_penalty=settings.presence_penalty,
+        frequency_penalty=settings.frequency_penalty,
+        max_tokens=settings.max_tokens,
+        seed=seed,
+    )
 
 
 def fill_cache(cache: Cache, recorded: pd.DataFrame, settings: Settings, seed: int) -> int:
