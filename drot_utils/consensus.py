@@ -14,20 +14,18 @@ from scipy.special import log_ndtr, logsumexp
 from drot_utils.errors import DataError
 
 METHODS = ("majority", "mean", "reliability")
-FLOOR, CEILING = (
-    0.02,
-    2.0,
-)  # of sigma: two judges who always agree exactly; one whose scores are as good as uniform
-PLACED = (
-    3  # judges that a consensus of reliabilities needs: the disagreement of two says not which of them errs
-)
-SHARED = 10  # items that a judge must share with another one to be placed
-TOLERANCE, ITERATIONS = 1e-3, 500  # of log sigma; EM steps
+#: Of sigma: two judges who always agree exactly; one whose scores are as good as uniform.
+FLOOR, CEILING = 0.02, 2.0
+#: What is known of a judge beforehand weighs as much as so many scores so far from the consensus.
+DOUBT, STRAY = 2.0, 0.25
+#: Judges that reliabilities need (the disagreement of two says not which of them errs), and items shared with others.
+PLACED, SHARED = 3, 10
+#: Of log sigma, and steps of EM.
+TOLERANCE, ITERATIONS = 1e-3, 500
 
-_LEVELS = np.linspace(
-    0, 1, 129
-)  # latent consensus: the posterior of one of width FLOOR still spans several levels
-_PRIOR = np.log(np.r_[0.5, np.ones(127), 0.5] / 128)  # uniform, as the weights of the trapezoid rule
+# Latent consensus: the posterior of one judge at FLOOR still spans several levels. The prior is uniform: the trapezoid rule.
+_LEVELS = np.linspace(0, 1, 129)
+_PRIOR = np.log(np.r_[0.5, np.ones(127), 0.5] / 128)
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Reliability:
     sigma: pd.Series  # by judge; null where a judge could not be placed
     iterations: int
     converged: bool
-    log_likelihood: list[float]  # at the beginning of each step; it never falls
+    objective: list[float]  # log of likelihood times prior at the beginning of each step; it never falls
     note: str = ""
 
     @property
@@ -140,13 +138,15 @@ def fit_reliability(scores: pd.DataFrame) -> Reliability:
     the product of the truncated densities of the scores there are. *M step*: sigma_j maximises the expected
     log-density of its judge's scores, -S / (2 sigma^2) - sum over levels of w (log sigma + log Z), where S is the
     expected sum of squared distances, w how many of its items are expected at a level m, and Z(m, sigma) =
-    Phi((1 - m) / sigma) - Phi(-m / sigma) the mass inside [0, 1]; one bounded search a judge. So no step lowers the
-    likelihood. Scores that are missing are left out of both.
+    Phi((1 - m) / sigma) - Phi(-m / sigma) the mass inside [0, 1]; one bounded search a judge. To it a weak prior of sigma is
+    added, worth two scores at a distance of .25: without it, one of a few judges who nearly agree may be taken for infallible
+    and the consensus for its scores (a Heywood case). No step lowers likelihood times prior. Scores that are missing are left out of both.
 
     **Convergence**: no sigma changes by more than 0.1% in a step. **Fallback**: with fewer than three judges that can be placed,
     or without convergence in 500 steps, the result is not `usable` and its ``note`` says why. A judge is placed if it
     shares 10 items with others and its scores there are not all the same: a constant says nothing about items, and
-    would make a perfect consensus by itself. Judges who copy each other are taken to be reliable: sigma stops at 0.02.
+    would make a perfect consensus by itself. Judges who copy each other are taken to be reliable: the more items, the nearer
+    their sigma comes to its floor of 0.02.
 
     Parameters
     ----------
@@ -173,10 +173,11 @@ def fit_reliability(scores: pd.DataFrame) -> Reliability:
     current, history, change = np.full(values.shape[1], 0.3), [], np.inf
     while change > TOLERANCE and len(history) < ITERATIONS:
         posterior, likelihood = _posterior(values, current)
+        prior = -DOUBT * (np.log(current) + 0.5 * (STRAY / current) ** 2).sum()
         new = _sigmas(values, posterior)
         change = np.abs(np.log(new / current)).max()
         current = new
-        history.append(likelihood)
+        history.append(float(likelihood + prior))
     sigma[placed] = current
     converged = bool(change <= TOLERANCE)
     note = "" if converged else f"not converged after {ITERATIONS} steps"
@@ -224,7 +225,8 @@ def _sigmas(values: np.ndarray, posterior: np.ndarray) -> np.ndarray:
 
 def _loss(log_sigma: float, distance: float, weights: np.ndarray) -> float:
     sigma = np.exp([log_sigma])
-    return 0.5 * distance / sigma[0] ** 2 + weights.sum() * log_sigma + weights @ _log_mass(sigma)[0]
+    spread = 0.5 * (distance + DOUBT * STRAY**2) / sigma[0] ** 2
+    return spread + (weights.sum() + DOUBT) * log_sigma + weights @ _log_mass(sigma)[0]
 
 
 def _log_mass(sigma: np.ndarray) -> np.ndarray:
