@@ -118,6 +118,6 @@ def _ask_endpoint(study: Study, baseline: Respondent, chosen: pd.DataFrame) -> p
     answers, usage = ask_all(
         bodies, baseline.endpoint, study.params.requests, cache, f"{baseline.name} writes"
     )
-    study.note(**{f"usage of {baseline.name}": vars(usage)})
+    usage.add_to(study.record, f"usage of {baseline.name}")
     written = [[Written(answer.text, answer.completion_tokens) for answer in group] for group in answers]
     return empty_columns(to_rows(prompts, written, baseline.name, parse_teacher))

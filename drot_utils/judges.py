@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drot_utils import models
-from drot_utils.answers import phrase_request
+from drot_utils.answers import Answer, phrase_request
 from drot_utils.cache import open_cache
 from drot_utils.corpora import join_action, read_actions, read_tsv, refuse, with_variance
 from drot_utils.endpoint import ask_all
@@ -155,9 +155,15 @@ def _ask_endpoint(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.Da
     bodies = [judge_request(judge.endpoint, prompt, study.params.seed) for prompt in prompts]
     cache = open_cache(study.run)
     answers, usage = ask_all(bodies, judge.endpoint, study.params.requests, cache, f"{judge.name} judges")
-    study.note(**{f"usage of {judge.name}": vars(usage)})
-    raw = [answer.text for (answer,) in answers]
-    return pd.DataFrame({"score": [parse_score(text) for text in raw], "raw": raw})
+    usage.add_to(study.record, f"usage of {judge.name}")
+    scores = [_read_score(answer) for (answer,) in answers]
+    return pd.DataFrame({"score": scores, "raw": [answer.text for (answer,) in answers]})
+
+
+def _read_score(answer: Answer) -> float | None:
+    # Of an answer that was cut off within a number, the number is not known.
+    cut = answer.finish == "length" and answer.text.rstrip()[-1:] in "0123456789."
+    return None if cut else parse_score(answer.text)
 
 
 def _ask_local(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:

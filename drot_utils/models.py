@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from drot_utils.checkpoint import gather_whole
 from drot_utils.errors import ModelError
-from drot_utils.paths import Run, sha256
+from drot_utils.paths import Run, resolve, sha256
 from drot_utils.settings import Compute, ModelRef
 from drot_utils.tiny import build_tiny
 
@@ -109,7 +109,10 @@ def load(ref: ModelRef, kind: str, run: Run) -> tuple[PreTrainedModel, PreTraine
     if ref.source == "hub":
         return load_folder(ref.name, kind, revision=ref.revision)
     if ref.source == "folder":
-        return load_folder(Path(ref.name), kind)
+        folder = resolve(ref.name)
+        if not folder.is_dir():  # else the name would be looked for on the hub
+            raise ModelError("no such folder", where=str(folder), todo="check the path in the parameters")
+        return load_folder(folder, kind)
     return load_folder(_package_folder(ref.name, run), kind)
 
 

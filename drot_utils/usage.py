@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Usage:
         )  # counted over the cache's life: the later count holds the earlier
         values["ignored"] = {n: max(self.ignored.get(n, 0), other.ignored.get(n, 0)) for n in names}
         return Usage(**values)
+
+    def add_to(self, record: dict[str, Any], key: str) -> None:
+        """Add it to what `record` has of the same one under `key`: somebody may be asked several times."""
+        record[key] = dict(vars(Usage(**record.get(key, {})) + self))
 
 
 def _add(one: object, other: object) -> object:

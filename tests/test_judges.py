@@ -6,7 +6,8 @@ from conftest import make_endpoint
 from test_corpora import write
 
 from drot_utils import judges, models
-from drot_utils.errors import DataError, ModelError
+from drot_utils.answers import Answer
+from drot_utils.errors import DataError, EndpointError, ModelError
 from drot_utils.settings import ModelRef, Respondent
 
 HEAD = "action\tmoral-variance\tcontext\tscore\n"
@@ -145,3 +146,24 @@ def test_an_endpoint_judges_by_a_structured_score_and_nothing_is_asked_twice(stu
     assert ("response_format" in replier.bodies[0]) == (kind == "chat")
     pd.testing.assert_frame_equal(judges.ask_judge(study, judge, rows), given)
     assert len(replier.bodies) == 3
+    usage = study.record["usage of far"]  # of both times together
+    assert (usage["choices"], usage["calls"], usage["from_cache"]) == (6, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "score"),
+    [
+        ("0.8", "stop", 0.8),
+        ("It is 0.", "length", None),
+        ('{"score": 0.7}', "length", 0.7),
+        ("", "length", None),
+    ],
+)
+def test_a_number_that_was_cut_off_is_not_known(text, finish, score):
+    assert judges._read_score(Answer(text, finish, None, None)) == score
+
+
+def test_an_endpoint_that_is_not_there(study, rows, quick):
+    judge = Respondent(name="gone", endpoint=make_endpoint(max_retries=0))
+    with pytest.raises(EndpointError):
+        judges.ask_judge(study, judge, rows)

@@ -87,3 +87,9 @@ def test_module_round_trip(tmp_path):
 def test_describe_knows_hashes_of_packages_only():
     assert len(models.describe(ModelRef(source="package", name="all-minilm-l6-v2"))["sha256"]) == 64
     assert models.describe(ModelRef(source="random", name="tiny-t5"))["sha256"] is None
+
+
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(monkeypatch):
+    monkeypatch.setattr(models, "load_folder", lambda *a, **k: pytest.fail("looked for"))
+    with pytest.raises(ModelError, match="no such folder"):
+        models.load(ModelRef(source="folder", name="no-such-model"), "student", Run("x"))

@@ -5,6 +5,8 @@ from conftest import write_params
 from drot_utils.errors import ParamsError
 from drot_utils.profiles import load_params
 
+TWICE = {"name": "x", "recorded": "scores.tsv"}
+
 
 def keys_of(value, prefix=""):
     if not isinstance(value, dict):
@@ -70,6 +72,17 @@ def test_paper_profile_holds_the_papers_numbers():
         ({"corpus__round_actions": [1]}, "round_actions"),
         ({"critic__independent_share": 0.0, "evaluation__critic": "independent"}, "above 0"),
         ({"profile": "../escape"}, "profile"),
+        ({"judges__filter": "judges", "judges__panel": []}, "at least one judge in `panel`"),
+        ({"evaluation__critic": "judges", "judges__panel": []}, r"at least one judge in `judges\.panel`"),
+        ({"judges__panel": [TWICE, TWICE]}, "judges.panel.*'x' is given twice"),
+        ({"evaluation__baselines": [TWICE, TWICE]}, "evaluation.baselines.*'x' is given twice"),
+        ({"evaluation__baselines": [{**TWICE, "name": "distill_final"}]}, "name of a model of the study"),
+        ({"evaluation__baselines": [{"name": "x"}]}, "exactly one of `endpoint`, `model`, `recorded`"),
+        (
+            {"judges__panel": [{**TWICE, "model": {"source": "random", "name": "tiny-llama"}}]},
+            "exactly one of",
+        ),
+        ({"judges__aggregate": "median"}, "judges.aggregate"),
         (
             {"teacher__endpoint__base_url": "localhost:8000"},
             r"`teacher.endpoint.base_url`: must be the http\(s\) address",
