@@ -97,12 +97,12 @@ def _ask_ours(url: str, requests: list[dict], path: Path) -> list[str]:
 async def _ask_plainly(url: str, requests: list[dict]) -> list[str]:
     semaphore = asyncio.Semaphore(CONCURRENCY)
     async with AsyncOpenAI(api_key="none", base_url=url) as client:
+        return await asyncio.gather(*(_ask_one(client, semaphore, request) for request in requests))
 
-        async def ask(request: dict) -> str:
-            async with semaphore:
-                return (await client.chat.completions.create(**request)).choices[0].message.content
 
-        return await asyncio.gather(*map(ask, requests))
+async def _ask_one(client: AsyncOpenAI, semaphore: asyncio.Semaphore, request: dict) -> str:
+    async with semaphore:
+        return (await client.chat.completions.create(**request)).choices[0].message.content
 
 
 @contextmanager

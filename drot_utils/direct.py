@@ -102,7 +102,8 @@ class _Asking:
                 await self._take_turn(work)
         except _GaveUp:
             self.in_a_row += 1
-            if self.in_a_row >= GIVE_UP or not self.opened:
+            # A first request that never works says nothing of the others, unless nobody is there, or no such API.
+            if self.in_a_row >= GIVE_UP or (not self.opened and self._is_no_api(self.given_up[-1][1])):
                 raise self._say_given_up() from None
         else:
             self.in_a_row = 0
@@ -177,6 +178,9 @@ class _Asking:
         while self.under_way and not self.intake.budget.fits(self.intake.bound(sent)):
             await asyncio.sleep(0.02)
 
+    def _is_no_api(self, fault: Fault) -> bool:
+        return fault.unreachable or fault.kind in ("no JSON", "no choices")
+
     def _say_given_up(self) -> EndpointError:
         work, fault = self.given_up[0]
         where = f"{self.endpoint.base_url}, model {self.endpoint.model}"
@@ -186,7 +190,7 @@ class _Asking:
                 where=where,
                 todo="check `base_url`, that the server runs, and the network",
             )
-        if not self.opened and fault.kind in ("no JSON", "no choices"):
+        if not self.opened and self._is_no_api(fault):
             return EndpointError(
                 f"what answers at this address is no OpenAI-compatible API ({fault})",
                 where=where,
