@@ -5,6 +5,7 @@ the prompt.
 """
 
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def main() -> None:
         "of_bound_one_context": one["of_bound"],
         "loss_difference": several["loss_difference"],
         "loss_difference_one_context": one["loss_difference"],
+        "compile_s_one_context": one["compile_s"],
     }
     # The JSON's ratio is the second set's, its bound the first's.
     write_result(
@@ -64,15 +66,17 @@ def _round(recorded: pd.DataFrame, count: int) -> pd.DataFrame:
 def _measure(name, rows, params, run, device, dtype, options):
     settings = params.student
     base, tokenizer = models.load(settings.base, "student", run)
+    own, _ = models.load(settings.base, "student", run)  # compiled in place
     first = {k: v.clone() for k, v in base.state_dict().items()}
     examples = student.make_examples(rows, tokenizer, settings, False)
     losses = {}
 
     def ours() -> None:
-        base.load_state_dict(first)
+        own.load_state_dict(first)
         with tempfile.TemporaryDirectory() as work:
             done = training.train(
-                base, tokenizer, rows, settings, learning_rate=RATE, epochs=1, work=Path(work), seed=1, device=device, dtype=dtype
+                own, tokenizer, rows, settings, learning_rate=RATE, epochs=1, work=Path(work), seed=1, device=device, dtype=dtype,
+                compiled=params.compute.compile,
             )  # fmt: skip
         losses["ours"] = float(np.mean(done.losses))
 
@@ -84,7 +88,10 @@ def _measure(name, rows, params, run, device, dtype, options):
         losses["peer"] = _train_with(kind, base, tokenizer, batches, settings, dtype)
 
     # The same work with the same result: Trainer given our batches in our order has our losses.
-    ours(), peer(_Ordered)
+    began = time.perf_counter()
+    ours()
+    first_s = time.perf_counter() - began
+    peer(_Ordered)
     difference = abs(losses["ours"] - losses["peer"]) / losses["peer"]
     peer()
     shuffled = abs(losses["ours"] - losses["peer"]) / losses["peer"]
@@ -103,6 +110,7 @@ def _measure(name, rows, params, run, device, dtype, options):
     )  # fmt: skip
     return {
         **result,
+        "compile_s": round(first_s - len(rows) / result["ours"], 1),
         "loss_difference": round(difference, 5),
         "loss_difference_own_batches": round(shuffled, 5),
     }

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from drot_utils.paths import atomic
@@ -24,17 +23,22 @@ class Training:
     losses: list[float] = field(default_factory=list)
 
 
+def trained_weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Return the weights that an optimizer changes."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
 def save_checkpoint(
-    work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, result: Training, write: bool = True
+    work: Path, optimizer: torch.optim.Optimizer, result: Training, write: bool = True
 ) -> None:
-    """Write weights, optimizer and losses to `work`, whole or not at all.
+    """Write the optimizer, the weights that it changes and the losses to `work`, whole or not at all.
 
     Parameters
     ----------
     write : bool
         False in all but one of several processes; all must call, as each may hold a part of the weights.
     """
-    tensors = {f"model.{i}": gather_whole(p.detach()) for i, p in enumerate(model.parameters())}
+    tensors = {f"model.{i}": gather_whole(p.detach()) for i, p in enumerate(trained_weights(optimizer))}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"state.{i}.{key}": gather_whole(value) for key, value in state.items()}
     tensors["losses"] = torch.tensor(result.losses, dtype=torch.float64)
@@ -44,15 +48,13 @@ def save_checkpoint(
             save_file(tensors, temporary)
 
 
-def restore_checkpoint(
-    work: Path, model: nn.Module, optimizer: torch.optim.Optimizer, result: Training
-) -> int:
+def restore_checkpoint(work: Path, optimizer: torch.optim.Optimizer, result: Training) -> int:
     """Put a training back to its last checkpoint in `work`, if there is a whole one, and return the steps it had done."""
     try:
         tensors = load_file(work / CHECKPOINT)
     except (OSError, SafetensorError):
         return 0  # none, or not whole: the training starts afresh and ends the same
-    parameters = list(model.parameters())
+    parameters = trained_weights(optimizer)
     with torch.no_grad():
         for i, parameter in enumerate(parameters):
             parameter.copy_(_like(parameter, tensors[f"model.{i}"]))

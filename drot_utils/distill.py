@@ -175,7 +175,7 @@ def fine_tune(
     )
     key = fingerprint(
         rows[[*PROMPT, "context", "rationale"]], origin, params.student.model_dump(), learning_rate, epochs, steps,
-        params.seed, str(study.dtype), source_hash("student", "training", "prompts"),
+        params.seed, str(study.dtype), source_hash("student", "training", "precision", "prompts"),
     )  # fmt: skip
     record = read_training(study, name)
     if record and record["fingerprint"] == key:
@@ -218,7 +218,7 @@ def learn(
     done = training.train(
         model, tokenizer, rows, params.student, learning_rate=learning_rate, epochs=epochs, steps=steps,
         work=study.run.work("checkpoints") / key, seed=params.seed, device=study.device, dtype=study.dtype,
-        what=f"training {name}", accelerator=accelerator,
+        compiled=params.compute.compile, what=f"training {name}", accelerator=accelerator,
     )  # fmt: skip
     record = {**vars(done), "start": start, "fingerprint": key}
     card = model_card(name, start, len(rows), done.steps, model.config.is_encoder_decoder, params)

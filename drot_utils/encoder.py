@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drot_utils.errors import ModelError
+from drot_utils.precision import round_weights
 from drot_utils.progress import Progress
 
 Texts = tuple[list[str], list[str] | None]
@@ -77,7 +78,7 @@ def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     Half as fast again as autocast, which casts every weight and activation at every batch.
     """
-    return (model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)).eval()
+    return (model if dtype == torch.float32 else round_weights(copy.deepcopy(model), dtype)).eval()
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from drot_utils.errors import ModelError
 from drot_utils.nucleus import check_logits, nucleus_sample
+from drot_utils.precision import round_weights
 from drot_utils.progress import Progress
 from drot_utils.prompts import cut_prompt
 from drot_utils.slots import COMPACT_BELOW, GROUPED, Choose, write_sequences
@@ -68,7 +69,7 @@ class Writer:
     batch_size: int
 
     def __post_init__(self) -> None:
-        self.model.to(device=self.device, dtype=self.dtype).eval()
+        round_weights(self.model.to(self.device), self.dtype).eval()
         self.seq2seq = self.model.config.is_encoder_decoder
         if not self.seq2seq and self.device.type == "cpu":
             self.model.set_attn_implementation(GROUPED)

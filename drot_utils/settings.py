@@ -85,10 +85,11 @@ class Parallel(Section):
 
 
 class Compute(Section):
-    """Device, precision, threads, who does sharded work, and who trains."""
+    """Device, precision, compiling, threads, who does sharded work, and who trains."""
 
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["auto", "float32", "bfloat16"]
+    compile: bool
     threads: PositiveInt | None
     executor: Executor
     shard_rows: PositiveInt

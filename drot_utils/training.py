@@ -11,9 +11,17 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from drot_utils.checkpoint import CHECKPOINT, Training, restore_checkpoint, save_checkpoint
+from drot_utils.checkpoint import (
+    CHECKPOINT,
+    Training,
+    restore_checkpoint,
+    save_checkpoint,
+    trained_weights,
+)
+from drot_utils.compiling import compile_blocks
 from drot_utils.errors import ModelError
 from drot_utils.params import Student as Settings
+from drot_utils.precision import MasterWeights
 from drot_utils.progress import Progress
 from drot_utils.shards import derive_seed
 from drot_utils.student import Example, batch_loss, make_batches, make_examples
@@ -44,6 +52,7 @@ def train(
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
+    compiled: bool = False,
     steps: int | None = None,
     what: str = "training",
     accelerator: Accelerator | None = None,
@@ -62,6 +71,8 @@ def train(
     work : Path
         Where a checkpoint is kept every ``settings.checkpoint_minutes``; a training that was killed goes on from it
         and ends with the same weights. Its name must change with the rows, the settings and the first weights.
+    compiled : bool
+        Compile the student's blocks first.
     steps : int, optional
         Optimizer steps instead of epochs.
     accelerator : Accelerator, optional
@@ -83,18 +94,24 @@ def train(
     batches = math.ceil(sum(len(e.targets) for e in examples) / settings.batch_size)
     each_epoch = math.ceil(batches / settings.accumulate)
     total = steps or epochs * each_epoch
-    model.to(device=device, dtype=torch.float32).train()
+    model.to(device).train()
     if device.type == "cpu":
         # A fifth faster: the fused one's backward pass is slow on a CPU.
         model.set_attn_implementation("eager")
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if compiled:
+        compile_blocks(model, device)
+    # FSDP keeps the weights in float32, each process a share; autocast makes the copies.
+    autocast = dtype != torch.float32 and accelerator.is_fsdp2
+    weights = MasterWeights(model, torch.float32 if autocast else dtype)
     learner = _Learner(model)
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(weights.parameters, lr=learning_rate, fused=True)
     if world > 1:
         learner, optimizer = accelerator.prepare(learner, optimizer)
     result = Training(len(rows), total, 0)
-    done = restore_checkpoint(work, learner, optimizer, result)
+    done = restore_checkpoint(work, optimizer, result)
+    weights.renew_copies()
     saved = time.monotonic()
     with Progress(what, total, "steps", done=done, quiet=rank > 0) as progress:
         for step, micro in _numbered_steps(examples, settings, seed, total):
@@ -111,7 +128,7 @@ def train(
             )  # loss, target tokens, and who thinks that a checkpoint is due
             for k in mine:
                 torch.manual_seed(derive_seed(seed, f"dropout {step}", k))
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                with torch.autocast(device.type, dtype, enabled=autocast):
                     loss, tokens = learner(micro[k], device)
                 if k == mine[-1]:
                     (loss * weight * world).backward()
@@ -119,9 +136,11 @@ def train(
                     with accelerator.no_sync(learner):
                         (loss * weight * world).backward()
                 sums += torch.tensor([loss.item() * weight, tokens * has_one, 0.0], device=device)
-            accelerator.clip_grad_norm_(learner.parameters(), 1.0)
+            weights.take_gradients()
+            accelerator.clip_grad_norm_(trained_weights(optimizer), 1.0)
             optimizer.step()
-            optimizer.zero_grad()
+            weights.renew_copies()
+            learner.zero_grad()
             sums[2] = time.monotonic() - saved >= settings.checkpoint_minutes * 60
             mean, tokens, due = accelerator.reduce(sums).tolist()
             if not math.isfinite(mean):
@@ -133,11 +152,12 @@ def train(
             result.target_tokens += int(tokens)
             progress.update()
             if due and step + 1 < total:
-                save_checkpoint(work, learner, optimizer, result, write=accelerator.is_main_process)
+                save_checkpoint(work, optimizer, result, write=accelerator.is_main_process)
                 saved = time.monotonic()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (work / CHECKPOINT).unlink(missing_ok=True)
+    weights.put_back()
     model.eval()
     return result
 
