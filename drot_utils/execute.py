@@ -59,6 +59,8 @@ def _execute(stage: Stage, params_file: str, run: Run, output: Path) -> None:
     # Snakemake tells each job's libraries to use one thread; `compute.threads` says how many.
     for name in THREADS:
         os.environ.pop(name, None)
+    # Huge pages, where the kernel gives them on request: a training step takes a tenth less, as fresh memory is dear.
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     try:
         papermill.execute_notebook(
             NOTEBOOKS / f"{stage.notebook}.ipynb", unfinished, {"params_file": params_file, **stage.parameters},
