@@ -19,6 +19,7 @@ from drot_utils.corpora import join_action, read_actions, read_tsv, refuse, with
 from drot_utils.endpoint import ask_all
 from drot_utils.errors import DataError, ModelError
 from drot_utils.executors import Work
+from drot_utils.precision import round_weights
 from drot_utils.scores import parse_score
 from drot_utils.scoring import map_rows
 from drot_utils.settings import Endpoint, Respondent
@@ -174,7 +175,7 @@ def _ask_local(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataF
 
 def _open_local(study: Study, judge: Respondent) -> Work:
     model, tokenizer = models.load(judge.model, "student", study.run)
-    return partial(_score_shard, model.to(device=study.device, dtype=study.dtype), tokenizer)
+    return partial(_score_shard, round_weights(model.to(study.device), study.dtype), tokenizer)
 
 
 def _score_shard(

@@ -153,7 +153,8 @@ def test_ten_thousand_requests_at_20_percent_faults(cache, quick):
 
 
 CLIENT = """
-import json, sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from pathlib import Path
 sys.path.insert(0, "tests")
 from conftest import USE, make_endpoint, make_questions

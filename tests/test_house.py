@@ -66,7 +66,7 @@ def test_public_functions_have_docstrings(path):
 
 def test_modules_import_downwards():
     floors = [
-        {"errors", "markup", "memory"}, {"settings", "params", "paths", "progress", "paper", "parsing", "consensus", "dissent", "scores"},
+        {"errors", "markup", "memory", "precision", "compiling"}, {"settings", "params", "paths", "progress", "paper", "parsing", "consensus", "dissent", "scores"},
         {"profiles", "schema", "manifest", "executors", "checkpoint"},
         {"corpora", "gold", "prompts", "tiny", "models", "shards", "nucleus", "slots", "study", "cards"},
         {"cache", "replay", "ledger", "limits", "tokens", "usage"}, {"faults", "prices"}, {"answers"},
