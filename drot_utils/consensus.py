@@ -173,11 +173,11 @@ def fit_reliability(scores: pd.DataFrame) -> Reliability:
     current, history, change = np.full(values.shape[1], 0.3), [], np.inf
     while change > TOLERANCE and len(history) < ITERATIONS:
         posterior, likelihood = _posterior(values, current)
-        prior = -DOUBT * (np.log(current) + 0.5 * (STRAY / current) ** 2).sum()
+        doubt = _doubt(current).sum()
         new = _sigmas(values, posterior)
         change = np.abs(np.log(new / current)).max()
         current = new
-        history.append(float(likelihood + prior))
+        history.append(float(likelihood - doubt))
     sigma[placed] = current
     converged = bool(change <= TOLERANCE)
     note = "" if converged else f"not converged after {ITERATIONS} steps"
@@ -225,8 +225,13 @@ def _sigmas(values: np.ndarray, posterior: np.ndarray) -> np.ndarray:
 
 def _loss(log_sigma: float, distance: float, weights: np.ndarray) -> float:
     sigma = np.exp([log_sigma])
-    spread = 0.5 * (distance + DOUBT * STRAY**2) / sigma[0] ** 2
-    return spread + (weights.sum() + DOUBT) * log_sigma + weights @ _log_mass(sigma)[0]
+    spread = 0.5 * distance / sigma[0] ** 2
+    return spread + weights.sum() * log_sigma + weights @ _log_mass(sigma)[0] + _doubt(sigma)[0]
+
+
+def _doubt(sigma: np.ndarray) -> np.ndarray:
+    """Return minus the log prior of each sigma, up to a constant."""
+    return DOUBT * (np.log(sigma) + 0.5 * (STRAY / sigma) ** 2)
 
 
 def _log_mass(sigma: np.ndarray) -> np.ndarray:

@@ -138,7 +138,7 @@ def map_rows(
         All that the result hangs on beside the rows: weights, settings, code (see `shards.fingerprint`).
     """
     compute = study.params.compute
-    name = fingerprint(asked, *key, compute.shard_rows, str(study.dtype), source_hash("scoring"))
+    name = fingerprint(asked, *key, compute.shard_rows, str(study.dtype), source_hash("scoring", "precision"))
     return map_shards(
         asked, compute.shard_rows, open_work, study.run.work("shards") / f"scoring-{name}",
         seed=study.params.seed, stage=what, unit=unit, executor=compute.executor,

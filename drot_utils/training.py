@@ -11,13 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from drot_utils.checkpoint import (
-    CHECKPOINT,
-    Training,
-    restore_checkpoint,
-    save_checkpoint,
-    trained_weights,
-)
+from drot_utils.checkpoint import CHECKPOINT, Training, restore_checkpoint, save_checkpoint, trained_weights
 from drot_utils.compiling import compile_blocks
 from drot_utils.errors import ModelError
 from drot_utils.params import Student as Settings
@@ -123,9 +117,8 @@ def train(
             mine = list(range(rank, len(micro), world)) or [0]
             has_one = rank < len(micro)
             weight = has_one / len(micro)
-            sums = torch.zeros(
-                3, device=device
-            )  # loss, target tokens, and who thinks that a checkpoint is due
+            # Loss, target tokens, and who thinks that a checkpoint is due.
+            sums = torch.zeros(3, device=device)
             for k in mine:
                 torch.manual_seed(derive_seed(seed, f"dropout {step}", k))
                 with torch.autocast(device.type, dtype, enabled=autocast):

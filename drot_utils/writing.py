@@ -105,7 +105,7 @@ def write_contexts(
     key = fingerprint(
         prompts, n, method, settings.model_dump(), study.params.seed, stage, str(study.dtype),
         models.describe(model) if model else sha256(require(origin, MADE_BY.get(name, "05_self_distill"))),
-        source_hash("generation", "nucleus", "slots", "vllm_writer", "prompts", "parsing", "markup"),
+        source_hash("generation", "nucleus", "slots", "precision", "vllm_writer", "prompts", "parsing", "markup"),
     )  # fmt: skip
     rows = map_shards(
         prompts, settings.shard_size, partial(_open_writing, study, name, n, method, zero_shot),
