@@ -96,7 +96,7 @@ def draw_scores(
     scores: dict[str, np.ndarray], threshold: float | None, title: str, xlabel: str = "critic score"
 ) -> Figure:
     """Draw the distribution of scores from 0 to 1 of several sets, the threshold marked if there is one."""
-    figure, axes = plt.subplots()
+    figure, axes = plt.subplots(layout="constrained")
     for name, values in scores.items():
         values = values[~np.isnan(values)]
         axes.hist(
@@ -110,7 +110,7 @@ def draw_scores(
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle=":", linewidth=1, label=f"threshold {threshold:.2f}")
     axes.set(xlabel=xlabel, ylabel="density", xlim=(0, 1), title=title)
-    axes.legend()
+    figure.legend(ncols=3, loc="outside lower center")  # inside, it would lie on the threshold or the curves
     return figure
 
 
