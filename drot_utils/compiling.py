@@ -7,17 +7,20 @@ import torch
 from transformers import PreTrainedModel
 
 
-def compile_blocks(model: PreTrainedModel, device: torch.device) -> None:
-    """Compile the blocks that a model repeats, in place: one is compiled, and all others run its code.
-
-    It takes some 15 s (a whole model: minutes), and a later process finds the code in torch's cache. Without a compiler
-    the model stays as it is, and that is said.
-    """
+def can_compile(device: torch.device) -> bool:
+    """Tell whether there is what compiling for `device` needs; where not, a warning says what is missing."""
     if why := _missing(device):
         warnings.warn(
             f"compute.compile: nothing is compiled here, and the work goes on without ({why})", stacklevel=2
         )
-        return
+    return not why
+
+
+def compile_blocks(model: PreTrainedModel) -> None:
+    """Compile the blocks that a model repeats, in place: one is compiled, and all others run its code.
+
+    It takes some 15 s (a whole model: minutes), and a later process finds the code in torch's cache.
+    """
     for module in model.modules():
         if type(module).__name__ in (model._no_split_modules or ()):
             module.compile(dynamic=True)

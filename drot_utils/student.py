@@ -5,6 +5,7 @@ The contexts that share a prompt (same action and moral variance) are learnt beh
 positions from the end of the prompt; a seq2seq model encodes the prompt once. The losses are those of separate rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -16,6 +17,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from drot_utils.params import Student as Settings
 from drot_utils.prompts import cut_prompt, student_source, student_target
 from drot_utils.schema import PROMPT
+
+# Behind one copy of a prompt: with more, what attention takes grows faster than what the prompt's copies save.
+MOST_TARGETS = 4
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Example:
 def make_examples(
     rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, settings: Settings, seq2seq: bool
 ) -> list[Example]:
-    """Tokenize kept rows, the contexts of one prompt together."""
+    """Tokenize kept rows, up to `MOST_TARGETS` contexts of one prompt together."""
     examples = []
     for _, group in rows.groupby(PROMPT, sort=True):
         first = group.iloc[0]
@@ -44,7 +48,9 @@ def make_examples(
         for context, rationale in zip(group["context"], group["rationale"], strict=True):
             ids = tokenizer(student_target(context, rationale), add_special_tokens=False)["input_ids"]
             targets.append([*ids[: settings.max_target_length - 1], tokenizer.eos_token_id])
-        examples.append(Example(prompt, targets))
+        examples += [
+            Example(prompt, targets[i : i + MOST_TARGETS]) for i in range(0, len(targets), MOST_TARGETS)
+        ]
     return examples
 
 
@@ -71,13 +77,21 @@ def make_batches(examples: list[Example], size: int, seed: int, epoch: int) -> l
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
+def token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy over target tokens, from logits in any dtype (tokens, vocabulary)."""
+    return nn.functional.cross_entropy(logits.float(), labels)
+
+
 def batch_loss(
-    model: PreTrainedModel, batch: list[Example], device: torch.device
+    model: PreTrainedModel,
+    batch: list[Example],
+    device: torch.device,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = token_loss,
 ) -> tuple[torch.Tensor, int]:
-    """Return the mean cross-entropy over all target tokens of a batch, and how many they are."""
+    """Return the mean loss over all target tokens of a batch, and how many they are."""
     predict = _seq2seq_logits if model.config.is_encoder_decoder else _causal_logits
     logits, labels = predict(model, batch, device)
-    return nn.functional.cross_entropy(logits.float(), labels), len(labels)
+    return loss(logits, labels), len(labels)
 
 
 def _causal_logits(

@@ -12,26 +12,27 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drot_utils.checkpoint import CHECKPOINT, Training, restore_checkpoint, save_checkpoint, trained_weights
-from drot_utils.compiling import compile_blocks
+from drot_utils.compiling import can_compile, compile_blocks
 from drot_utils.errors import ModelError
 from drot_utils.params import Student as Settings
 from drot_utils.precision import MasterWeights
 from drot_utils.progress import Progress
 from drot_utils.shards import derive_seed
-from drot_utils.student import Example, batch_loss, make_batches, make_examples
+from drot_utils.student import Example, batch_loss, make_batches, make_examples, token_loss
 
 
 class _Learner(nn.Module):
     """A student whose forward pass is its loss: what runs in several processes must be one call of one module."""
 
-    def __init__(self, student: PreTrainedModel) -> None:
+    def __init__(self, student: PreTrainedModel, compiled: bool) -> None:
         super().__init__()
         self.student = student
+        self._loss = torch.compile(token_loss, dynamic=True) if compiled else token_loss
         self._no_split_modules = student._no_split_modules  # the blocks that FSDP takes as units
 
     def forward(self, batch: list[Example], device: torch.device) -> tuple[torch.Tensor, int]:
         """Return the loss of a batch and the number of its target tokens."""
-        return batch_loss(self.student, batch, device)
+        return batch_loss(self.student, batch, device, self._loss)
 
 
 def train(
@@ -66,7 +67,7 @@ def train(
         Where a checkpoint is kept every ``settings.checkpoint_minutes``; a training that was killed goes on from it
         and ends with the same weights. Its name must change with the rows, the settings and the first weights.
     compiled : bool
-        Compile the student's blocks first.
+        Compile the student's blocks and the loss first, where the machine can.
     steps : int, optional
         Optimizer steps instead of epochs.
     accelerator : Accelerator, optional
@@ -94,12 +95,13 @@ def train(
         model.set_attn_implementation("eager")
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    compiled = compiled and can_compile(device)
     if compiled:
-        compile_blocks(model, device)
+        compile_blocks(model)
     # FSDP keeps the weights in float32, each process a share; autocast makes the copies.
     autocast = dtype != torch.float32 and accelerator.is_fsdp2
     weights = MasterWeights(model, torch.float32 if autocast else dtype)
-    learner = _Learner(model)
+    learner = _Learner(model, compiled)
     optimizer = torch.optim.AdamW(weights.parameters, lr=learning_rate, fused=True)
     if world > 1:
         learner, optimizer = accelerator.prepare(learner, optimizer)
