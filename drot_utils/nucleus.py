@@ -3,7 +3,7 @@
 import torch
 
 WIDTHS = (64, 1024)  # most nuclei fit into the first; the full sort is the last resort
-CACHED = 1 << 20  # numbers that stay in a core's cache
+CACHED = 1 << 19  # numbers that stay in a core's cache
 TIE = 1e-6  # the whole mass is a float32 sum: this close to top_p counts as reaching it
 
 
@@ -34,15 +34,17 @@ def nucleus_sample(
     ValueError
         When a row of `logits` holds NaN or +inf, or is -inf throughout.
     """
-    peak = logits.amax(-1, keepdim=True)
+    vocabulary = logits.shape[1]
+    widths = [*(w for w in WIDTHS if w < vocabulary), vocabulary]
+    top, ids = logits.topk(widths[0], dim=-1)
+    peak = top[:, :1]
     check_logits(peak)
     total = _total_mass(logits, peak, temperature)
     tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     pending = torch.arange(len(logits), device=logits.device)
-    vocabulary = logits.shape[1]
-    for width in (*(w for w in WIDTHS if w < vocabulary), vocabulary):
-        whole = len(pending) == len(logits)
-        top, ids = (logits if whole else logits[pending]).topk(width, dim=-1)
+    for width in widths:
+        if width > widths[0]:
+            top, ids = logits[pending].topk(width, dim=-1)
         # Summed in float64: at the boundary a float32 sum of thousands of terms may err by a token.
         mass = ((top.double() - peak[pending].double()) / temperature).exp() / total[pending]
         cumulative = mass.cumsum(-1)
@@ -67,9 +69,12 @@ def check_logits(peak: torch.Tensor) -> None:
 
 
 def _total_mass(logits: torch.Tensor, peak: torch.Tensor, temperature: float) -> torch.Tensor:
-    # A few rows at a time on a CPU, so that they stay in its cache from one operation to the next.
+    # A few rows at a time on a CPU, and in place, so that they stay in its cache from one operation to the next.
     together = max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     parts = zip(logits.split(together), peak.split(together), strict=True)
     return torch.cat(
-        [((x.float() - top.float()) / temperature).exp_().sum(-1, keepdim=True) for x, top in parts]
+        [
+            x.to(torch.float32, copy=True).sub_(top).div_(temperature).exp_().sum(-1, keepdim=True)
+            for x, top in parts
+        ]
     ).double()

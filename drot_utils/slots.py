@@ -67,7 +67,7 @@ class _SlotCache:
                 shape = (self.slots, self.width, heads, size)
                 self.layers.append((layer.keys.new_zeros(shape), layer.values.new_zeros(shape)))
             for kept, new in zip(self.layers[k], (layer.keys, layer.values), strict=True):
-                kept[rows, :length] = new.transpose(1, 2)[of]
+                kept[rows, :length] = new.transpose(1, 2).index_select(0, of)
 
     def step(self, at: torch.Tensor) -> None:
         """Say where in each slot the next token goes."""
@@ -158,18 +158,18 @@ def write_sequences(
             cache.step(at)
             seen = positions[: cache.top]
             mask = (seen <= at.unsqueeze(1)) & (seen >= begin.unsqueeze(1))
-            logits = model(
+            states = model.base_model(
                 input_ids=token.unsqueeze(1),
                 attention_mask=mask[:, None, None],
                 position_ids=(at - begin).unsqueeze(1),
                 cache=cache,
                 use_cache=True,
-            ).logits[:, -1]
+            ).last_hidden_state[:, -1]
             at = torch.where(open_, at + 1, at)
             step = torch.where(open_, step + 1, step)
             new = open_.nonzero().squeeze(1)
-            if len(new) < len(open_):
-                logits = logits[new]
+            # The vocabulary is by far the widest matrix: only open slots go through it.
+            logits = model.get_output_embeddings()(states[new])
         chosen = choose(logits, sequence[new], step[new])
         written[sequence[new], step[new]] = chosen
         token[new] = chosen
