@@ -13,7 +13,7 @@ from sklearn.metrics import precision_recall_curve
 from drot_utils import encoder, fitting, models
 from drot_utils.errors import DataError, MissingInputError
 from drot_utils.params import Critic as Settings
-from drot_utils.paths import Run
+from drot_utils.paths import Run, replace_folder
 from drot_utils.progress import Progress
 from drot_utils.prompts import ACTION_TOKEN, NEGATIVE_TOKEN, POSITIVE_TOKEN, critic_text
 from drot_utils.settings import Threshold
@@ -69,7 +69,7 @@ class Critic:
             )
             self.tokenizer.save_pretrained(place)
 
-        models.replace_folder(folder, fill)
+        replace_folder(folder, fill)
 
 
 def texts(rows: pd.DataFrame, head: str) -> encoder.Texts:

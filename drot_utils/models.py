@@ -5,8 +5,6 @@ Only safetensors (and the one pinned GGUF file, which holds tensors and no code)
 
 import importlib.util
 import json
-import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from drot_utils.checkpoint import gather_whole
 from drot_utils.errors import ModelError
-from drot_utils.paths import Run, resolve, sha256
+from drot_utils.paths import Run, replace_folder, resolve, sha256
 from drot_utils.settings import Compute, ModelRef
 from drot_utils.tiny import build_tiny
 
@@ -137,7 +135,21 @@ def load_folder(
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if kind == "causal":
+        _check_head(model.eval(), place)
     return model.eval(), tokenizer
+
+
+@torch.inference_mode()
+def _check_head(model: PreTrainedModel, place: str | Path) -> None:
+    # Training and sampling put the states of chosen tokens through the head themselves.
+    ids = torch.arange(8).unsqueeze(0)
+    logits = model.get_output_embeddings()(model.base_model(ids).last_hidden_state)
+    if not torch.allclose(model(ids).logits, logits, atol=1e-4):
+        raise ModelError(
+            f"the logits of {type(model).__name__} are more than its last states times a matrix (scaled or capped)",
+            where=str(place), todo="choose a student without that, such as the Llama, SmolLM, Qwen or OLMo families",
+        )  # fmt: skip
 
 
 def save(
@@ -161,17 +173,6 @@ def save(
             (place / name).write_text(text, encoding="utf-8")
 
     return replace_folder(folder, fill) if write else folder
-
-
-def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """Let `fill` write into a temporary folder, then put it in the place of `folder`."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    fill(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-    return folder
 
 
 def describe(ref: ModelRef) -> dict[str, str | None]:

@@ -12,7 +12,7 @@ import torch
 from drot_utils import encoder, fitting, models
 from drot_utils.errors import MissingInputError, ModelError
 from drot_utils.params import Nli as Settings
-from drot_utils.paths import Run
+from drot_utils.paths import Run, replace_folder
 from drot_utils.progress import Progress
 
 LABELS = ["contradiction", "neutral", "entailment"]
@@ -142,7 +142,7 @@ def save_nli(nli: Nli, settings: Settings, folder: Path, record: dict) -> None:
         else:
             models.save_module(torch.nn.Module(), {**record, **models.describe(settings.base)}, place)
 
-    models.replace_folder(folder, fill)
+    replace_folder(folder, fill)
 
 
 def load_pretrained(settings: Settings, run: Run, device: torch.device, dtype: torch.dtype) -> Nli:

@@ -3,11 +3,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from drot_utils import models
 from drot_utils.errors import ModelError
 from drot_utils.paths import Run
 from drot_utils.settings import ModelRef
+from drot_utils.tiny import build_tiny
 
 
 def test_package_weights_are_the_pinned_ones():
@@ -59,17 +61,15 @@ def test_a_folder_that_is_not_there(tmp_path):
         models.load_folder(tmp_path / "none", "student")
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
-    folder = tmp_path / "m"
-    models.replace_folder(folder, lambda place: (place / "a").write_text("old"))
-
-    def fails(place):
-        (place / "a").write_text("new")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        models.replace_folder(folder, fails)
-    assert (folder / "a").read_text() == "old"
+def test_a_student_whose_logits_are_capped_is_refused(tmp_path):
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=8, final_logit_softcapping=0.1, initializer_range=1.0,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    build_tiny("tiny-llama")[1].save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="scaled or capped"):
+        models.load_folder(tmp_path, "student")
 
 
 def test_module_round_trip(tmp_path):

@@ -6,7 +6,17 @@ import sys
 import pytest
 
 from drot_utils.errors import DrotError, MissingInputError, StorageError
-from drot_utils.paths import ROOT, Run, atomic, exclusive, require, resolve, sha256, write_text
+from drot_utils.paths import (
+    ROOT,
+    Run,
+    atomic,
+    exclusive,
+    replace_folder,
+    require,
+    resolve,
+    sha256,
+    write_text,
+)
 
 
 def test_one_run_is_one_directory(output):
@@ -80,3 +90,16 @@ def test_lock_refuses_a_second_holder_and_is_free_after_a_kill(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     assert sha256(tmp_path / "empty").startswith("e3b0c44298fc1c14")
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "m"
+    replace_folder(folder, lambda place: (place / "a").write_text("old"))
+
+    def fails(place):
+        (place / "a").write_text("new")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        replace_folder(folder, fails)
+    assert (folder / "a").read_text() == "old"
