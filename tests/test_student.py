@@ -40,6 +40,21 @@ def test_shared_prompts_give_the_losses_of_separate_rows(tiny_student, student_r
     assert tokens == sum(len(t) for e in examples for t in e.targets)
 
 
+def test_contexts_beyond_the_most_behind_one_prompt_get_a_copy_of_their_own(tiny_student, settings):
+    model, tokenizer = tiny_student
+    rows = pd.DataFrame(
+        {"action_id": "a", "action": "Setting a fire", "moral_variance": 1, "context": [f"on day {i}" for i in range(9)],
+         "rationale": "it is allowed then"}
+    )  # fmt: skip
+    examples = student.make_examples(rows, tokenizer, settings, model.config.is_encoder_decoder)
+    assert [len(e.targets) for e in examples] == [student.MOST_TARGETS, student.MOST_TARGETS, 1]
+    assert len({tuple(e.prompt) for e in examples}) == 1
+    assert len({tuple(t) for e in examples for t in e.targets}) == len(rows)
+    with torch.no_grad():
+        loss, _ = student.batch_loss(model, examples, CPU)
+        assert loss.item() == pytest.approx(plain_loss(model, tokenizer, rows, settings), abs=1e-5)
+
+
 def test_every_epoch_holds_every_target_once(tiny_student, student_rows, settings):
     _model, tokenizer = tiny_student
     many = pd.concat(
