@@ -175,7 +175,7 @@ def fine_tune(
     )
     key = fingerprint(
         rows[[*PROMPT, "context", "rationale"]], origin, params.student.model_dump(), learning_rate, epochs, steps,
-        params.seed, str(study.dtype), source_hash("student", "training", "precision", "prompts"),
+        params.seed, str(study.dtype), params.compute.compile, source_hash("student", "training", "precision", "compiling", "prompts"),
     )  # fmt: skip
     record = read_training(study, name)
     if record and record["fingerprint"] == key:
