@@ -65,7 +65,9 @@ def make_batches(examples: list[Example], size: int, seed: int, epoch: int) -> l
     batches: list[list[Example]] = [[]]
     room = size
     for start in range(0, len(order), size * 8):
-        for example in sorted(order[start : start + size * 8], key=lambda e: e.length):
+        # Up and down in turn: where two stretches meet, long examples share a batch with long ones.
+        down = start // (size * 8) % 2 == 1
+        for example in sorted(order[start : start + size * 8], key=lambda e: e.length, reverse=down):
             targets = example.targets
             while targets:
                 if not room:
