@@ -31,7 +31,8 @@ def main() -> None:
     sampling = {"top_p": TOP_P, "temperature": TEMPERATURE, "seed": 1}
     written = writer.write(prompts, N, "nucleus", **sampling)
     lengths = [[c.tokens for c in group] for group in written]
-    best = _best_batch(model, tokenizer, prompts[:16])
+    _check_greedy(run, prompts[:16])
+    best = _best_batch(model, tokenizer, prompts, (8, 16) if options.quick else (8, 16, 32))
     peer_tokens = _generate(model, tokenizer, prompts, best)
     # Both draw from the same distribution, so their texts are as long on average.
     ours_mean, peer_mean = (
@@ -60,6 +61,7 @@ def main() -> None:
             "prompts": len(prompts),
             "mean_tokens": round(ours_mean, 1),
             "peer_batch": best * N,
+            "sequences": len(prompts) * N,
             "slots": SLOTS,
         },
     )
@@ -98,42 +100,67 @@ def _generate(model, tokenizer, prompts: list[str], batch: int) -> int:
     return tokens
 
 
-def _best_batch(model, tokenizer, prompts: list[str]) -> int:
+def _check_greedy(run, prompts: list[str]) -> None:
+    # In float32 both sides' most likely texts are the same, to the token.
+    model, tokenizer = models.load_folder(run.work("benchmarks") / "student", "student")
+    writer = Writer(model, tokenizer, torch.device("cpu"), torch.float32, 64, MAX_NEW, SLOTS)
+    ours = [group[0].text for group in writer.write(prompts, 1, "greedy")]
+    model.set_attn_implementation("sdpa")
+    tokenizer.padding_side = "left"
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+    output = model.generate(
+        **inputs, do_sample=False, max_new_tokens=MAX_NEW, pad_token_id=tokenizer.pad_token_id
+    )
+    theirs = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert ours == [text.strip() for text in theirs]
+
+
+def _best_batch(model, tokenizer, prompts: list[str], sizes: tuple[int, ...]) -> int:
     rates = {}
-    for batch in (8, 16):
+    for batch in sizes:
         began = time.perf_counter()
-        rates[batch] = _generate(model, tokenizer, prompts, batch) / (time.perf_counter() - began)
+        rates[batch] = _generate(model, tokenizer, prompts[: max(sizes)], batch) / (
+            time.perf_counter() - began
+        )
+    print("generate, prompts a batch:", {size: f"{rate:.0f} tokens/s" for size, rate in rates.items()})
     return max(rates, key=rates.get)
 
 
-def _record_shapes(model, work) -> list[tuple[int, int, int]]:
-    """Do `work` and return rows, tokens a row and keys a row of every pass through the model."""
-    shapes = []
+def _record_shapes(model, work) -> list[tuple[int, int, int, int]]:
+    """Do `work` and return rows, tokens a row, keys a row and rows for the vocabulary of every pass through the model."""
+    passes, heads = [], []
 
-    def note(_module, _args, given) -> None:
-        shapes.append((*given["input_ids"].shape, given["attention_mask"].shape[-1]))
+    def note_pass(_module, _args, given) -> None:
+        passes.append((*given["input_ids"].shape, given["attention_mask"].shape[-1]))
 
-    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    def note_head(_module, args) -> None:
+        heads.append(args[0].shape[0])
+
+    hooks = [
+        model.base_model.register_forward_pre_hook(note_pass, with_kwargs=True),
+        model.get_output_embeddings().register_forward_pre_hook(note_head),
+    ]
     work()
-    hook.remove()
-    return shapes
+    for hook in hooks:
+        hook.remove()
+    return [(*shape, head) for shape, head in zip(passes, heads, strict=True)]
 
 
-def _products(model, shapes: list[tuple[int, int, int]], dtype: torch.dtype) -> None:
+def _products(model, shapes: list[tuple[int, int, int, int]], dtype: torch.dtype) -> None:
     # The matrix products of the same passes with nothing around them: weights, and attention's two for each layer.
     config, head = model.config, model.get_output_embeddings()
     weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     keys, size = config.num_key_value_heads, config.head_dim
     group = config.num_attention_heads // keys
     noise = torch.randn(
-        max(rows * tokens for rows, tokens, _ in shapes), max(w.shape[1] for w in weights)
+        max(rows * tokens for rows, tokens, _, _ in shapes), max(w.shape[1] for w in weights)
     ).to(dtype)
     with torch.inference_mode():
-        for rows, tokens, seen in shapes:
+        for rows, tokens, seen, heads in shapes:
             inputs = {w.shape[1]: noise[: rows * tokens, : w.shape[1]].contiguous() for w in weights}
             for weight in weights:
                 functional.linear(inputs[weight.shape[1]], weight)
-            functional.linear(inputs[head.weight.shape[1]][:rows], head.weight)
+            functional.linear(inputs[head.weight.shape[1]][:heads], head.weight)
             query = torch.zeros(rows * keys, group * tokens, size, dtype=dtype)
             key = torch.zeros(rows * keys, seen, size, dtype=dtype)
             for _ in range(config.num_hidden_layers):

@@ -39,12 +39,15 @@ def main() -> None:
     one, several = results.values()
     notes = {
         "ratio_one_context": one["ratio"],
+        "ours_one_context": one["ours"],
+        "peer_one_context": one["peer"],
         "of_bound_one_context": one["of_bound"],
         "loss_difference": several["loss_difference"],
         "loss_difference_one_context": one["loss_difference"],
+        "loss_difference_own_batches_one_context": one["loss_difference_own_batches"],
         "compile_s_one_context": one["compile_s"],
     }
-    # The JSON's ratio is the second set's, its bound the first's.
+    # The JSON's ratio is the second set's; the bound and how near we are to it are the first's.
     write_result(
         "training",
         {**several, "name": "training", "bound": one["bound"], "of_bound": one["of_bound"], **notes},
@@ -99,12 +102,13 @@ def _measure(name, rows, params, run, device, dtype, options):
         f"mean loss {losses['ours']:.4f}; Trainer's on the same batches {difference:.2%} apart, on its own {shuffled:.2%}"
     )
     assert difference < 0.01
+    products = _list_products(base, examples, dtype)
     result = compare(
         f"training_{'one' if name.startswith('one') else 'round'}",
         {
             "ours": (ours, len(rows)),
             "transformers Trainer": (peer, len(rows)),
-            "bound": (lambda: _products(base, examples, dtype), len(rows)),
+            "bound": (lambda: _products(products, len(batches)), len(rows)),
         },
         "examples/s", rounds=options.rounds, quick=options.quick, write=False,
     )  # fmt: skip
@@ -147,21 +151,26 @@ def _train_with(kind, model, tokenizer, batches, settings, dtype) -> float:
     return float(np.mean([row["loss"] for row in trainer.state.log_history if "loss" in row]))
 
 
-def _products(model, examples, dtype: torch.dtype) -> None:
-    # Forward and both backward products of every weight, for the tokens that have to be read (the vocabulary's: to be learnt).
+def _list_products(model, examples, dtype: torch.dtype) -> list[tuple[torch.Tensor, int]]:
+    """Return each weight with the tokens of all examples that it reads; of the vocabulary's, those to be learnt."""
     read = sum(e.length - len(e.targets) for e in examples)
     learnt = sum(len(t) for e in examples for t in e.targets)
-    batches = max(1, round(sum(len(e.targets) for e in examples) / 16))
     head = model.get_output_embeddings()
+    return [
+        (module.weight.detach().to(dtype), learnt if module is head else read)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+
+
+def _products(products: list[tuple[torch.Tensor, int]], batches: int) -> None:
+    # Forward and both backward products of every weight, batch by batch.
     for _ in range(batches):
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear):
-                tokens = round((learnt if module is head else read) / batches)
-                weight = module.weight.detach().to(dtype)
-                x = torch.zeros(tokens, weight.shape[1], dtype=dtype)
-                y = functional.linear(x, weight)
-                y @ weight
-                y.T @ x
+        for weight, tokens in products:
+            x = torch.zeros(round(tokens / batches), weight.shape[1], dtype=weight.dtype)
+            y = functional.linear(x, weight)
+            y @ weight
+            y.T @ x
 
 
 if __name__ == "__main__":

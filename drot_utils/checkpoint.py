@@ -1,5 +1,6 @@
 """The state of a training on disk, so that a killed one ends with the same weights."""
 
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def save_checkpoint(
     tensors["losses"] = torch.tensor(result.losses, dtype=torch.float64)
     tensors["target_tokens"] = torch.tensor(result.target_tokens)
     if write:
+        tensors["checksum"] = _checksum(tensors)
         with atomic(work / CHECKPOINT) as temporary:
             save_file(tensors, temporary)
 
@@ -54,6 +56,8 @@ def restore_checkpoint(work: Path, optimizer: torch.optim.Optimizer, result: Tra
         tensors = load_file(work / CHECKPOINT)
     except (OSError, SafetensorError):
         return 0  # none, or not whole: the training starts afresh and ends the same
+    if not torch.equal(tensors.pop("checksum", torch.tensor(-1)), _checksum(tensors)):
+        return 0  # its bytes have changed
     parameters = trained_weights(optimizer)
     with torch.no_grad():
         for i, parameter in enumerate(parameters):
@@ -68,6 +72,16 @@ def restore_checkpoint(work: Path, optimizer: torch.optim.Optimizer, result: Tra
     result.losses = tensors["losses"].tolist()
     result.target_tokens = int(tensors["target_tokens"])
     return len(result.losses)
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    # Of names, shapes and bytes: safetensors has none of its own.
+    total = 0
+    for name in sorted(tensors):
+        tensor = tensors[name].cpu().contiguous()
+        total = zlib.crc32(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), total)
+        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), total)
+    return torch.tensor(total)
 
 
 def gather_whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """What goes wrong, said so that a reader can act: what was expected, what was found, where, what to do."""
 
 import errno
+import re
 
 
 class DrotError(Exception):
@@ -54,13 +55,13 @@ class StorageError(DrotError):
     """The disk refused a write; what was written before is kept."""
 
 
-def wrap_os_error(error: OSError, path: object) -> StorageError:
+def wrap_os_error(error: Exception, path: object) -> StorageError:
     """Say what a failed write means for the study.
 
     Parameters
     ----------
-    error : OSError
-        As raised by the operating system.
+    error : OSError or SafetensorError
+        As raised by the operating system, or by a library that keeps its number in the message only.
     path : path-like
         The file that was being written.
 
@@ -69,10 +70,12 @@ def wrap_os_error(error: OSError, path: object) -> StorageError:
     StorageError
         To be raised ``from error``.
     """
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    said = re.search(r"os error (\d+)", str(error))
+    number = int(said[1]) if said else getattr(error, "errno", None)
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     todo = "free some space" if full else "check that the folder exists and may be written"
     return StorageError(
-        f"could not be written ({error.strerror or error}); the half-written file was removed and nothing else was touched",
+        f"could not be written ({getattr(error, 'strerror', None) or error}); the half-written file was removed and nothing else was touched",
         where=str(path),
         todo=f"{todo}, then run the same command again: it goes on where it stopped",
     )

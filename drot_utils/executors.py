@@ -19,6 +19,8 @@ OpenWork = Callable[[], Work]
 #: Number, rows and seed of a shard.
 Task = tuple[int, pd.DataFrame, int]
 
+RESTARTS = 10  # of a Ray worker that was killed
+
 _work: Work | None = None  # what a worker process has opened
 
 
@@ -128,9 +130,9 @@ def _run_ray(
                 todo="start one (ray start --head), or set address: null for one on this machine",
             ) from error  # fmt: skip
     try:
-        # A worker that is killed is started again, and what it was doing is done again.
+        # A worker that is killed is started again, and what it was doing is done again; not for ever, as what it does may kill it.
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        worker = ray.remote(max_restarts=-1, max_task_retries=-1, num_gpus=gpus)(_Worker)
+        worker = ray.remote(max_restarts=RESTARTS, max_task_retries=RESTARTS, num_gpus=gpus)(_Worker)
         pool = ray.util.ActorPool(
             [worker.remote(open_work) for _ in range(min(executor.workers, len(tasks)))]
         )

@@ -10,11 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from drot_utils.errors import ModelError
 from drot_utils.nucleus import check_logits, nucleus_sample
 from drot_utils.precision import round_weights
 from drot_utils.progress import Progress
-from drot_utils.prompts import cut_prompt
+from drot_utils.prompts import check_length, cut_prompt
 from drot_utils.slots import COMPACT_BELOW, GROUPED, Choose, write_sequences
 
 
@@ -73,13 +72,7 @@ class Writer:
         self.seq2seq = self.model.config.is_encoder_decoder
         if not self.seq2seq and self.device.type == "cpu":
             self.model.set_attn_implementation(GROUPED)
-        positions = getattr(self.model.config, "max_position_embeddings", None)
-        if positions and self.max_prompt_length + self.max_new_tokens > positions:
-            raise ModelError(
-                f"a prompt of up to {self.max_prompt_length} tokens and a text of up to {self.max_new_tokens} do not fit into "
-                f"the model's {positions} positions", where=type(self.model).__name__,
-                todo="lower student.max_prompt_length or generation.max_new_tokens",
-            )  # fmt: skip
+        check_length(self.model, self.max_prompt_length, self.max_new_tokens, "generation.max_new_tokens")
         ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
         self.ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=self.device)
 
@@ -211,6 +204,7 @@ class Writer:
             output = self.model.generate(
                 **batch, num_beams=max(2, n), num_return_sequences=n, do_sample=False, max_new_tokens=self.max_new_tokens,
                 eos_token_id=self.ends.tolist(), pad_token_id=self.tokenizer.pad_token_id,
+                logits_processor=[_check_scores],
             )  # fmt: skip
             new = output[:, 1:] if self.seq2seq else output[:, batch["input_ids"].shape[1] :]
             for row in new.tolist():
@@ -218,3 +212,8 @@ class Writer:
                 rows.append(row[:stop])
             done(len(new))
         return rows
+
+
+def _check_scores(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    check_logits(scores.amax(-1))
+    return scores

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from safetensors import SafetensorError
+
 from drot_utils.errors import DrotError, MissingInputError, wrap_os_error
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +98,7 @@ def atomic(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise wrap_os_error(error, path) from error
     finally:
         with suppress(OSError):
@@ -104,13 +106,24 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """Let `fill` write into a temporary folder, then put it in the place of `folder`."""
+    """Let `fill` write into a temporary folder, then put it in the place of `folder`.
+
+    Raises
+    ------
+    StorageError
+        When the disk is full or refuses a write; the temporary folder is removed.
+    """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    fill(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise wrap_os_error(error, folder) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -1,8 +1,13 @@
 """What is written to the models, appendix A (teacher) and appendix D (student, critic), and how a student's answer is read."""
 
 import re
+from typing import TYPE_CHECKING
 
+from drot_utils.errors import ModelError
 from drot_utils.parsing import Parsed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: The teacher's zero-shot prompt, appendix A, word for word.
 TEACHER_PROMPT = """\
@@ -51,6 +56,17 @@ def cut_prompt(ids: list[int], limit: int) -> list[int]:
     """Shorten a prompt's token ids to `limit` by leaving out of its middle: the direction, at its end, must stay."""
     tail = limit // 4
     return ids if len(ids) <= limit else ids[: limit - tail] + ids[len(ids) - tail :]
+
+
+def check_length(model: "PreTrainedModel", prompt: int, text: int, key: str) -> None:
+    """Raise a `ModelError` when so many tokens of prompt and text do not fit a model; `key` is the parameter of the latter."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and prompt + text > positions:
+        raise ModelError(
+            f"a prompt of up to {prompt} tokens and a text of up to {text} do not fit into the model's {positions} positions",
+            where=type(model).__name__,
+            todo=f"lower student.max_prompt_length or {key}",
+        )
 
 
 def student_target(context: str, rationale: str) -> str:

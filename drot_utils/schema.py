@@ -103,11 +103,21 @@ def read_table(path: Path) -> pd.DataFrame:
         When the file is truncated or its bytes have changed.
     """
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as error:
+        return to_pandas(pq.read_table(path, page_checksum_verification=True))
+    except (
+        OSError,
+        pa.ArrowException,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:  # what a changed footer leads to
         raise DataError(
             f"cannot be read as parquet: {error}",
             where=str(path),
             todo="remove the file and run the notebook that makes it",
         ) from error
+
+
+def to_pandas(table: pa.Table) -> pd.DataFrame:
+    """Return an Arrow table as a frame whose flags may be null."""
     return table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)

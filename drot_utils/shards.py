@@ -2,16 +2,18 @@
 
 import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from drot_utils.errors import DataError
 from drot_utils.executors import OpenWork, run_tasks
+from drot_utils.paths import atomic
 from drot_utils.progress import Progress
-from drot_utils.schema import read_table, write_table
+from drot_utils.schema import to_pandas
 from drot_utils.settings import Executor
 
 LOCAL = Executor(kind="local", workers=1, address=None)
@@ -93,20 +95,25 @@ def map_shards(
     finished = sum(len(parts[number]) for number in done)
     with Progress(stage, len(rows) * per_row, unit, done=finished * per_row) as progress:
         for number, result in run_tasks(open_work, missing, executor):
-            write_table(pa.Table.from_pandas(result, preserve_index=False), _path(folder, number))
+            _write(folder, number, result)
             done[number] = _read(folder, number)
             progress.update(len(parts[number]) * per_row)
     return pd.concat([done[number] for number in range(len(parts))], ignore_index=True)
 
 
-def _path(folder: Path, number: int) -> Path:
-    return folder / f"{number:06d}.parquet"
+def _write(folder: Path, number: int, result: pd.DataFrame) -> None:
+    # The checksum stands in the name: Parquet's own cover its pages, not what says how to read them.
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(result, preserve_index=False), sink, compression="zstd")
+    content = sink.getvalue().to_pybytes()
+    with atomic(folder / f"{number:06d}-{zlib.crc32(content):08x}.parquet") as temporary:
+        temporary.write_bytes(content)
 
 
 def _read(folder: Path, number: int) -> pd.DataFrame | None:
-    path = _path(folder, number)
-    try:
-        return read_table(path) if path.exists() else None
-    except DataError:
+    for path in folder.glob(f"{number:06d}-*.parquet"):
+        content = path.read_bytes()
+        if path.stem.endswith(f"-{zlib.crc32(content):08x}"):
+            return to_pandas(pq.read_table(pa.BufferReader(content)))
         path.unlink()  # a shard that is not whole is done again
-        return None
+    return None

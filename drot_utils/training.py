@@ -17,6 +17,7 @@ from drot_utils.errors import ModelError
 from drot_utils.params import Student as Settings
 from drot_utils.precision import MasterWeights
 from drot_utils.progress import Progress
+from drot_utils.prompts import check_length
 from drot_utils.shards import derive_seed
 from drot_utils.student import Example, batch_loss, make_batches, make_examples, token_loss
 
@@ -81,8 +82,9 @@ def train(
     Raises
     ------
     ModelError
-        When a loss is not finite; the last checkpoint is kept.
+        When a loss is not finite (the last checkpoint is kept), or prompt and target are longer than the model has positions.
     """
+    check_length(model, settings.max_prompt_length, settings.max_target_length, "student.max_target_length")
     accelerator = accelerator or Accelerator(cpu=device.type == "cpu")
     world, rank = accelerator.num_processes, accelerator.process_index
     examples = make_examples(rows, tokenizer, settings, model.config.is_encoder_decoder)

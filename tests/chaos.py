@@ -18,7 +18,21 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPARED = {".parquet", ".safetensors", ".csv", ".tex", ".md", ".tsv", ".png", ".pdf", ".json", ".jsonl"}
+COMPARED = {
+    ".parquet",
+    ".safetensors",
+    ".csv",
+    ".tex",
+    ".md",
+    ".tsv",
+    ".png",
+    ".pdf",
+    ".json",
+    ".jsonl",
+    ".html",
+    ".xml",
+    ".yaml",
+}
 #: Hold times or the path of the run: the manifest (seconds), the model's training record is compared.
 TIMED = {"manifest.json"}
 
@@ -124,7 +138,8 @@ def main() -> int:
             if different:
                 return 1
         print(
-            f"{total} kills in {rounds} studies, {len(expected)} files each: no difference. Not compared: {sorted(TIMED)}, *.ipynb"
+            f"{total} kills in {rounds} studies, {len(expected)} files each: no difference. Not compared: {sorted(TIMED)}, "
+            "*.ipynb and answers.sqlite (which hold times), logs"
         )
     return 0
 

@@ -93,7 +93,7 @@ def test_a_text_that_does_not_fit_the_model_is_refused():
 def test_a_broken_model_writes_nothing(tiny_student):
     with torch.no_grad():
         next(tiny_student[0].parameters()).fill_(float("nan"))
-    for method in ("greedy", "nucleus"):
+    for method in ("greedy", "nucleus", "beam"):
         with pytest.raises(ValueError, match="not finite"):
             writer(tiny_student).write(PROMPTS, 1, method)
 

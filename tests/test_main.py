@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from conftest import run_study, write_params
 
+from drot_utils.paths import exclusive
 from drot_utils.profiles import load_params
 from drot_utils.schema import CANDIDATES, check_candidates, read_table
 from drot_utils.stages import list_stages
@@ -197,3 +198,11 @@ def test_filled_forms_fill_the_human_columns(smoke_run, tmp_path):
     human = pd.read_csv(smoke_run / "figures/smoke/table2_human.csv").set_index("model")
     assert human.loc["teacher", "human_vld"] == 1 and human["human_vld"].dropna().between(0, 1).all()
     assert human.loc["base", "human_vld"] < 1  # what does not parse is not valid
+
+
+def test_a_second_run_beside_the_first_is_refused(tmp_path):
+    held = tmp_path / "runs" / "smoke" / "work" / ".lock"
+    with exclusive(held, wait=False):
+        done = run_study("params/smoke.yaml", tmp_path, "--cores", "1")
+    assert done.returncode == 1 and "running this study" in done.stderr
+    assert [p.name for p in held.parent.iterdir()] == [".lock"]  # and it touched nothing

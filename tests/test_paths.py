@@ -1,9 +1,10 @@
 import os
-import resource
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from drot_utils.errors import DrotError, MissingInputError, StorageError
 from drot_utils.paths import (
@@ -45,19 +46,18 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    import signal
-
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(StorageError, match="free some space"):
-            write_text(tmp_path / "big.txt", "x" * 5000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+def test_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, full_disk):
+    with full_disk(1000), pytest.raises(StorageError, match="free some space"):
+        write_text(tmp_path / "big.txt", "x" * 5000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_leaves_the_old_model_and_no_half_of_the_new(tmp_path, full_disk):
+    folder = replace_folder(tmp_path / "m", lambda place: (place / "a").write_text("old"))
+    weights = {"w": torch.zeros(5000)}
+    with full_disk(1000), pytest.raises(StorageError, match="free some space"):
+        replace_folder(folder, lambda place: save_file(weights, place / "a"))
+    assert (folder / "a").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
@@ -100,6 +100,6 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         (place / "a").write_text("new")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match="disk full"):
         replace_folder(folder, fails)
     assert (folder / "a").read_text() == "old"

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drot_utils.errors import StorageError
 from drot_utils.shards import derive_seed, fingerprint, map_shards
 
 
@@ -55,11 +56,42 @@ def test_after_a_kill_only_what_is_missing_is_done(tmp_path):
 def test_a_shard_that_is_not_whole_is_done_again(tmp_path, harm):
     rows = pd.DataFrame({"x": range(9)})
     whole = run(rows, tmp_path)
-    shard = tmp_path / "000001.parquet"
+    (shard,) = tmp_path.glob("000001-*.parquet")
     data = shard.read_bytes()
     shard.write_bytes(harm if harm is not None else data[: len(data) // 2])
     pd.testing.assert_frame_equal(run(rows, tmp_path), whole)
     assert shard.read_bytes() == data
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+@settings(max_examples=100, deadline=None)
+def test_no_changed_byte_of_a_shard_goes_unseen(tmp_path_factory, where, change):
+    folder = tmp_path_factory.mktemp("s")
+    rows = pd.DataFrame({"x": range(3)})
+    whole = run(rows, folder)
+    (shard,) = folder.iterdir()
+    data = bytearray(shard.read_bytes())
+    data[int(where * len(data))] ^= change
+    shard.write_bytes(data)
+    calls = []
+    again = run(rows, folder, do=lambda part, seed: calls.append(seed) or work(part, seed))
+    pd.testing.assert_frame_equal(again, whole)
+    assert len(calls) == 1 and len(list(folder.iterdir())) == 1
+
+
+def test_a_full_disk_loses_no_finished_shard(tmp_path, full_disk):
+    rows = pd.DataFrame({"x": range(9)})
+
+    def grows(part, seed):  # the third shard is too large
+        return pd.DataFrame(
+            {"x": [f"{i * (part['x'].min() + seed)}" for i in range(100 ** (part["x"].min() // 3))]}
+        )
+
+    whole = run(rows, tmp_path / "whole", do=grows)
+    with full_disk(10_000), pytest.raises(StorageError, match="free some space"):
+        run(rows, tmp_path / "full", do=grows)
+    assert [p.name[:6] for p in sorted((tmp_path / "full").iterdir())] == ["000000", "000001"]
+    pd.testing.assert_frame_equal(run(rows, tmp_path / "full", do=grows), whole)
 
 
 def test_a_shard_needs_a_row(tmp_path):

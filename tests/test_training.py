@@ -77,3 +77,10 @@ def test_processes_must_divide_a_steps_batches(tmp_path):
     )
     with pytest.raises(ParamsError, match="multiple of 2, not 3"):
         load_params(path)
+
+
+def test_a_target_that_does_not_fit_the_model_is_refused(smoke, student_rows, tmp_path):
+    model, tokenizer = build_tiny("tiny-llama")
+    settings = smoke.student.model_copy(update={"max_target_length": model.config.max_position_embeddings})
+    with pytest.raises(ModelError, match=r"positions\n.*student.max_target_length"):
+        fit_student((model, tokenizer), student_rows, settings, tmp_path)
