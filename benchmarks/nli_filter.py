@@ -10,6 +10,7 @@ from drot_utils import corpora, encoder, models
 from drot_utils.nli import HEAD, LABELS, Nli, filter_unique
 from drot_utils.paths import Run
 from drot_utils.profiles import load_params
+from drot_utils.schema import PROMPT, read_table
 
 THRESHOLD = 0.5
 
@@ -23,7 +24,10 @@ def main() -> None:
     # Decisions are compared in float32: bfloat16 rounds by batch, and a score at the threshold may differ.
     exact = dataclasses.replace(nli, dtype=torch.float32)
     count = 60 if options.quick else 200
-    for name, groups in (("different", _groups(count, 0)), ("paraphrases", _groups(count, 6))):
+    sets = {"nli_filter": _groups(count, 0), "nli_filter_paraphrases": _groups(count, 6)}
+    if run.data("candidates_d2").exists():  # after `make demo`: as a student writes them
+        sets["nli_filter_student"] = _written(run, count)
+    for name, groups in sets.items():
         found, expected = filter_unique(groups, exact, THRESHOLD), _plain(groups, exact)
         assert found.kept == expected, "the decisions differ"
         fewest = _fewest(groups, found.kept)
@@ -32,7 +36,7 @@ def main() -> None:
             f"{name}: {kept} of {sum(map(len, groups))} kept, {found.pairs_asked} forwards, {fewest} are needed at least"
         )
         compare(
-            "nli_filter" if name == "different" else "nli_filter_paraphrases",
+            name,
             {
                 "ours": (lambda g=groups: filter_unique(g, nli, THRESHOLD), len(groups)),
                 "all pairs": (lambda g=groups: _plain(g, nli), len(groups)),
@@ -44,6 +48,7 @@ def main() -> None:
                 "forwards": found.pairs_asked,
                 "fewest_forwards": fewest,
                 "all_pairs": found.pairs_possible,
+                "trained": (run.model("nli") / "model.safetensors").exists(),
             },
         )
 
@@ -77,6 +82,12 @@ def _groups(count: int, paraphrases: int) -> list[list[str]]:
         rng.shuffle(group)
         groups.append(group)
     return groups
+
+
+def _written(run: Run, count: int) -> list[list[str]]:
+    """What a student wrote in round 2, ten contexts a group."""
+    rows = read_table(run.data("candidates_d2")).dropna(subset="context")
+    return [group["context"].tolist() for _, group in rows.groupby(PROMPT, sort=False)][:count]
 
 
 def _plain(groups: list[list[str]], nli: Nli) -> list[list[bool]]:
