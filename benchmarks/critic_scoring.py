@@ -42,12 +42,13 @@ def main() -> None:
     exact = np.abs(ours(torch.float32) - peer(torch.float32)).max()
     rounded = np.abs(ours() - peer()).max()
     assert exact < 1e-5 and rounded < 0.05, (exact, rounded)
+    weights, tokens = _list_weights(model, dtype), sum(len(row["input_ids"]) for row in rows)
     compare(
         "critic_scoring",
         {
             "ours": (ours, len(rows)),
             "transformers pipeline": (peer, len(rows)),
-            "bound": (lambda: _products(model, rows, dtype), len(rows)),
+            "bound": (lambda: _products(weights, tokens), len(rows)),
         },
         "rows/s",
         rounds=options.rounds,
@@ -74,15 +75,17 @@ def _pairs(params, count: int) -> tuple[list[str], list[str]]:
     ).tolist()
 
 
-def _products(model, rows, dtype: torch.dtype) -> None:
-    tokens = sum(len(row["input_ids"]) for row in rows)
+def _list_weights(model, dtype: torch.dtype) -> list[torch.Tensor]:
     layers = [m for m in model.base_model.encoder.modules() if isinstance(m, torch.nn.Linear)]
-    weights = [layer.weight.detach().to(dtype) for layer in layers]
+    return [layer.weight.detach().to(dtype) for layer in layers]
+
+
+def _products(weights: list[torch.Tensor], tokens: int) -> None:
     with torch.inference_mode():
         for start in range(0, tokens, 4096):
             count = min(4096, tokens - start)
             for weight in weights:
-                functional.linear(torch.zeros(count, weight.shape[1], dtype=dtype), weight)
+                functional.linear(torch.zeros(count, weight.shape[1], dtype=weight.dtype), weight)
 
 
 if __name__ == "__main__":

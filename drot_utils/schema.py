@@ -104,13 +104,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     try:
         return to_pandas(pq.read_table(path, page_checksum_verification=True))
-    except (
-        OSError,
-        pa.ArrowException,
-        ValueError,
-        KeyError,
-        TypeError,
-    ) as error:  # what a changed footer leads to
+    # A changed footer leads to more than Arrow's own errors.
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"cannot be read as parquet: {error}",
             where=str(path),

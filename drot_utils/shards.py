@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,30 +91,38 @@ def map_shards(
         raise ValueError(f"a shard needs at least one row, not {size}")
     # Of no rows, one empty shard, so that the result has its columns.
     parts = [rows.iloc[start : start + size] for start in range(0, len(rows) or 1, size)]
-    done = {number: result for number in range(len(parts)) if (result := _read(folder, number)) is not None}
+    done = {number: result for number, result in _read_whole(folder) if number < len(parts)}
     missing = [(n, part, derive_seed(seed, stage, n)) for n, part in enumerate(parts) if n not in done]
     finished = sum(len(parts[number]) for number in done)
     with Progress(stage, len(rows) * per_row, unit, done=finished * per_row) as progress:
         for number, result in run_tasks(open_work, missing, executor):
-            _write(folder, number, result)
-            done[number] = _read(folder, number)
+            content = _encode(result)
+            with atomic(folder / _name(number, content)) as temporary:
+                temporary.write_bytes(content)
+            done[number] = _decode(content)
             progress.update(len(parts[number]) * per_row)
     return pd.concat([done[number] for number in range(len(parts))], ignore_index=True)
 
 
-def _write(folder: Path, number: int, result: pd.DataFrame) -> None:
+def _name(number: int, content: bytes) -> str:
     # The checksum stands in the name: Parquet's own cover its pages, not what says how to read them.
+    return f"{number:06d}-{zlib.crc32(content):08x}.parquet"
+
+
+def _encode(result: pd.DataFrame) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pandas(result, preserve_index=False), sink, compression="zstd")
-    content = sink.getvalue().to_pybytes()
-    with atomic(folder / f"{number:06d}-{zlib.crc32(content):08x}.parquet") as temporary:
-        temporary.write_bytes(content)
+    return sink.getvalue().to_pybytes()
 
 
-def _read(folder: Path, number: int) -> pd.DataFrame | None:
-    for path in folder.glob(f"{number:06d}-*.parquet"):
-        content = path.read_bytes()
-        if path.stem.endswith(f"-{zlib.crc32(content):08x}"):
-            return to_pandas(pq.read_table(pa.BufferReader(content)))
-        path.unlink()  # a shard that is not whole is done again
-    return None
+def _decode(content: bytes) -> pd.DataFrame:
+    return to_pandas(pq.read_table(pa.BufferReader(content)))
+
+
+def _read_whole(folder: Path) -> Iterator[tuple[int, pd.DataFrame]]:
+    for path in folder.glob("*-*.parquet"):
+        content, number = path.read_bytes(), int(path.stem.split("-")[0])
+        if path.name == _name(number, content):
+            yield number, _decode(content)
+        else:
+            path.unlink()  # a shard that is not whole is done again

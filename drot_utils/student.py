@@ -64,10 +64,11 @@ def make_batches(examples: list[Example], size: int, seed: int, epoch: int) -> l
     order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
     batches: list[list[Example]] = [[]]
     room = size
-    for start in range(0, len(order), size * 8):
+    stretch = size * 8
+    for start in range(0, len(order), stretch):
         # Up and down in turn: where two stretches meet, long examples share a batch with long ones.
-        down = start // (size * 8) % 2 == 1
-        for example in sorted(order[start : start + size * 8], key=lambda e: e.length, reverse=down):
+        down = start // stretch % 2 == 1
+        for example in sorted(order[start : start + stretch], key=lambda e: e.length, reverse=down):
             targets = example.targets
             while targets:
                 if not room:

@@ -19,20 +19,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPARED = {
-    ".parquet",
-    ".safetensors",
-    ".csv",
-    ".tex",
-    ".md",
-    ".tsv",
-    ".png",
-    ".pdf",
-    ".json",
-    ".jsonl",
-    ".html",
-    ".xml",
-    ".yaml",
-}
+    ".parquet", ".safetensors", ".csv", ".tex", ".md", ".tsv", ".png", ".pdf", ".json", ".jsonl", ".html", ".xml", ".yaml",
+}  # fmt: skip
 #: Hold times or the path of the run: the manifest (seconds), the model's training record is compared.
 TIMED = {"manifest.json"}
 
