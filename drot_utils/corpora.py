@@ -3,7 +3,12 @@
 The published, hyphenated column names live in this module only.
 """
 
+import codecs
+import csv
 import json
+import mmap
+import re
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from drot_utils.errors import DataError
+from drot_utils.markup import INVISIBLE, NOTHING
 from drot_utils.paths import resolve
 from drot_utils.schema import check_columns
 
@@ -24,20 +30,29 @@ SOCIAL_CHEM = [
 ]  # fmt: skip
 
 
+#: What is the same to a reader of an action: the forms of quotation marks and of hyphens.
+_ALIKE = INVISIBLE | str.maketrans("‘’‚‛ʼʹ′´`＇“”„‟″«»＂‐‑‒–—", "'" * 10 + '"' * 8 + "-" * 5)
+_QUOTED = re.compile(rb'"((?:[^"]++|"")*+)"(?=[\t\r\n]|\Z)')
+
+
 def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
-    """Read a tab-separated file with a header and no quoting; every value stays text.
+    """Read a tab-separated file with a header; every value stays text.
+
+    Quotation marks are characters like any other, as in the published files, unless the file as a whole was written with quoted
+    fields, as pandas writes it (see `_has_quoted_fields`).
 
     Parameters
     ----------
     path : str or Path
-        UTF-8; relative paths are relative to the checkout.
+        UTF-8, with or without a byte order mark; relative paths are relative to the checkout.
     required : list of str
         Columns that must be there.
 
     Returns
     -------
     DataFrame
-        Columns renamed to snake_case; an empty cell is an empty string.
+        Columns renamed to snake_case; an empty cell is an empty string, an empty row is left out. A row's index is the number
+        of its line, less 2.
 
     Raises
     ------
@@ -48,28 +63,34 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
     bad_lines: list[str] = []
 
     def note(row: arrow_csv.InvalidRow) -> str:
-        number = f"line {row.number}" if row.number is not None else "a line"
+        number = f"{'row' if quoted else 'line'} {row.number}" if row.number is not None else "a line"
         bad_lines.append(
             f"{number} has {row.actual_columns} fields instead of {row.expected_columns}: {row.text[:60]!r}"
         )
         return "skip"
 
     try:
+        quoted = _has_quoted_fields(path)
+        names = _header(path, quoted)
         table = arrow_csv.read_csv(
             path,
             read_options=arrow_csv.ReadOptions(use_threads=False),  # so that rows carry their numbers
             parse_options=arrow_csv.ParseOptions(
-                delimiter="\t", quote_char=False, newlines_in_values=False, invalid_row_handler=note
+                delimiter="\t",
+                quote_char='"' if quoted else False,
+                newlines_in_values=quoted,
+                ignore_empty_lines=False,  # so that they are counted
+                invalid_row_handler=note,
             ),
             convert_options=arrow_csv.ConvertOptions(
-                column_types={name: pa.string() for name in _header(path)},
+                column_types=dict.fromkeys(names, pa.string()),
                 strings_can_be_null=False,
                 check_utf8=True,
             ),
         )
     except FileNotFoundError as error:
         raise DataError("no such file", where=str(path), todo="check the path in the parameters") from error
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"is no UTF-8 tab-separated text: {error}", where=str(path), todo="save it as UTF-8"
         ) from error
@@ -81,15 +102,43 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
         )
     frame = table.to_pandas()
     check_columns(frame, required, str(path))
+    if quoted:  # a field may have several lines
+        more = sum(column.str.count("\n") for _, column in frame.items())
+        frame.index += (more.cumsum() - more).to_numpy(dtype=int)
+    empty = frame[frame.iloc[:, 0] == ""].eq("").all(axis=1)
+    frame = frame.drop(index=empty.index[empty]) if empty.any() else frame
     return frame.rename(columns=lambda name: name.replace("-", "_"))
+
+
+def action_key(action: str) -> str:
+    """Return what identifies an action, however it is typed.
+
+    Case, white space, final stops, the forms of quotation marks and hyphens, and whether an accent is a character of its own
+    make no difference.
+
+    Returns
+    -------
+    str
+        "" when there is no action, or only a word for nothing ("nan", "None").
+    """
+    if not action.isascii():
+        action = unicodedata.normalize("NFC", unicodedata.normalize("NFD", action).casefold())
+        action = action.translate(_ALIKE)
+    key = " ".join(action.casefold().replace("`", "'").split()).rstrip(" .")
+    return "" if key in NOTHING else key
+
+
+def action_keys(actions: pd.Series) -> pd.Series:
+    """Return the `action_key` of each action, under the index of `actions`."""
+    return pd.Series(map(action_key, actions), index=actions.index, dtype="str")
 
 
 def read_actions(path: str | Path) -> pd.DataFrame:
     """Read the actions of Social-Chem-101, or of the built-in data, each once.
 
     The published file holds an action in several rows. "Sampled without replacement" (section 3.1) is about actions, so
-    rows whose action differs only in case, spaces or a final full stop are one; the first row speaks for it. An action
-    that also occurs in another split than ``train`` is no training action.
+    rows whose action has the same `action_key` are one; the first row speaks for it. An action that also occurs in another
+    split than ``train`` is no training action.
 
     Parameters
     ----------
@@ -108,8 +157,8 @@ def read_actions(path: str | Path) -> pd.DataFrame:
     """
     frame = read_tsv(path, ["action", "split", "rot", "rot-judgment"])
     frame["action"] = frame["action"].str.split().str.join(" ").str.removesuffix(".").str.strip()
-    frame = frame[frame["action"] != ""]
-    key = frame["action"].str.casefold()
+    key = action_keys(frame["action"])
+    frame, key = frame[key != ""], key[key != ""]
     in_train_only = frame["split"].eq("train").groupby(key).transform("all")
     frame = frame.assign(_order=in_train_only | frame["split"].ne("train"))
     frame = frame.sort_values("_order", ascending=False, kind="stable")
@@ -135,11 +184,12 @@ def read_recorded(path: str | Path, actions: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        An unknown action, a moral variance other than 1 and -1, an empty context, a duplicate choice.
+        An unknown action, a moral variance other than 1 and -1, an empty context, a choice that is no whole number, a
+        duplicate choice.
     """
     frame = read_tsv(path, ["action-id", "moral-variance", "choice", "context", "rationale"])
     frame = with_variance(frame, str(path))
-    frame["choice"] = frame["choice"].astype(int)
+    frame["choice"] = read_whole(frame, "choice", str(path))
     doubled = frame.duplicated(["action_id", "moral_variance", "choice"])
     refuse(frame, doubled, "repeat the choice of an earlier line", str(path))
     return join_action(frame, actions, str(path))
@@ -159,7 +209,10 @@ def read_groups(path: str | Path) -> pd.DataFrame:
         A line that is no JSON object with the promised keys.
     """
     rows = []
-    for number, line in enumerate(resolve(path).read_text(encoding="utf-8").splitlines(), start=1):
+    # Other signs that Python takes for line ends may stand within a text.
+    for number, line in enumerate(resolve(path).read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             group = json.loads(line)
             base, relations = group["base"], [(p, 2, 2) for p in group["paraphrases"]]
@@ -178,39 +231,76 @@ def read_groups(path: str | Path) -> pd.DataFrame:
 
 def with_variance(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     """Check moral variances and contexts, and return the former as numbers."""
-    refuse(
-        frame, ~frame["moral_variance"].isin(["1", "-1"]), "have a moral variance other than 1 and -1", where
-    )
-    refuse(frame, frame["context"].str.strip() == "", "have an empty context", where)
-    return frame.assign(moral_variance=frame["moral_variance"].astype("int8"))
+    variance = read_whole(frame, "moral_variance", where, (1, -1))
+    empty = frame["context"].str.strip().str.casefold().isin(["", *NOTHING])
+    refuse(frame, empty, "have an empty context", where, "context")
+    return frame.assign(moral_variance=variance.astype("int8"))
+
+
+def read_whole(
+    frame: pd.DataFrame, column: str, where: str, allowed: tuple[int, int] | None = None
+) -> pd.Series:
+    """Return a column's whole numbers, also where they are written as ``0.0``.
+
+    Raises
+    ------
+    DataError
+        Another value than the `allowed` ones; by default, than a whole number from 0.
+    """
+    numbers = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    good = numbers.isin(allowed) if allowed else numbers.ge(0) & numbers.mod(1).eq(0)
+    expected = f"{allowed[0]} and {allowed[1]}" if allowed else "a whole number"
+    refuse(frame, ~good, f"have a {column.replace('_', '-')} other than {expected}", where, column)
+    return numbers.astype(int)
 
 
 def join_action(frame: pd.DataFrame, actions: pd.DataFrame, where: str) -> pd.DataFrame:
     """Join the action by its id, refusing rows of an unknown one."""
     names = actions.set_index("action_id")["action"]
-    refuse(
-        frame,
-        ~frame["action_id"].isin(names.index),
-        "name an action-id that the actions file does not have",
-        where,
-    )
+    unknown = ~frame["action_id"].isin(names.index)
+    refuse(frame, unknown, "name an action-id that the actions file does not have", where, "action_id")
     return frame.assign(action=frame["action_id"].map(names))
 
 
-def refuse(frame: pd.DataFrame, bad: pd.Series, what: str, where: str) -> None:
-    """Raise a `DataError` that counts the bad rows and shows the first, if there is any."""
+def refuse(frame: pd.DataFrame, bad: pd.Series, what: str, where: str, column: str | None = None) -> None:
+    """Raise a `DataError` that counts the bad rows and shows the first with its line, if there is any."""
     if bad.any():
         first = frame.index[bad][0]
-        row = {
-            key: value
-            for key, value in frame.loc[first].items()
-            if key in ("action_id", "moral_variance", "context")
-        }
-        raise DataError(
-            f"{int(bad.sum())} rows {what}; the first is {row}", where=f"{where}, line {first + 2}"
-        )
+        shown = [c for c in ("action_id", "moral_variance", "context", column) if c in frame]
+        place = f"{where}, line {first + 2}" + (f", column {column.replace('_', '-')}" if column else "")
+        row = frame.loc[first, list(dict.fromkeys(shown))].to_dict()
+        raise DataError(f"{int(bad.sum())} rows {what}; the first is {row}", where=place)
 
 
-def _header(path: Path) -> list[str]:
-    with path.open(encoding="utf-8") as handle:
-        return handle.readline().rstrip("\r\n").split("\t")
+def _has_quoted_fields(path: Path) -> bool:
+    """Tell whether a file was written with quoted fields.
+
+    In such a file every quotation mark belongs to a field that is quoted as a whole, those within it doubled; and either the
+    header is quoted, or some field had to be, as it holds a quotation mark, a tab or a line end. In files without quoting, marks
+    stand anywhere, and the first that does not fit decides.
+    """
+    with path.open("rb") as handle:
+        first = len(codecs.BOM_UTF8) if handle.read(3) == codecs.BOM_UTF8 else 0
+        handle.seek(first)
+        needed, start = handle.read(1) == b'"', 0
+        handle.seek(0)
+        while b'"' not in (block := handle.read(1 << 20)):
+            if not block:
+                return False
+            start += len(block)
+        with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for mark in re.compile(b'"').finditer(data, start):
+                if mark.start() < start:  # within the field before
+                    continue
+                field = _QUOTED.match(data, mark.start())
+                begins = mark.start() == first or data[mark.start() - 1 : mark.start()] in b"\t\r\n"
+                if not field or not begins:
+                    return False
+                needed, start = needed or bool(re.search(rb'["\t\r\n]', field[1])), field.end()
+    return needed
+
+
+def _header(path: Path, quoted: bool) -> list[str]:
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        how = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        return next(csv.reader(handle, delimiter="\t", quoting=how), [])

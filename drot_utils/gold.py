@@ -4,8 +4,9 @@ import re
 
 import pandas as pd
 
-from drot_utils.corpora import join_action, read_tsv, refuse, with_variance
+from drot_utils.corpora import action_keys, join_action, read_tsv, read_whole, refuse, with_variance
 from drot_utils.errors import DataError
+from drot_utils.schema import check_columns
 
 #: What a vote on figure 6's first question means for the context; N and O both make it invalid (appendix B.1).
 VOTES = {"Y": "as_asked", "N": "neutral", "O": "opposite"}
@@ -24,7 +25,8 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
     paths : list of str
         TSVs with ``q1-a1 q1-a2 q1-a3``, with a single ``q1``, or with ``context-quality``.
     actions : DataFrame
-        As `read_actions` returns it; joined where a file has ``action-id`` but no ``action``.
+        As `read_actions` returns it; joined where a file has ``action-id`` but no ``action``. A file with actions only gets
+        their ids; those of actions that are not among them begin with g.
 
     Returns
     -------
@@ -36,9 +38,16 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        As `read_tsv`; also for a vote that is not Y, N or O.
+        As `read_tsv`; also for a vote that is not Y, N or O, a ``context-quality`` other than 0 and 1, or without a ``split``
+        of train, dev and test, and a row without an action.
     """
-    return pd.concat([_read_gold_file(path, actions) for path in paths], ignore_index=True)
+    gold = pd.concat([_read_gold_file(path, actions) for path in paths], ignore_index=True)
+    if gold["action_id"].isna().any():
+        key = action_keys(gold["action"])
+        known = pd.Series(actions["action_id"].to_numpy(), index=action_keys(actions["action"]))
+        numbers = "g" + key.groupby(key).ngroup().astype(str).str.zfill(6)
+        gold["action_id"] = gold["action_id"].fillna(key.map(known)).fillna(numbers)
+    return gold
 
 
 def read_votes(path: str) -> pd.DataFrame:
@@ -64,16 +73,13 @@ def _read_gold_file(path: str, actions: pd.DataFrame) -> pd.DataFrame:
     frame = with_variance(frame, path)
     if "action" not in frame:
         frame = join_action(frame, actions, path)
-    elif "action_id" not in frame:
-        frame["action_id"] = "g" + frame.groupby("action").ngroup().astype(str).str.zfill(6)
+    refuse(frame, action_keys(frame["action"]) == "", "have no action", path, "action")
     if "context_quality" in frame:
-        refuse(
-            frame,
-            ~frame["context_quality"].isin(["0", "1"]),
-            "have a context-quality other than 0 and 1",
-            path,
-        )
-        frame = frame.assign(valid=frame["context_quality"] == "1", shift=float("nan"), votes=3)
+        check_columns(frame, ["split"], path)
+        splits = ["train", "dev", "test"]
+        refuse(frame, ~frame["split"].isin(splits), f"have a split that is none of {splits}", path, "split")
+        valid = read_whole(frame, "context_quality", path, (0, 1)).astype(bool)
+        frame = frame.assign(valid=valid, shift=float("nan"), votes=3)
         frame["agreed"] = (
             frame["split"] != "train"
         )  # the published dev and test splits hold full agreement only
@@ -99,7 +105,8 @@ def _vote(frame: pd.DataFrame, path: str) -> pd.DataFrame:
     if len(columns) not in (1, 3):
         raise DataError("expected the votes in q1, or in q1-a1 q1-a2 q1-a3, or context-quality", where=path)
     votes = frame[columns]
-    refuse(frame, ~votes.isin(list(VOTES)).all(axis=1), "have a vote other than Y, N and O", path)
+    for column in columns:
+        refuse(frame, ~votes[column].isin(list(VOTES)), "have a vote other than Y, N and O", path, column)
     counts = pd.DataFrame({v: votes.eq(v).sum(axis=1) for v in VOTES})
     winner = counts.idxmax(axis=1).where(counts.max(axis=1) * 2 > len(columns))
     asked = frame["moral_variance"].astype(float)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from drot_utils import models
 from drot_utils.answers import Answer, phrase_request
 from drot_utils.cache import open_cache
-from drot_utils.corpora import join_action, read_actions, read_tsv, refuse, with_variance
+from drot_utils.corpora import action_keys, join_action, read_actions, read_tsv, refuse, with_variance
 from drot_utils.endpoint import ask_all
 from drot_utils.errors import DataError, ModelError
 from drot_utils.executors import Work
@@ -121,17 +121,20 @@ def read_judgments(path: str, actions: pd.DataFrame) -> pd.DataFrame:
     if "action" not in frame:
         frame = join_action(frame, actions, path)
     raw = frame["score"].str.strip()
-    frame = frame.assign(score=pd.to_numeric(raw, errors="coerce").astype(float), raw=raw.where(raw != ""))
-    refuse(
-        frame, (raw != "") & ~frame["score"].between(0, 1), "have a score that is no number from 0 to 1", path
-    )
-    refuse(frame, frame.duplicated(ITEM), "score the context of an earlier line again", path)
+    score = pd.to_numeric(raw, errors="coerce").astype(float)
+    bad = (raw != "") & ~score.between(0, 1)
+    refuse(frame, bad, "have a score that is no number from 0 to 1", path, "score")
+    frame = frame.assign(score=score, raw=raw.where(raw != ""))
+    repeated = frame.assign(action=action_keys(frame["action"])).duplicated(ITEM)
+    refuse(frame, repeated, "score the context of an earlier line again", path)
     return frame[[*ITEM, "score", "raw"]]
 
 
 def _look_up(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
     recorded = read_judgments(judge.recorded, read_actions(study.params.corpus.actions))
-    found = items.merge(recorded, on=ITEM, how="left", validate="one_to_one", indicator=True)
+    # However the action is typed there, it is the same.
+    asked, recorded = (rows.assign(action=action_keys(rows["action"])) for rows in (items, recorded))
+    found = asked.merge(recorded, on=ITEM, how="left", validate="many_to_one", indicator=True)
     if (found["_merge"] == "left_only").all():
         raise DataError(
             f"the judge {judge.name!r} scored none of the {len(items)} contexts asked about; the first is "

@@ -1,4 +1,4 @@
-"""What models wrap their words in: markdown, quotation marks, leftovers of JSON; found and taken off.
+"""What models wrap their words in: thoughts, end marks, markdown, quotation marks, leftovers of JSON; found and taken off.
 
 Every pattern is anchored, bounded or possessive: it takes time in proportion to the text's length.
 """
@@ -20,7 +20,45 @@ _EMPHASIS = [
 _MARKS = re.compile(r"^(?:(?:[-+*•▪◦–—>]|#{1,6}|\(?(?:\d{1,3}[.)]|[A-Ca-c]\)))\s+)+")
 _JSON_REST = re.compile(r'"\s*,\s*"?$')  # between two values of JSON that does not end
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»"}
-_NOTHING = {"n/a", "none", "null", "not applicable"}
+#: Words for nothing, in small letters: those of models, and those that programs write into empty cells.
+NOTHING = {"n/a", "none", "null", "not applicable", "nan", "<na>"}
+
+#: Where a model's notes to itself begin and end, as tags or special tokens.
+_THOUGHT = re.compile(
+    r"[<◁]/?(?i:(?:\w{1,12}:)?(?:think(?:ing)?|thoughts?))[>▷]|\[/?THINK\]|<\|(?P<token>begin|end)_of_thought\|>"
+)
+#: gpt-oss: that it speaks in channels, and where its answer begins. Decoded without special tokens, only the words are left.
+_CHANNEL = re.compile(r"\A\s*+analysis(?=[A-Z\"'])|<\|channel\|>")
+_FINAL = re.compile(
+    r"<\|channel\|>\s?final\b[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>|assistantfinal"
+)
+#: Special tokens of chat templates: those before the first word open an answer, any other one ends it.
+_MARK = r"<[|｜](?!begin_of_thought)[\w▁]{1,40}[|｜]>|</?s>|<(?:start_of_turn|end_of_turn|bos|eos|pad|eot)>|\[/?INST\]"
+_OPENING = re.compile(rf"(?:\s*+(?:{_MARK})(?:(?:assistant|model)(?=[ \t]*+[\n<]))?)*+")
+_END = re.compile(_MARK)
+
+
+def unwrap(text: str) -> str | None:
+    """Return what a model answers, without its thoughts, other channels and special tokens.
+
+    Of several thoughts, what follows the closing mark of the last one is read, with or without an opening mark.
+
+    Returns
+    -------
+    str or None
+        None when a thought was begun and not ended: then there is no answer.
+    """
+    if _CHANNEL.search(text):
+        finals = list(_FINAL.finditer(text))
+        if not finals:
+            return None
+        text = text[finals[-1].end() :]
+    closing = [mark.end() for mark in _THOUGHT.finditer(text) if "/" in mark[0] or mark["token"] == "end"]
+    text = text[closing[-1] :] if closing else text
+    text = text[_OPENING.match(text).end() :]
+    end = _END.search(text)
+    text = text[: end.start()] if end else text
+    return None if _THOUGHT.search(text) else text
 
 
 def clean(text: str) -> str:
@@ -39,7 +77,7 @@ def clean(text: str) -> str:
         for pattern in _EMPHASIS:
             text = pattern.sub(r"\1", text)
         text = _unquote(_strip(_JSON_REST.sub('"', _MARKS.sub("", text))))
-    return "" if text.casefold() in _NOTHING or not any(map(str.isalnum, text)) else text
+    return "" if text.casefold() in NOTHING or not any(map(str.isalnum, text)) else text
 
 
 def _strip(text: str) -> str:

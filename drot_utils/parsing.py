@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from drot_utils.markup import BLANK, HEADING, INVISIBLE, ITEM, SIGNS, clean
+from drot_utils.markup import BLANK, HEADING, INVISIBLE, ITEM, SIGNS, clean, unwrap
 
 #: What `diagnose` may say; after all but the first there is no context.
 DIAGNOSES = ("parsed", "empty", "refusal", "cut off", "too long", "no situation", "no explanation")
@@ -106,7 +106,7 @@ def parse_teacher(text: str) -> Parsed | None:
     Because ...), repeated from the prompt, or keys of JSON; the first one may be missing, and without any label for the
     explanation a line that begins with "Because" or "This makes" is one. Of several situations the first pair is taken;
     of a text under a label its first paragraph or list item. What follows an ``Action:`` line after a situation is about
-    another action and is not read.
+    another action and is not read. Thoughts and special tokens are left out (`markup.unwrap`).
 
     An answer that ends before its explanation has no context. An explanation need not end with a full stop (the recorded
     ones do not), so one that stops in mid sentence shows only where its last word cannot be the last of a sentence: then its
@@ -138,11 +138,9 @@ def _read(text: str) -> tuple[Parsed | None, str]:
 
 
 def _read_once(text: str) -> tuple[Parsed | None, str]:
-    text = text.translate(INVISIBLE)
-    if text.lstrip().startswith("<think>"):  # a reasoning model's notes to itself
-        text = text.partition("</think>")[2]
-        if not text:
-            return None, "cut off"
+    text = unwrap(text.translate(INVISIBLE))
+    if text is None:
+        return None, "cut off"
     if not text.strip():
         return None, "empty"
     for parts in (_json_parts(text), _label_parts(text, False), _label_parts(text, True)):

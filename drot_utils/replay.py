@@ -57,7 +57,7 @@ def import_lines(cache: Cache, file: Path) -> tuple[int, int]:
 def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any], int, Entry]]:
     number = 0
     try:
-        with file.open(encoding="utf-8") as handle:
+        with file.open(encoding="utf-8-sig") as handle:
             for number, line in enumerate(handle, start=1):
                 values = json.loads(line)
                 if number == 1 or "format" in values:

@@ -3,6 +3,8 @@
 import json
 import re
 
+from drot_utils.markup import unwrap
+
 KEYS = ("score", "probability", "acceptability", "answer", "rating", "value")
 
 _NUMBER = r"(?<![\w.])(?<!\d,)[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?(?!\w|[.,]\d)"
@@ -16,7 +18,6 @@ _LABELLED = re.compile(
     rf"({_NUMBER}(?:\s*(?:%|per ?cent\b|(?:/|out of)\s*{_NUMBER}))?)",
     re.IGNORECASE,
 )
-_THOUGHT = re.compile(r"^.*</think>|^\s*<think>.*", re.DOTALL)
 _FENCE = re.compile(r"```(?:[a-z]+\b)?(.*?)```", re.DOTALL | re.IGNORECASE)
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
@@ -26,7 +27,7 @@ def parse_score(text: str) -> float | None:
 
     Understood are the JSON asked for (also in a markdown fence or within prose, its number also as text), a number after the
     word score (probability, answer ...), and a number alone or in prose if it is the only one; each also as a per cent or a
-    ratio ("8/10"). What comes before ``</think>`` is not read. Nothing is guessed: a number outside the scale, several
+    ratio ("8/10"). Thoughts are not read (`markup.unwrap`). Nothing is guessed: a number outside the scale, several
     different ones, or words only ("probably") are no score.
 
     Returns
@@ -34,7 +35,7 @@ def parse_score(text: str) -> float | None:
     float or None
         None when there is no score; the caller counts it and keeps the text.
     """
-    text = _THOUGHT.sub("", text).strip()
+    text = (unwrap(text) or "").strip()
     fenced = _FENCE.findall(text)
     for candidate in [*fenced, text, *_OBJECT.findall(text)]:
         entry = _entry(candidate)

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from drot_utils import encoder, models
-from drot_utils.corpora import read_tsv
+from drot_utils.corpora import read_tsv, refuse
 from drot_utils.errors import DataError, ModelError
 from drot_utils.params import Toxicity as Settings
 from drot_utils.paths import Run, resolve
@@ -51,7 +51,7 @@ def read_words(path: str) -> list[str]:
         A missing or empty file.
     """
     try:
-        lines = resolve(path).read_text(encoding="utf-8").splitlines()
+        lines = resolve(path).read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise DataError(
             "no such word list", where=str(resolve(path)), todo="set `toxicity.word_list`"
@@ -85,12 +85,7 @@ def _read_recorded(path: str) -> pd.Series:
     table = read_tsv(path, ["text", "toxicity"])
     values = pd.to_numeric(table["toxicity"].replace("", None), errors="coerce")
     bad = (table["toxicity"] != "") & ~values.between(0, 1)
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        raise DataError(
-            f"expected a score from 0 to 1 or nothing, found {table['toxicity'][row]!r}",
-            where=f"{path}, line {row + 2}",
-        )
+    refuse(table, bad, "have a toxicity that is no score from 0 to 1, nor empty", path, "toxicity")
     known = pd.Series(values.to_numpy(), index=table["text"])
     return known[~known.index.duplicated()]
 

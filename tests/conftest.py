@@ -28,6 +28,27 @@ from drot_utils.study import Study
 
 CPU = torch.device("cpu")
 
+#: How servers wrap an answer (#) in a model's thoughts (@) and special tokens.
+WRAPPERS = [
+    "<think>@</think>#", "<think>\n@\n</think>\n\n#", "@</think>\n#", "<think></think>#", "<thinking>@</thinking>\n#",
+    "<Thought>@</Thought>#", "<seed:think>@</seed:think>#", "[THINK]@[/THINK]#", "◁think▷@◁/think▷#",
+    "<|begin_of_thought|>@<|end_of_thought|><|begin_of_solution|>#<|end_of_solution|>", "<think>@</think>@<think>@</think>\n#",
+    "<think>@<think>@</think>#", "@</think>@</think>#", "[THINK]@[/THINK]#</s>", "<think>@</think>#<|im_end|>\n<|endoftext|>",
+    "<|channel|>analysis<|message|>@<|end|><|start|>assistant<|channel|>final<|message|>#<|return|>",
+    "<|start|>assistant<|channel|>analysis<|message|>@<|end|><|start|>assistant<|channel|>commentary<|message|>@<|end|>"
+    "<|start|>assistant<|channel|>final <|constrain|>json<|message|>#<|end|>",
+    "<|channel|>final<|message|>#", "analysisThe user wants @assistantfinal#",
+    "<|im_start|>assistant\n#<|im_end|>", "<|start_header_id|>assistant<|end_header_id|>\n\n#<|eot_id|>",
+    "<s>#</s>", "<bos><start_of_turn>model\n#<end_of_turn>\n<eos>", "[/INST] # [/INST]", "#<|im_end|>\n<|im_start|>user\n@",
+    "#<｜end▁of▁sentence｜>", *(f"#{mark}" for mark in ("<|im_end|>", "<|eot_id|>", "</s>", "<end_of_turn>", "[/INST]")),
+    *(f"#\n{mark}\n" for mark in ("<|end|>", "<|return|>", "<|endoftext|>", "<eos>", "<|END_OF_TURN_TOKEN|>")),
+]  # fmt: skip
+#: Thoughts (@) that were cut off.
+CUT = [
+    "<think>@", "<think>\n@", "<thinking>@", "[THINK]@", "◁think▷@", "<|begin_of_thought|>@", "<think>@</think><think>@", "Well.\n<think>@",
+    "<|channel|>analysis<|message|>@", "<|channel|>analysis<|message|>@<|end|>", "analysisThe user wants @", "<s><think>@</s>",
+]  # fmt: skip
+
 
 @pytest.fixture(autouse=True)
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

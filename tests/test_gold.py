@@ -38,6 +38,41 @@ def test_published_gold_and_bad_votes(tmp_path, actions):
         read_gold([str(bad)], actions)
 
 
+PUBLISHED = "action\tmoral-variance\tcontext\trationale\tcontext-quality\tsplit\n"
+
+
+def test_an_action_has_one_id_in_all_files_and_the_corpus(tmp_path, actions):
+    known = actions["action"][5]
+    texts = [
+        "Don’t lie\t1\tc\tr\t1\ttrain\n",
+        f"Zoning\t1\tc\tr\t1\tdev\ndon't  lie.\t1\tc\tr\t1\ttest\n{known}.\t1\tc\tr\t1\ttest\n",
+    ]
+    paths = [str(write(tmp_path / f"{k}.tsv", PUBLISHED + text)) for k, text in enumerate(texts)]
+    ids = read_gold(paths, actions)["action_id"].tolist()
+    assert ids[0] == ids[2] and len(set(ids)) == 3 and ids[3] == actions["action_id"][5]
+
+
+def test_gold_that_pandas_wrote_with_a_mark_and_points(tmp_path, actions):
+    line = '"Saying ""no"""\t-1.0\tc\tr\t0.0\ttest\n'
+    gold = read_gold([str(write(tmp_path / "g.tsv", PUBLISHED + line, "utf-8-sig"))], actions)
+    first = gold.iloc[0]
+    assert first[["action", "moral_variance", "valid"]].tolist() == ['Saying "no"', -1, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (PUBLISHED.replace("\tsplit", "") + "Lying\t1\tc\tr\t1\n", "g.tsv: missing column split"),
+        (PUBLISHED + "Lying\t1\tc\tr\t1\tvalidation\n", "g.tsv, line 2, column split: .*'validation'"),
+        (PUBLISHED + "Lying\t1\tc\tr\t0.5\ttest\n", "g.tsv, line 2, column context-quality: .*'0.5'"),
+        (PUBLISHED + "\nNone\t1\tc\tr\t1\ttest\n", "g.tsv, line 3, column action: 1 rows have no action"),
+    ],
+)
+def test_bad_gold_is_named_with_its_place(tmp_path, actions, text, message):
+    with pytest.raises(DataError, match=message):
+        read_gold([str(write(tmp_path / "g.tsv", text))], actions)
+
+
 def test_votes_are_read_one_by_one():
     votes = read_votes("data/demo/critic_annotations.tsv")
     assert len(votes) == 1800 * 9 and set(votes["question"]) == {"q1", "q2", "q3"}

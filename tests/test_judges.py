@@ -43,6 +43,14 @@ def test_recorded_scores_are_joined_and_missing_ones_are_null(study, rows, tmp_p
     assert given["score"].fillna(-1).tolist() == [0.9, -1, -1, -1, 0.9]
 
 
+def test_recorded_scores_of_an_action_typed_otherwise(study, tmp_path):
+    given = recorded(tmp_path, HEAD + "Don’t  lie.\t1\tat a campsite\t0.9\n")
+    rows = pd.DataFrame(
+        {"action": ["Don't lie", "don't lie"], "moral_variance": 1, "context": "at a campsite"}
+    )
+    assert judges.ask_judge(study, given, rows)["score"].tolist() == [0.9, 0.9]
+
+
 def test_recorded_scores_by_action_id(study, actions, tmp_path):
     first = actions.iloc[0]
     text = "action-id\tmoral-variance\tcontext\tscore\n" + f"{first['action_id']}\t-1\tat night\t1\n"
@@ -54,10 +62,10 @@ def test_recorded_scores_by_action_id(study, actions, tmp_path):
     ("line", "message"),
     [
         ("Lying\t1\tto a thief\t1.2\n", "1 rows have a score that is no number from 0 to 1"),
-        ("Lying\t1\tto a thief\thigh\n", "no number from 0 to 1"),
-        ("Lying\t2\tto a thief\t0.2\n", "moral variance other than"),
+        ("Lying\t1\tto a thief\thigh\n", "line 2, column score.*no number from 0 to 1.*'high'"),
+        ("Lying\t2\tto a thief\t0.2\n", "moral-variance other than"),
         ("Lying\t1\t \t0.2\n", "empty context"),
-        ("Lying\t1\tto a thief\t0.2\nLying\t1\tto a thief\t0.3\n", "again"),
+        ("Lying\t1\tto a thief\t0.2\nlying.\t1\tto a thief\t0.3\n", "line 3: .* again"),
         ("Lying\t1\tto a thief\n", "malformed lines"),
         ("Lying\t1\tsomething else\t0.2\n", "scored none of the 3 contexts asked about"),
     ],

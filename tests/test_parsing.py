@@ -2,10 +2,11 @@ import time
 
 import pandas as pd
 import pytest
+from conftest import CUT, WRAPPERS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drot_utils.markup import clean
+from drot_utils.markup import clean, unwrap
 from drot_utils.parsing import DIAGNOSES, Parsed, diagnose, parse_teacher
 from drot_utils.paths import ROOT
 from drot_utils.prompts import teacher_prompt, teacher_response
@@ -194,11 +195,51 @@ def test_what_is_written_is_read(context, rationale):
     assert parse_teacher(teacher_response(context, rationale)) == Parsed(context, rationale)
 
 
+THOUGHTS = ANSWERS | st.sampled_from(WRITTEN) | st.text(max_size=20)
+
+
+@given(CLEAN, CLEAN, THOUGHTS, st.sampled_from(WRAPPERS))
+def test_a_wrapper_changes_nothing_of_what_is_read(context, rationale, thought, wrapper):
+    answer = teacher_response(context, rationale)
+    text = wrapper.replace("#", answer).replace("@", thought)
+    assert parse_teacher(text) == Parsed(context, rationale)
+
+
+@pytest.mark.parametrize("text", [text for text in WRITTEN if "think>" not in text])
+def test_answers_as_models_write_them_are_read_in_all_wrappers(text):
+    assert {parse_teacher(wrapper.replace("#", text)) for wrapper in WRAPPERS} == {CAMP}
+
+
+@pytest.mark.parametrize("wrapper", CUT)
+def test_a_thought_that_was_cut_off_is_no_answer(wrapper):
+    for thought in (WRITTEN[0], WRITTEN[2], "0.3", ""):
+        text = wrapper.replace("@", thought)
+        assert unwrap(text) is None and diagnose(text) == "cut off"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " x\n",
+        "1 < 2 > 1",
+        "a thought",
+        "[think]",
+        "analysis of it",
+        "final",
+        "the <b>end</b>",
+        "<thinker>",
+    ],
+)
+def test_what_is_not_wrapped_stays(text):
+    assert unwrap(text) == text
+
+
 @pytest.mark.parametrize(
     "unit",
     ["*", "#", "> ", "- ", "1. ", "Situation:", "Situation: ", "situation ", "Explanation", "the more ethical ", "**Reason** ", "_*",
      '"', "“", '"."', ".”", "[", "{", '{"a":', "[\n", "{\n", " ", "\n", "\t\n", "a", "Sure, here is ", "I'm sorry, ", "Situation (", "`", "*a",
-     "_a ", "Situation in which ", "Context\n", "Because ", "<think>", "the. ", "- - ", "Situation: x\n", "Action: x\nSituation: y\n"],
+     "_a ", "</think>", "<think", "[THINK]", "<|channel|>", "<|channel|>final", "<|", "</s>", "<s>assistant", "analysisA", "Situation in which ", "Context\n", "Because ", "<think>", "the. ", "- - ", "Situation: x\n", "Action: x\nSituation: y\n"],
 )  # fmt: skip
 def test_a_hundred_kilobytes_of_anything_are_read_at_once(unit):
     for text in (

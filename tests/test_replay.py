@@ -34,6 +34,13 @@ def test_there_and_back_gives_the_same_bytes_whatever_the_order(filled, tmp_path
     assert other.read(keys) == filled.read(keys)
 
 
+def test_a_mark_before_the_first_line_is_skipped(filled, tmp_path):
+    export_lines(filled, tmp_path / "x.jsonl")
+    text = (tmp_path / "x.jsonl").read_bytes()
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + text)
+    assert import_lines(Cache(tmp_path / "other.sqlite"), tmp_path / "x.jsonl") == (40, 0)
+
+
 def test_what_is_there_stays(filled, tmp_path):
     export_lines(filled, tmp_path / "x.jsonl")
     other = Cache(tmp_path / "other.sqlite")

@@ -1,4 +1,5 @@
 import pytest
+from conftest import CUT, WRAPPERS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,6 +76,17 @@ def test_a_score_survives_its_wrapping(number, form):
 @given(st.integers(0, 10_000), st.sampled_from([*PROSE, JSON[-1]]))
 def test_a_per_cent_survives_its_wrapping(number, form):
     assert parse_score(form.replace("#", f"{number / 100:.2f}%")) == pytest.approx(number / 10_000)
+
+
+@given(st.integers(0, 10_000), st.sampled_from(JSON[:1] + PROSE[:-1]), st.sampled_from(WRAPPERS))
+def test_a_score_survives_thoughts_and_special_tokens(number, form, wrapper):
+    answer = form.replace("#", f"{number / 10_000:.4f}")
+    assert parse_score(wrapper.replace("#", answer).replace("@", "0.2? Score: 0.3")) == number / 10_000
+
+
+@pytest.mark.parametrize("wrapper", CUT)
+def test_a_thought_that_was_cut_off_gives_no_score(wrapper):
+    assert parse_score(wrapper.replace("@", "perhaps 0.3")) is None
 
 
 @given(st.text(alphabet=st.sampled_from('0123456789.,%/-{}":`\n score eE</think>'), max_size=60))

@@ -22,7 +22,7 @@ def test_recorded_scores_are_joined_by_text_and_the_rest_is_null(smoke, tmp_path
     scores = toxicity.open_scorer(settings, *PLACE)(["b", "a", "c"])
     assert scores[1] == 0.25 and np.isnan(scores[[0, 2]]).all()
     (tmp_path / "s.tsv").write_text("text\ttoxicity\na\tvery\n")
-    with pytest.raises(DataError, match=r"line 2: expected a score from 0 to 1 or nothing, found 'very'"):
+    with pytest.raises(DataError, match=r"line 2, column toxicity: .*no score from 0 to 1.*'very'"):
         toxicity.open_scorer(settings, *PLACE)
 
 
@@ -56,6 +56,11 @@ def test_profanity_is_whole_words_in_any_case():
     )
     assert toxicity.has_profanity(texts, words).tolist() == [True, True, False, False, False, False]
     assert toxicity.mask_profanity("Telling someone to fuck off", words) == "Telling someone to f*** off"
+
+
+def test_a_word_list_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "words.txt").write_text("# words\ndarn\n\n heck\n", encoding="utf-8-sig")
+    assert toxicity.read_words(str(tmp_path / "words.txt")) == ["darn", "heck"]
 
 
 def test_word_lists_must_exist_and_hold_something(tmp_path):
