@@ -121,10 +121,12 @@ def action_key(action: str) -> str:
     str
         "" when there is no action, or only a word for nothing ("nan", "None").
     """
-    if not action.isascii():
-        action = unicodedata.normalize("NFC", unicodedata.normalize("NFD", action).casefold())
-        action = action.translate(_ALIKE)
-    key = " ".join(action.casefold().replace("`", "'").split()).rstrip(" .")
+    if action.isascii():
+        action = action.lower()
+    else:
+        folded = unicodedata.normalize("NFD", action).casefold().translate(_ALIKE)
+        action = unicodedata.normalize("NFC", folded)
+    key = " ".join(action.replace("`", "'").split()).rstrip(" .")
     return "" if key in NOTHING else key
 
 
@@ -206,11 +208,16 @@ def read_groups(path: str | Path) -> pd.DataFrame:
     Raises
     ------
     DataError
-        A line that is no JSON object with the promised keys.
+        A file that cannot be read, a line that is no JSON object with the promised keys.
     """
+    try:
+        lines = (
+            resolve(path).read_text(encoding="utf-8-sig").split("\n")
+        )  # splitlines would cut at U+2028, too
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"is no UTF-8 text that can be read: {error}", where=str(path)) from error
     rows = []
-    # Other signs that Python takes for line ends may stand within a text.
-    for number, line in enumerate(resolve(path).read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

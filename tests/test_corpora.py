@@ -229,6 +229,9 @@ def test_entailment_groups(tmp_path):
     bad = write(tmp_path / "g.jsonl", '{"group": 1}\n')
     with pytest.raises(DataError, match="line 1"):
         corpora.read_groups(bad)
+    for path in (tmp_path / "none.jsonl", write(tmp_path / "l.jsonl", '"é"', "latin-1")):
+        with pytest.raises(DataError, match=f"{path.name}: is no UTF-8 text that can be read"):
+            corpora.read_groups(path)
 
 
 def test_every_corpus_of_the_demo_reads(actions):
