@@ -81,7 +81,7 @@ def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = N
     scores : DataFrame of float, shape (items, judges)
         From 0 to 1; null where a judge gave none.
     method : {"majority", "mean", "reliability"}
-        *majority*: 1 where more than half of the judges who scored an item are above .5, 0 where fewer are, .5 for a tie.
+        *majority*: 1 where more than half of the judges who scored an item say .5 or more, 0 where fewer do, .5 for a tie.
         *mean*: of the scores there are. *reliability*: the mean of the posterior of the latent consensus given the scores
         and the judges' sigmas (see `fit_reliability`); a judge without one has no weight. Where no sigmas can be had, the
         mean.
@@ -119,7 +119,7 @@ def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = N
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
     given = (~np.isnan(values)).sum(axis=1)
-    votes = values if method == "mean" else np.where(np.isnan(values), np.nan, values > 0.5)
+    votes = values if method == "mean" else np.where(np.isnan(values), np.nan, values >= 0.5)
     share = np.divide(np.nansum(votes, axis=1), given, out=np.full(len(values), np.nan), where=given > 0)
     return share if method == "mean" else np.where(given > 0, (np.sign(share - 0.5) + 1) / 2, np.nan)
 

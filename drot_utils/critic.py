@@ -103,7 +103,7 @@ def split_gold(gold: pd.DataFrame, settings: Settings, seed: int) -> pd.DataFram
 
     Actions, not rows, are split, so that no action is on two sides. Dev and test keep only rows on which at least
     three annotators agree in full (appendix B.1). A published split is kept as it is. Of the training actions,
-    `independent_share` is kept away from the filter's critic, to train a second one for the evaluation.
+    however they were chosen, `independent_share` is kept away from the filter's critic, to train a second one for the evaluation.
     """
     rng = np.random.default_rng(seed)
     actions = np.array(sorted(gold["action_id"].unique()))
@@ -112,7 +112,9 @@ def split_gold(gold: pd.DataFrame, settings: Settings, seed: int) -> pd.DataFram
     train, dev = settings.splits[0], settings.splits[0] + settings.splits[1]
     part = pd.Series(np.select([place < train, place < dev], ["train", "dev"], "test"), index=gold.index)
     part = gold["split"].where(gold["split"].isin(["train", "dev", "test"]), part)
-    part = part.mask(part.eq("train") & (place < train * settings.independent_share), "independent")
+    trained = part_of[part_of.index.isin(gold.loc[part.eq("train"), "action_id"])]
+    apart = trained.nsmallest(round(settings.independent_share * len(trained))).index
+    part = part.mask(part.eq("train") & gold["action_id"].isin(apart), "independent")
     part = part.mask(part.isin(["dev", "test"]) & ~gold["agreed"], "unused")
     if settings.head == "shift":
         part = part.mask(gold["shift"].isna() & gold["votes"].ge(3) & gold["split"].isna(), "unused")
@@ -152,7 +154,7 @@ def train_critic(
         tokenizer.add_special_tokens(
             {"additional_special_tokens": [ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN]}
         )
-        base.resize_token_embeddings(len(tokenizer))
+        models.fit_embeddings(base, tokenizer)
     torch.manual_seed(seed)  # the head's first weights
     model = encoder.PairClassifier(
         base, CLASSES[settings.head], settings.pooling, settings.hidden, settings.dropout
@@ -179,7 +181,7 @@ def load_critic(
         )
     base, _ = models.load(settings.base, "encoder", run)
     tokenizer = models.AutoTokenizer.from_pretrained(folder)
-    base.resize_token_embeddings(max(len(tokenizer), base.config.vocab_size))
+    models.fit_embeddings(base, tokenizer)
     model = encoder.PairClassifier(
         base, CLASSES[settings.head], settings.pooling, settings.hidden, settings.dropout
     )
@@ -195,30 +197,40 @@ def read_record(folder: Path) -> dict:
 def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> float:
     """Return the threshold that a rule reads off the dev precision-recall curve (figure 8).
 
+    A context passes if its score is at or above the threshold, here as in the filter and the evaluation. So what the
+    rule asks for holds on these rows.
+
     Parameters
     ----------
     valid : ndarray of bool, shape (rows,)
     scores : ndarray of float, shape (rows,)
     rule : Threshold
-        A value (returned as it is), a precision (the lowest threshold from which it holds) or a recall (the highest
+        A value (returned as it is), a precision (the lowest threshold that reaches it) or a recall (the highest
         threshold that still reaches it).
 
     Raises
     ------
     DataError
-        When no threshold reaches the precision with at least ten rows above it; the best found is named.
+        When a rule finds no valid row, or no threshold reaches the precision with at least ten rows (all, if there are
+        fewer) passing it; the best found is named.
     """
     if rule.value is not None:
         return rule.value
+    if not valid.any():
+        raise DataError(
+            f"none of the {len(valid)} dev contexts is valid, so no threshold can be read off",
+            where="critic threshold",
+            todo="give the thresholds as values, or label more contexts (show more to a panel: `judges.sample`)",
+        )
     precision, recall, thresholds = precision_recall_curve(valid, scores)
     precision, recall = precision[:-1], recall[:-1]
     if rule.recall is not None:
         return float(thresholds[recall >= rule.recall].max())
-    above = len(scores) - np.searchsorted(np.sort(scores), thresholds)
-    reached = (precision >= rule.precision) & (above >= min(10, len(scores)))
+    enough = len(scores) - np.searchsorted(np.sort(scores), thresholds) >= min(10, len(scores))
+    reached = enough & (precision >= rule.precision)
     if not reached.any():
         raise DataError(
-            f"no threshold reaches a dev precision of {rule.precision}; the best is {precision[above >= 10].max():.2f}",
+            f"no threshold reaches a dev precision of {rule.precision}; the best is {precision[enough].max():.2f}",
             where="critic threshold",
             todo="ask for less precision in params, or train a better critic",
         )

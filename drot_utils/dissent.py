@@ -83,7 +83,7 @@ def compare_pairs(scores: pd.DataFrame, threshold: float = 0.5) -> pd.DataFrame:
                 "one": one,
                 "other": other,
                 "both": len(a),
-                "same_decision": ((a > threshold) == (b > threshold)).mean() if len(a) else np.nan,
+                "same_decision": ((a >= threshold) == (b >= threshold)).mean() if len(a) else np.nan,
                 "difference": np.abs(a - b).mean() if len(a) else np.nan,
                 "correlation": np.corrcoef(a, b)[0, 1] if varies else np.nan,
             })  # fmt: skip

@@ -97,14 +97,14 @@ def flag_valid(
 ) -> pd.DataFrame:
     """Set ``critic_score`` and ``kept`` (FILTER): a row is kept if it parsed and passes the filters in use.
 
-    A score that is null, as when a judge's answer cannot be read, passes no threshold.
+    The critic's filter keeps scores at or above the threshold. A score that is null, as when a judge's answer cannot be read, passes no threshold.
     """
     scored = rows.assign(critic_score=critic.score(rows))
     kept = scored["context"].notna()
     if use_nli:
         kept &= scored["nli_kept"].fillna(False).astype(bool)
     if use_critic:
-        kept &= scored["critic_score"] > threshold
+        kept &= scored["critic_score"] >= threshold
     return scored.assign(kept=kept.astype("boolean"))
 
 

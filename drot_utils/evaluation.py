@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from drot_utils.nli import Entails, filter_unique
 from drot_utils.schema import PROMPT
@@ -22,7 +21,7 @@ def score_greedy(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> pd
     scores : ndarray of float, shape (rows,)
         Critic scores; NaN where the text did not parse. Such a row is not valid, and has no score to average.
     threshold : float
-        A context is valid if its score exceeds it.
+        A context is valid if its score is at or above it.
 
     Returns
     -------
@@ -30,7 +29,7 @@ def score_greedy(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> pd
         Indexed by ``action_id``: ``vld`` and ``avg``.
     """
     frame = pd.DataFrame(
-        {"action_id": rows["action_id"], "vld": (scores > threshold).astype(float), "avg": scores}
+        {"action_id": rows["action_id"], "vld": (scores >= threshold).astype(float), "avg": scores}
     )
     return frame.groupby("action_id").mean()
 
@@ -47,7 +46,7 @@ def score_sampled(
     DataFrame
         Indexed by ``action_id``: ``n_vld`` and ``n_unq_vld``, means over the two moral variances.
     """
-    valid = rows.assign(valid=scores > threshold)
+    valid = rows.assign(valid=scores >= threshold)
     groups = [g.loc[g["valid"], "context"].tolist() for _, g in valid.groupby(PROMPT, sort=False)]
     kept = filter_unique(groups, entails, nli_threshold, what="unique contexts").kept
     keys = valid.drop_duplicates(PROMPT)["action_id"].to_numpy()
@@ -141,27 +140,24 @@ def bootstrap_metrics(
     names : sequence of str
         Which of them.
     """
-    from sklearn.metrics import average_precision_score, f1_score
-
-    both = 0 < valid.sum() < len(valid)
-    measures = {
-        "accuracy": lambda v, s: float(np.mean(v == (s > threshold))),
-        "f1": lambda v, s: float(f1_score(v, s > threshold, zero_division=0)),
-        "pr_auc": lambda v, s: float(average_precision_score(v, s)) if 0 < v.sum() < len(v) else np.nan,
-        "roc_auc": _roc_auc,
-    }
-    defined = {"accuracy": len(valid) > 0, "f1": len(valid) > 0, "pr_auc": both, "roc_auc": both}
+    rows = len(valid)
+    if not rows:
+        return dict.fromkeys(names, (np.nan,) * 3)
     rng = np.random.default_rng(seed)
-    samples = [rng.integers(0, len(valid), len(valid)) for _ in range(min(draws, 500))] if len(valid) else []
+    together = max(1, 1_000_000 // rows)  # resamples, so that memory stays within bounds
+    points = _measure(valid, scores, threshold, np.ones((1, rows), dtype=int))
+    parts = [
+        _measure(valid, scores, threshold, _draw(rng, min(together, draws - start), rows))
+        for start in range(0, draws, together)
+    ]
     out = {}
     for name in names:
-        if not defined[name]:
-            out[name] = (np.nan,) * 3
-            continue
-        drawn = np.array([measures[name](valid[i], scores[i]) for i in samples])
+        (point,), drawn = points[name], np.concatenate([part[name] for part in parts])
         drawn = drawn[~np.isnan(drawn)]
-        low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
-        out[name] = (measures[name](valid, scores), float(low), float(high))
+        low, high = np.nan, np.nan
+        if len(drawn) and not np.isnan(point):
+            low, high = np.quantile(drawn, [0.025, 0.975])
+        out[name] = (float(point), float(low), float(high))
     return out
 
 
@@ -192,9 +188,34 @@ def compare_with_gold(scores: pd.DataFrame, valid: np.ndarray, draws: int, seed:
     return pd.DataFrame(rows)
 
 
-def _roc_auc(valid: np.ndarray, scores: np.ndarray) -> float:
-    # By ranks: the share of pairs of a valid and an invalid row that are in order, ties half.
-    yes, no = int(valid.sum()), int((~valid).sum())
-    if not yes or not no:
-        return np.nan
-    return float((rankdata(scores)[valid].sum() - yes * (yes + 1) / 2) / (yes * no))
+def _draw(rng: np.random.Generator, draws: int, rows: int) -> np.ndarray:
+    """Return how often each row is in each bootstrap resample, shape (draws, rows)."""
+    drawn = rng.integers(0, rows, (draws, rows)) + rows * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * rows).reshape(draws, rows)
+
+
+def _measure(
+    valid: np.ndarray, scores: np.ndarray, threshold: float, counts: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the metrics of many resamples at once, each of shape (draws,), from how often each row is in them."""
+    order = np.argsort(-scores, kind="stable")
+    valid, scores, counts = valid[order].astype(bool), scores[order], counts[:, order]
+    last = np.append(scores[1:] != scores[:-1], True)  # of rows with the same score
+    yes, seen = np.cumsum(counts * valid, axis=1)[:, last], np.cumsum(counts, axis=1)[:, last]
+    here = np.diff(yes, axis=1, prepend=0)
+    no = seen - yes
+    no_here = np.diff(no, axis=1, prepend=0)
+    all_yes, all_no, called = yes[:, -1], no[:, -1], scores >= threshold
+    hits = counts @ (valid & called)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where a resample has one class only
+        # Precision at each score times the recall won there; pairs of a valid and an invalid row in order, ties half.
+        precision = np.where(seen > 0, yes / seen, 0)
+        pr_auc = (here * precision).sum(axis=1) / all_yes
+        roc_auc = (here * (all_no[:, None] - no + no_here / 2)).sum(axis=1) / (all_yes * all_no)
+        f1 = 2 * hits / (all_yes + counts @ called)
+    return {
+        "accuracy": counts @ (valid == called) / counts.sum(axis=1),
+        "f1": np.nan_to_num(f1),
+        "pr_auc": np.where(all_no > 0, pr_auc, np.nan),
+        "roc_auc": roc_auc,
+    }

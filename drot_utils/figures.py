@@ -33,9 +33,9 @@ def draw_precision_recall(
         (line,) = axes.plot(recall, precision, label=f"{name} ({int(valid.sum())} of {len(valid)} valid)")
         axes.axhline(valid.mean(), color=line.get_color(), linewidth=0.8, linestyle=":")
     valid, scores = curves[marked]
-    above = scores > threshold
-    if above.any() and valid.any():
-        point = (float(valid[above].sum() / valid.sum()), float(valid[above].mean()))
+    called = scores >= threshold
+    if called.any() and valid.any():
+        point = (float(valid[called].sum() / valid.sum()), float(valid[called].mean()))
         axes.plot(*point, "o", color="black", zorder=5)
         axes.annotate(f"threshold {threshold:.2f}", point, textcoords="offset points", xytext=(6, 6))
     axes.set(

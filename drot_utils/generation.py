@@ -16,6 +16,9 @@ from drot_utils.progress import Progress
 from drot_utils.prompts import check_length, cut_prompt
 from drot_utils.slots import COMPACT_BELOW, GROUPED, Choose, write_sequences
 
+#: A text, or the token ids of one whose special tokens are already in it.
+Prompt = str | list[int]
+
 
 @dataclass(frozen=True)
 class Written:
@@ -26,7 +29,7 @@ class Written:
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[str], n: int, method: str, max_length: int
+    tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], n: int, method: str, max_length: int
 ) -> list[list[int]]:
     """Return the token ids of prompts, cut to `max_length`, for `n` candidates each.
 
@@ -37,7 +40,8 @@ def encode_prompts(
     """
     if method == "greedy" and n != 1:
         raise ValueError(f"greedy decoding writes one candidate a prompt, not {n}")
-    return [cut_prompt(tokenizer(prompt)["input_ids"], max_length) for prompt in prompts]
+    ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
+    return [cut_prompt(row, max_length) for row in ids]
 
 
 @dataclass
@@ -73,12 +77,14 @@ class Writer:
         if not self.seq2seq and self.device.type == "cpu":
             self.model.set_attn_implementation(GROUPED)
         check_length(self.model, self.max_prompt_length, self.max_new_tokens, "generation.max_new_tokens")
-        ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
-        self.ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=self.device)
+        # A student learns to end with its tokenizer's token, which not every model's configuration has among its own.
+        ends = self.model.generation_config.eos_token_id
+        ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
+        self.ends = torch.tensor(sorted(ends), device=self.device)
 
     def write(
         self,
-        prompts: list[str],
+        prompts: list[Prompt],
         n: int,
         method: str,
         *,
@@ -91,7 +97,7 @@ class Writer:
 
         Parameters
         ----------
-        prompts : list of str
+        prompts : list of str, or of list of int
         n : int
             Candidates a prompt; greedy decoding allows one.
         method : {"greedy", "nucleus", "beam"}

@@ -20,6 +20,7 @@ from drot_utils.endpoint import ask_all
 from drot_utils.errors import DataError, ModelError
 from drot_utils.executors import Work
 from drot_utils.precision import round_weights
+from drot_utils.prompts import encode_question
 from drot_utils.scores import parse_score
 from drot_utils.scoring import map_rows
 from drot_utils.settings import Endpoint, Respondent
@@ -172,7 +173,7 @@ def _read_score(answer: Answer) -> float | None:
 
 def _ask_local(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
     work = partial(_open_local, study, judge)
-    key = (models.describe(judge.model), source_hash("judges"))
+    key = (models.describe(judge.model), source_hash("judges", "prompts"))
     return map_rows(study, items, work, f"{judge.name} judges", "contexts", *key)
 
 
@@ -210,14 +211,7 @@ def yes_and_no(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, promp
     texts = [
         f"{prompt}\nAnswer yes or no." if chat else f"{prompt}\nAnswer (yes or no):" for prompt in prompts
     ]
-    if chat:
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
-            for text in texts
-        ]
-    encoded = [tokenizer(text, add_special_tokens=not chat)["input_ids"] for text in texts]
+    encoded = [encode_question(tokenizer, text) for text in texts]
     yes, no = (_first_tokens(tokenizer, word) for word in ("yes", "no"))
     yes, no = sorted(yes - no), sorted(no - yes)
     if not yes or not no:

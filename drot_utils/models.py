@@ -100,7 +100,7 @@ def load(ref: ModelRef, kind: str, run: Run) -> tuple[PreTrainedModel, PreTraine
     Raises
     ------
     ModelError
-        Missing weights, a wrong hash, or a format that is not safetensors.
+        Missing weights, a wrong hash, a format that is not safetensors, or a student without an end token.
     """
     if ref.source == "random":
         return build_tiny(ref.name)
@@ -133,11 +133,40 @@ def load_folder(
             todo="check the name, the revision and the connection; pickled weights are refused, so choose a revision "
             "that has model.safetensors",
         ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    _complete_tokens(model, tokenizer, kind, place)
+    fit_embeddings(model, tokenizer)
     if kind == "causal":
         _check_head(model.eval(), place)
     return model.eval(), tokenizer
+
+
+def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give every token of a tokenizer a row in the model's embedding; rows that no token has stay.
+
+    Training and loading both call this, so that what one has saved fits the other. New rows are the same each time.
+    """
+    rows = max(tokenizer.get_vocab().values()) + 1
+    if rows > model.get_input_embeddings().num_embeddings:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            model.resize_token_embeddings(rows)
+
+
+def _complete_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str, place: str | Path
+) -> None:
+    writes = kind in ("causal", "seq2seq")
+    if writes and tokenizer.eos_token is None:
+        ends = model.generation_config.eos_token_id
+        end = ends[0] if isinstance(ends, list) else ends
+        tokenizer.eos_token = None if end is None else tokenizer.convert_ids_to_tokens(end)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None or (writes and tokenizer.eos_token is None):
+        raise ModelError(
+            "expected a tokenizer with an end token, found none in it or in the model's configuration",
+            where=str(place), todo="name one as `eos_token` in its tokenizer_config.json, or take another model",
+        )  # fmt: skip
 
 
 @torch.inference_mode()

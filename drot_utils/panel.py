@@ -142,19 +142,13 @@ def choose_thresholds(study: Study, valid: np.ndarray, scores: np.ndarray) -> di
     Raises
     ------
     DataError
-        A rule but no valid row to read it off; or as `critic.choose_threshold`.
+        See `critic.choose_threshold`.
     """
     params = study.params
     if "judges" not in (params.judges.filter, params.evaluation.critic):
         return {}
     rules = {name: getattr(params.critic, f"threshold_{name}") for name in ("distill", "dataset")}
     seen = ~np.isnan(scores)
-    if any(rule.value is None for rule in rules.values()) and not valid[seen].any():
-        raise DataError(
-            f"none of the {int(seen.sum())} dev contexts that the panel scored is valid, so no threshold can be read off",
-            where="judges.sample",
-            todo="show the panel more contexts, or give the thresholds as values",
-        )
     return {name: choose_threshold(valid[seen], scores[seen], rule) for name, rule in rules.items()}
 
 

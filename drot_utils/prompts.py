@@ -7,7 +7,7 @@ from drot_utils.errors import ModelError
 from drot_utils.parsing import Parsed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: The teacher's zero-shot prompt, appendix A, word for word.
 TEACHER_PROMPT = """\
@@ -50,6 +50,19 @@ def student_source(action: str, moral_variance: int, seq2seq: bool) -> str:
     """Write the student's prompt, appendix D.2; a causal student gets a line break before it goes on."""
     source = f"Action: {_sentence(action)}\nModifier: more {direction(moral_variance)}."
     return source if seq2seq else f"{source}\n"
+
+
+def encode_question(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Return the token ids of a question, in the model's chat template where there is one.
+
+    A template writes the special tokens itself: the tokenizer must not add its own, such as a second BOS.
+    """
+    if not tokenizer.chat_template:
+        return tokenizer(text)["input_ids"]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def cut_prompt(ids: list[int], limit: int) -> list[int]:

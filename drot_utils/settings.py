@@ -43,7 +43,7 @@ class ModelRef(Section):
 
 
 class Threshold(Section):
-    """A score to exceed: a number, or a rule read off the dev curve (a precision or a recall to reach)."""
+    """A score to reach: a number, or a rule read off the dev curve (a precision or a recall to reach)."""
 
     value: Share | None = None
     precision: Share | None = None

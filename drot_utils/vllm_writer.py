@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from drot_utils.errors import DrotError, ModelError
-from drot_utils.generation import Written, encode_prompts
+from drot_utils.generation import Prompt, Written, encode_prompts
 from drot_utils.progress import Progress
 from drot_utils.shards import derive_seed
 
@@ -61,7 +61,7 @@ class VllmWriter:
 
     def write(
         self,
-        prompts: list[str],
+        prompts: list[Prompt],
         n: int,
         method: str,
         *,

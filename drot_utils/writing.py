@@ -9,12 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from drot_utils import models
 from drot_utils.executors import Work
-from drot_utils.generation import Writer, Written
+from drot_utils.generation import Prompt, Writer, Written
 from drot_utils.memory import release_memory
 from drot_utils.params import Generation
 from drot_utils.parsing import Parsed, parse_teacher
 from drot_utils.paths import require, sha256
-from drot_utils.prompts import parse_student, student_source, teacher_prompt
+from drot_utils.prompts import encode_question, parse_student, student_source, teacher_prompt
 from drot_utils.schema import empty_columns
 from drot_utils.settings import ModelRef
 from drot_utils.shards import fingerprint, map_shards, source_hash
@@ -30,7 +30,7 @@ class Author:
 
     name: str
     writer: Writer | VllmWriter
-    ask: Callable[[str, int], str]
+    ask: Callable[[str, int], Prompt]
     parse: Callable[[str], Parsed | None]
 
 
@@ -61,13 +61,8 @@ def open_author(study: Study, name: str, zero_shot: ModelRef | None = None) -> A
     return Author(name, writer, partial(student_source, seq2seq=writer.seq2seq), parse_student)
 
 
-def _ask_zero_shot(tokenizer: PreTrainedTokenizerBase, action: str, moral_variance: int) -> str:
-    prompt = teacher_prompt(action, moral_variance)
-    if not tokenizer.chat_template:
-        return prompt
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
+def _ask_zero_shot(tokenizer: PreTrainedTokenizerBase, action: str, moral_variance: int) -> list[int]:
+    return encode_question(tokenizer, teacher_prompt(action, moral_variance))
 
 
 def write_contexts(

@@ -108,7 +108,7 @@ def test_majority_and_mean():
     scores = pd.DataFrame(
         {"a": [0.9, 0.2, None, 0.6], "b": [0.6, 0.5, None, 0.1], "c": [0.1, 0.9, None, None]}
     )
-    assert consensus.merge(scores, "majority")[[0, 1, 3]].tolist() == [1, 0, 0.5]  # .5 is no yes; a tie is .5
+    assert consensus.merge(scores, "majority")[[0, 1, 3]].tolist() == [1, 1, 0.5]  # .5 is a yes; a tie is .5
     assert consensus.merge(scores, "mean")[[0, 3]] == pytest.approx([1.6 / 3, 0.35])
     assert np.isnan(consensus.merge(scores, "majority")[2]) and np.isnan(consensus.merge(scores, "mean")[2])
     with pytest.raises(ValueError, match="expected one of majority, mean, reliability"):

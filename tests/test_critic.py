@@ -2,13 +2,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU
+from conftest import CPU, write_published_gold
+from hypothesis import given
+from hypothesis import strategies as st
 
-from drot_utils import corpora, critic
+from drot_utils import corpora, critic, models
 from drot_utils.errors import DataError, MissingInputError
 from drot_utils.gold import read_gold
 from drot_utils.paths import Run
-from drot_utils.settings import Threshold
+from drot_utils.settings import ModelRef, Threshold
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,75 @@ def test_threshold_rules():
     assert critic.choose_threshold(valid, scores, Threshold(recall=0.5)) == pytest.approx(0.76)
     with pytest.raises(DataError, match="the best is"):
         critic.choose_threshold(np.arange(100) % 2 == 0, scores, Threshold(precision=0.99))
+    with pytest.raises(DataError, match=r"the best is 0\.50"):  # fewer than ten rows
+        critic.choose_threshold(np.array([True, False]), np.array([0.2, 0.4]), Threshold(precision=0.9))
+
+
+@pytest.mark.parametrize("head", ["binary", "shift"])
+@pytest.mark.parametrize("kind", ["padded", "short"])
+def test_a_base_whose_rows_are_not_its_tokens_is_loaded_again(smoke, gold, tmp_path, head, kind):
+    base, tokenizer = models.build_tiny("tiny-bert")
+    if kind == "padded":  # as DeBERTa-v3, which has more rows than tokens
+        base.resize_token_embeddings(len(tokenizer) + 40)
+    else:  # tokens that were added to the tokenizer only
+        tokenizer.add_tokens(["fire", "lie"])
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    settings = smoke.critic.model_copy(
+        update={"base": ModelRef(source="folder", name=str(tmp_path / "base")), "head": head,
+                "teacher_rows": None, "max_steps": 2, "evaluations": 1}
+    )  # fmt: skip
+    place = (Run("smoke"), CPU, torch.float32)
+    rows = gold[gold["shift"].notna()].head(40).assign(action="Setting a fire")
+    judge, _ = critic.train_critic(rows, rows, settings, *place, seed=0)
+    judge.save(tmp_path / "c", {})
+    again = critic.load_critic(tmp_path / "c", settings, *place)
+    np.testing.assert_array_equal(again.score(rows), judge.score(rows))
+    expected = len(tokenizer) + (40 if kind == "padded" else 3 * (head == "binary"))
+    assert again.model.encoder.get_input_embeddings().num_embeddings == expected
+
+
+@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_the_independent_share_is_of_the_training_actions(actions, binary, tmp_path, published, share):
+    paths = ["data/demo/critic_annotations.tsv"]
+    if published:
+        paths = [str(write_published_gold(tmp_path / "gold.tsv"))]
+    settings = binary.model_copy(update={"independent_share": share})
+    gold = read_gold(paths, actions)
+    parts = critic.split_gold(gold, settings, 1)
+    apart, kept = (set(parts.loc[parts["part"] == name, "action_id"]) for name in ("independent", "train"))
+    assert len(apart) == round(share * (len(apart) + len(kept))) and not apart & kept
+    assert parts.equals(critic.split_gold(gold, settings, 1))
+    if published:
+        assert parts["part"].replace("independent", "train").equals(gold["split"].rename("part"))
+
+
+graded = st.one_of(st.sampled_from([0.0, 1.0]), st.sampled_from([0.1, 0.5, 0.5000001]), st.floats(0, 1))
+
+
+@given(st.lists(st.tuples(st.booleans(), graded), min_size=1), st.sampled_from([0.0, 0.3, 0.7, 0.9, 1.0]))
+def test_what_a_rule_promises_holds_on_the_rows_that_it_was_read_from(rows, wanted):
+    valid, scores = np.array([v for v, _ in rows]), np.array([s for _, s in rows])
+    if not valid.any():
+        with pytest.raises(DataError, match=f"none of the {len(rows)} dev contexts is valid"):
+            critic.choose_threshold(valid, scores, Threshold(recall=wanted))
+        return
+    passes = scores >= critic.choose_threshold(valid, scores, Threshold(recall=wanted))
+    assert valid[passes].sum() / valid.sum() >= wanted
+    higher = scores > scores[passes].min()  # the next threshold, if there is one
+    assert valid[higher].sum() / valid.sum() < wanted or not higher.any()
+    try:
+        limit = critic.choose_threshold(valid, scores, Threshold(precision=wanted))
+    except DataError as error:
+        assert "the best is" in str(error)
+        chosen = [scores >= s for s in scores if (scores >= s).sum() >= min(10, len(rows))]
+        assert all(valid[passes].mean() < wanted for passes in chosen)
+    else:
+        passes = scores >= limit
+        assert valid[passes].mean() >= wanted and passes.sum() >= min(10, len(rows))
+
+
+def test_votes_of_0_and_1_pass_a_precision_rule():
+    votes = np.array([0.0, 1.0] * 20)
+    assert critic.choose_threshold(votes == 1, votes, Threshold(precision=0.9)) == 1.0

@@ -58,6 +58,7 @@ def test_pairs():
     table = dissent.compare_pairs(scores).set_index(["one", "other"])
     assert len(table) == 6 and table.loc[("a", "b"), "both"] == 2
     assert table.loc[("a", "b"), "same_decision"] == 0.5
+    assert table.loc[("b", "c"), "same_decision"] == 1  # .5 reaches .5
     assert table.loc[("a", "b"), "difference"] == pytest.approx(0.35)
     assert table.loc[("a", "b"), "correlation"] == pytest.approx(1) and np.isnan(
         table.loc[("a", "c"), "correlation"]

@@ -97,3 +97,40 @@ def test_judges_against_the_gold():
     assert table.loc["some", ["scored", "unscored"]].tolist() == [50, 150]
     assert np.isnan(table.loc["none", "accuracy"]) and table.loc["none", "scored"] == 0
     assert np.isnan(evaluation.compare_with_gold(scores[["good"]], valid | True, 20, 3)["roc_auc_low"][0])
+
+
+def test_a_score_at_the_threshold_is_valid(rows):
+    table = evaluation.score_greedy(rows, np.array([0.6, 0.5, np.nan, 0.6]), 0.6)
+    assert table["vld"].tolist() == [0.5, 0.5]
+    ten = rows.assign(context=["x", "y", "z", "w"])
+    found = evaluation.score_sampled(ten, np.array([1.0, 0, 0, 0]), 1.0, lambda p, h: np.zeros(len(p)), 0.5)
+    assert found["n_vld"].tolist() == [0.5, 0.0]
+    assert evaluation.bootstrap_metrics(np.array([True]), np.array([1.0]), 1.0, 5, 0)["accuracy"][0] == 1
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_metrics_of_many_resamples_are_sklearns(rows):
+    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+    rng = np.random.default_rng(rows)
+    valid, scores = rng.random(rows) < 0.4, rng.random(rows).round(1)
+    counts = evaluation._draw(rng, 60, rows)
+    assert (counts.sum(axis=1) == rows).all()
+    found = evaluation._measure(valid, scores, 0.5, counts)
+    for k, row in enumerate(counts):
+        v, s = np.repeat(valid, row), np.repeat(scores, row)
+        assert found["accuracy"][k] == pytest.approx((v == (s >= 0.5)).mean())
+        assert found["f1"][k] == pytest.approx(f1_score(v, s >= 0.5, zero_division=0))
+        if 0 < v.sum() < rows:
+            assert found["pr_auc"][k] == pytest.approx(average_precision_score(v, s))
+            assert found["roc_auc"][k] == pytest.approx(roc_auc_score(v, s))
+        else:
+            assert np.isnan(found["pr_auc"][k]) and np.isnan(found["roc_auc"][k])
+
+
+def test_as_many_resamples_are_drawn_as_asked(monkeypatch):
+    drawn, draw = [], evaluation._draw
+    monkeypatch.setattr(evaluation, "_draw", lambda rng, n, rows: drawn.append(n) or draw(rng, n, rows))
+    valid, scores = np.arange(900) % 3 == 0, np.arange(900) / 900
+    evaluation.bootstrap_metrics(valid, scores, 0.5, 2000, 0)
+    assert sum(drawn) == 2000 and max(drawn) * 900 <= 1_000_000

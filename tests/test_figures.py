@@ -33,6 +33,9 @@ def test_the_chosen_threshold_is_marked_where_it_lies():
     axes = figures.draw_precision_recall({"dev": (valid, scores)}, 0.5, "dev").axes[0]
     marker = next(line for line in axes.lines if line.get_marker() == "o")
     assert marker.get_xydata().tolist() == [[pytest.approx(2 / 3), pytest.approx(2 / 3)]]
+    axes = figures.draw_precision_recall({"dev": (valid, scores)}, 0.2, "dev").axes[0]  # of the lowest score
+    marker = next(line for line in axes.lines if line.get_marker() == "o")
+    assert marker.get_xydata().tolist() == [[1, 0.75]]
 
 
 def test_rounds_show_ours_the_other_critic_and_the_papers():

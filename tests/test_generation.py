@@ -101,3 +101,16 @@ def test_a_broken_model_writes_nothing(tiny_student):
 def test_greedy_writes_one(tiny_student):
     with pytest.raises(ValueError, match="one candidate a prompt"):
         writer(tiny_student).write(PROMPTS, 2, "greedy")
+
+
+def test_a_text_ends_with_the_token_that_the_student_learnt_whatever_its_configuration_says(tiny_student):
+    model, tokenizer = tiny_student
+    for ends in (7, [7, 8], None):
+        model.generation_config.eos_token_id = ends
+        assert tokenizer.eos_token_id in writer(tiny_student).ends
+
+
+def test_prompts_may_be_token_ids(tiny_student):
+    _, tokenizer = tiny_student
+    ids = tokenizer(PROMPTS)["input_ids"]
+    assert writer(tiny_student).write(ids, 1, "greedy") == writer(tiny_student).write(PROMPTS, 1, "greedy")

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from notebook_hygiene import problems_of
+from notebook_hygiene import problems_of, rebound_names
 
 from drot_utils.paths import NOTEBOOKS, ROOT
 
@@ -17,6 +17,27 @@ MODULES = sorted((ROOT / "drot_utils").glob("*.py"))
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
 def test_committed_notebooks_are_for_reading(path):
     assert problems_of(path) == []
+
+
+def code(source, *tags):
+    return {
+        "cell_type": "code",
+        "source": [source],
+        "metadata": {"tags": list(tags)},
+        "outputs": [],
+        "execution_count": None,
+    }
+
+
+def test_names_that_each_cell_assigns_for_itself_are_no_hidden_state():
+    cells = [
+        "for x in y:\n    a = x",
+        "x = 2\nprint(x)",
+        "b = [x for x in y if x]",
+        "print({x: a for x in y})",
+    ]
+    assert rebound_names(cells) == []
+    assert rebound_names([*cells, "print(lambda x: x, x)"]) == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -32,19 +53,16 @@ def test_committed_notebooks_are_for_reading(path):
         (lambda cells: cells[1].update(source=["def f():\n", "    pass"]), "defines something"),
         (lambda cells: cells[1]["metadata"].update(tags=[]), "tagged `parameters`"),
         (lambda cells: cells.pop(0), "0 text cells for 1 code cells"),
+        (lambda cells: cells.extend([code("x = 2"), code("print(x)")]), "assigns 'x' in several cells"),
+        (lambda cells: cells.append(code("x = x + 1")), "assigns 'x' in several cells"),
+        (lambda cells: cells.append(code("for x in [x]:\n    pass")), "assigns 'x' in several cells"),
+        (lambda cells: cells.append(code("x += 1")), "assigns 'x' in several cells"),
     ],
 )
 def test_the_notebook_check_can_fail(tmp_path, change, message):
     import json
 
-    code = {
-        "cell_type": "code",
-        "source": ["x = 1"],
-        "metadata": {"tags": ["parameters"]},
-        "outputs": [],
-        "execution_count": None,
-    }
-    cells = [{"cell_type": "markdown", "source": ["prose"], "metadata": {}}, code]
+    cells = [{"cell_type": "markdown", "source": ["prose"], "metadata": {}}, code("x = 1", "parameters")]
     change(cells)
     (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells}))
     assert any(message in problem for problem in problems_of(tmp_path / "n.ipynb"))

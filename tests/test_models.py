@@ -93,3 +93,57 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(monkeypatch):
     monkeypatch.setattr(models, "load_folder", lambda *a, **k: pytest.fail("looked for"))
     with pytest.raises(ModelError, match="no such folder"):
         models.load(ModelRef(source="folder", name="no-such-model"), "student", Run("x"))
+
+
+def keep(model, tokenizer, folder):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_tokenizer_without_an_end_token_takes_its_models(tiny_student, tmp_path):
+    model, tokenizer = tiny_student
+    tokenizer.eos_token = tokenizer.pad_token = None
+    _, loaded = models.load_folder(keep(model, tokenizer, tmp_path / "a"), "student")
+    assert loaded.eos_token == loaded.pad_token == "</s>" and loaded.eos_token_id == 1
+    for end in (None, 99_999):
+        model.config.eos_token_id = model.generation_config.eos_token_id = end
+        place = keep(model, tokenizer, tmp_path / str(end))
+        with pytest.raises(ModelError, match=r"an end token, found none[^\n]*\n[^\n]*tokenizer_config\.json"):
+            models.load_folder(place, "student")
+
+
+def test_an_encoder_needs_no_end_token_but_one_to_pad_with(tmp_path):
+    model, tokenizer = build_tiny("tiny-bert")
+    tokenizer.eos_token = None
+    assert models.load_folder(keep(model, tokenizer, tmp_path / "a"), "encoder")[1].pad_token == "<pad>"
+    tokenizer.pad_token = None
+    with pytest.raises(ModelError, match="end token"):
+        models.load_folder(keep(model, tokenizer, tmp_path / "b"), "encoder")
+
+
+def test_a_student_with_fewer_rows_than_tokens_gets_the_same_ones_each_time(tiny_student, tmp_path):
+    model, tokenizer = tiny_student
+    tokenizer.add_tokens(["fire", "lie"])
+    place = keep(model, tokenizer, tmp_path / "base")
+    state = torch.get_rng_state()
+    first, _ = models.load_folder(place, "student")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    second, loaded = models.load_folder(place, "student")
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert first.get_input_embeddings().num_embeddings == len(tokenizer)
+    again, _ = models.load_folder(models.save(second, loaded, tmp_path / "s", torch.float32), "student")
+    assert torch.equal(again.get_input_embeddings().weight, first.get_input_embeddings().weight)
+    assert second(
+        torch.tensor([loaded("fire")["input_ids"]]),
+        labels=torch.tensor([[1]]) if second.config.is_encoder_decoder else None,
+    )
+
+
+def test_rows_that_no_token_has_stay(tiny_student, tmp_path):
+    model, tokenizer = tiny_student
+    model.resize_token_embeddings(len(tokenizer) + 28)  # as T5 and Qwen, padded to a round number
+    loaded, _ = models.load_folder(keep(model, tokenizer, tmp_path), "student")
+    assert loaded.get_input_embeddings().num_embeddings == len(tokenizer) + 28

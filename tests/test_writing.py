@@ -1,7 +1,9 @@
 import pandas as pd
 import pytest
+import torch
+from tokenizers import processors
 
-from drot_utils import models, writing
+from drot_utils import judges, models, writing
 from drot_utils.errors import MissingInputError
 from drot_utils.generation import Written
 from drot_utils.prompts import parse_student
@@ -41,7 +43,32 @@ def test_writing_is_resumable_and_counted(student_on_disk, actions):
 
 def test_base_model_is_asked_the_teachers_prompt(study):
     author = writing.open_author(study, "base")
-    assert author.ask("Lying", -1).startswith("Given an action")
+    assert author.writer.tokenizer.decode(author.ask("Lying", -1)).startswith("Given an action")
+
+
+BOS = "<unk>"  # the tiny tokenizer has no other to spare
+
+
+@pytest.mark.parametrize("writes_bos", [True, False])
+def test_a_chat_prompt_has_the_special_tokens_of_its_template_only(study, monkeypatch, writes_bos):
+    model, tokenizer = models.build_tiny("tiny-llama")
+    tokenizer.bos_token = BOS
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.bos_token_id)]
+    )
+    assert tokenizer("Lying")["input_ids"][0] == tokenizer.bos_token_id
+    tokenizer.chat_template = "{{ bos_token }}" * writes_bos + "{{ messages[0]['content'] }}!"
+    monkeypatch.setattr(models, "load", lambda *a: (model, tokenizer))
+    author, read = writing.open_author(study, "base"), []
+    monkeypatch.setattr(author.writer, "_causal", lambda prompts, *a: read.extend(prompts) or [[1]])
+    author.writer.write([author.ask("Lying", -1)], 1, "greedy")
+    monkeypatch.setattr(
+        judges, "_next_logits", lambda model, tokenizer, prompts: read.extend(prompts) or torch.zeros(1, 600)
+    )
+    judges.yes_and_no(model, tokenizer, ["Lying"])
+    assert [ids.count(tokenizer.bos_token_id) for ids in read] == [int(writes_bos)] * 2
+    tokenizer.chat_template = None
+    assert author.ask("Lying", -1).count(tokenizer.bos_token_id) == 1
 
 
 def test_a_student_that_does_not_exist_names_its_notebook(study, actions):
