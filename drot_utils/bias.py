@@ -6,6 +6,18 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
+from drot_utils.schema import make_table
+
+#: Columns of a comparison of groups.
+COLUMNS = {
+    "group": "str",
+    "texts": "int64",
+    "distance": "float64",
+    "expected": "float64",
+    "p_value": "float64",
+    "p_holm": "float64",
+}
+
 
 def probe_actions(action: str, countries: list[str]) -> pd.DataFrame:
     """Return one action a country: ``action_id`` (the country's name) and ``action``."""
@@ -37,13 +49,18 @@ def compare_groups(
     -------
     table : DataFrame
         One row a group, the farthest first: ``group texts distance expected p_value p_holm``; `expected` is the mean
-        distance under shuffled labels, which is above 0 for samples of this size.
+        distance under shuffled labels, which is above 0 for samples of this size. Fewer than two groups have nothing to be
+        compared with: distances and p-values are null, and a sentence is printed that says so.
     pairs : ndarray of float, shape (groups, groups)
         Energy distance of each pair of groups, in the order of first appearance.
     """
     from statsmodels.stats.multitest import multipletests
 
     names = list(dict.fromkeys(groups))
+    if len(names) < 2:
+        print(f"{f'Texts of {names[0]} only' if names else 'No texts'}: there is nothing to compare.")
+        alone = [(name, len(groups), *[np.nan] * 4) for name in names]
+        return make_table(alone, COLUMNS), np.zeros((len(names), len(names)))
     distances = cdist(embeddings, embeddings)
     member = np.array([groups == name for name in names], dtype=float)
     found = _energy_to_rest(distances, member)

@@ -221,7 +221,7 @@ def cache_file(run: Run) -> Path:
 
 def _body(request: dict[str, Any]) -> str:
     body = {name: value for name, value in request.items() if name != "n"}
-    text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     if not text.isascii() and _mend(text) != text:
         raise DataError(
             "a request holds half a character (a lone surrogate)",

@@ -92,7 +92,7 @@ def data_card(rows: pd.DataFrame, others: list[str], params: Params, threshold: 
         size=next((name for limit, name in SIZES if len(rows) < limit), "n>1M"),
         rows=f"{len(rows):,}",
         actions=f"{rows['action'].nunique():,}",
-        writers=", ".join(sorted(rows["source"].unique())),
+        writers=", ".join(sorted(rows["source"].unique())) or "nobody",
         critic=_describe_filter(params),
         demo=DEMO_NOTE if is_builtin(params) else "",
         others="\n".join(f"| `{name}` | as in the actions' corpus |" for name in others),

@@ -18,7 +18,7 @@ from drot_utils.opinions import load_opinion
 from drot_utils.panel import Panel
 from drot_utils.parallel import launch
 from drot_utils.params import Corpus
-from drot_utils.paths import sha256
+from drot_utils.paths import sha256, to_json
 from drot_utils.schema import PROMPT
 from drot_utils.scoring import ShardedCritic, ShardedNli
 from drot_utils.shards import fingerprint, source_hash
@@ -165,7 +165,8 @@ def fine_tune(
         raise DataError(
             "no row to learn from: the filters kept none",
             where=name,
-            todo="lower the critic threshold in params",
+            todo="look in the notebook how many rows each filter dropped: lower the critic threshold in params, or, where hardly "
+            "anything parses, train the student that wrote them for longer",
         )
     params = study.params
     origin = (
@@ -222,7 +223,7 @@ def learn(
     )  # fmt: skip
     record = {**vars(done), "start": start, "fingerprint": key}
     card = model_card(name, start, len(rows), done.steps, model.config.is_encoder_decoder, params)
-    notes = {"training.json": json.dumps(record), "README.md": card}
+    notes = {"training.json": to_json(record), "README.md": card}
     first = accelerator is None or accelerator.is_main_process
     models.save(model, tokenizer, study.run.model(name), study.dtype, notes, write=first)
 

@@ -111,8 +111,8 @@ def predict(
     ModelError
         When a logit is not finite.
     """
-    if not rows:
-        return np.zeros((0, 0), dtype=np.float32)
+    if not rows:  # the width of nothing is that of anything
+        return predict(model, tokenizer, encode(tokenizer, ([""], None), 8), device)[:0]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     out: list[np.ndarray | None] = [None] * len(rows)
     for index in _by_tokens(order, rows, batch_tokens):

@@ -6,9 +6,14 @@ import numpy as np
 import pandas as pd
 
 from drot_utils.nli import Entails, filter_unique
-from drot_utils.schema import PROMPT
+from drot_utils.schema import PROMPT, make_table
 
 METRICS = ["vld", "avg", "n_vld", "n_unq_vld"]
+#: Columns of `paired_differences`.
+DIFFERENCES = {
+    **dict.fromkeys(("earlier", "later", "metric"), "str"),
+    **dict.fromkeys(("difference", "low", "high"), "float64"),
+}
 
 
 def score_greedy(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> pd.DataFrame:
@@ -118,7 +123,7 @@ def paired_differences(
             if metric in per_action[earlier] and metric in per_action[later]:
                 both = per_action[later][metric] - per_action[earlier][metric]
                 rows.append((earlier, later, metric, *bootstrap_mean(both.to_numpy(), draws, seed)))
-    return pd.DataFrame(rows, columns=["earlier", "later", "metric", "difference", "low", "high"])
+    return make_table(rows, DIFFERENCES)
 
 
 def bootstrap_metrics(

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
-from drot_utils.charts import draw_stacked
+from drot_utils.charts import draw_stacked, say_if_empty
 from drot_utils.paper import STUDENTS
 from drot_utils.paths import STYLE, Run, atomic
 
@@ -29,9 +29,13 @@ def draw_precision_recall(
     """Draw precision-recall curves (figure 8): name to (valid, scores), the threshold marked on one of them."""
     figure, axes = plt.subplots(figsize=(4.6, 3.6))
     for name, (valid, scores) in curves.items():
-        precision, recall, _ = precision_recall_curve(valid, scores)
+        # Without a valid row there is no recall.
+        recall, precision = precision_recall_curve(valid, scores)[1::-1] if valid.any() else ([], [])
         (line,) = axes.plot(recall, precision, label=f"{name} ({int(valid.sum())} of {len(valid)} valid)")
-        axes.axhline(valid.mean(), color=line.get_color(), linewidth=0.8, linestyle=":")
+        axes.axhline(
+            valid.mean() if len(valid) else np.nan, color=line.get_color(), linewidth=0.8, linestyle=":"
+        )
+    say_if_empty(axes, sum(valid.any() for valid, _ in curves.values()))
     valid, scores = curves[marked]
     called = scores >= threshold
     if called.any() and valid.any():
@@ -49,7 +53,7 @@ def draw_calibration(valid: np.ndarray, scores: np.ndarray, bins: int = 8) -> Fi
     """Draw how often contexts with a score are valid, in bins of equal size, with 95% Wilson intervals."""
     from statsmodels.stats.proportion import proportion_confint
 
-    parts = np.array_split(np.argsort(scores), min(bins, len(scores)))
+    parts = np.array_split(np.argsort(scores), min(bins, len(scores))) if len(scores) else []
     x = np.array([scores[p].mean() for p in parts])
     hits = np.array([valid[p].sum() for p in parts])
     sizes = np.array([len(p) for p in parts])
@@ -58,6 +62,7 @@ def draw_calibration(valid: np.ndarray, scores: np.ndarray, bins: int = 8) -> Fi
     figure, axes = plt.subplots(figsize=(3.8, 3.6))
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="perfect")
     axes.errorbar(x, rate, [rate - low, high - rate], fmt="o-", capsize=2, label="critic")
+    say_if_empty(axes, len(scores))
     axes.set(xlabel="critic score", ylabel="share valid", xlim=(0, 1), ylim=(0, 1), title="Calibration")
     axes.legend(loc="upper left")
     return figure
@@ -81,13 +86,14 @@ def draw_losses(losses: dict[str, list[float]], window: int = 10) -> Figure:
         smooth = pd.Series(values).rolling(window, min_periods=1).mean()
         axes.plot(np.arange(1, len(values) + 1), smooth, label=STUDENTS.get(name, name))
     axes.set(xlabel="optimizer step", ylabel=f"nats a token (mean of {window})", title="Training loss")
+    say_if_empty(axes, sum(map(len, losses.values())))
     axes.legend()
     return figure
 
 
 def draw_flow(stages: dict[str, dict[str, int]], title: str) -> Figure:
     """Draw what each filter kept and dropped: stage to {kept, unparsed, nli, critic ...}, as stacked bars."""
-    table = pd.DataFrame(stages).T.fillna(0)
+    table = pd.DataFrame(stages, index=None if stages else ["kept"]).T.fillna(0)
     names = {name: f"dropped: {name}" for name in table.columns if name != "kept"}
     return draw_stacked(table[["kept", *names]].rename(columns=names), "candidates", title)
 
@@ -102,13 +108,14 @@ def draw_scores(
         axes.hist(
             values,
             bins=np.linspace(0, 1, 26),
-            density=True,
+            density=len(values) > 0,
             histtype="step",
             linewidth=1.6,
             label=f"{name} ({len(values)})",
         )
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle=":", linewidth=1, label=f"threshold {threshold:.2f}")
+    say_if_empty(axes, sum(np.isfinite(values).sum() for values in scores.values()))
     axes.set(xlabel=xlabel, ylabel="density", xlim=(0, 1), title=title)
     figure.legend(ncols=3, loc="outside lower center")  # inside, it would lie on the threshold or the curves
     return figure
@@ -124,8 +131,9 @@ def draw_lengths(texts: dict[str, pd.Series], title: str) -> Figure:
             bins=np.arange(0.5, 31.5),
             histtype="step",
             linewidth=1.6,
-            label=f"{name} (mean {words.mean():.1f})",
+            label=f"{name} (mean {words.mean():.1f})" if len(words) else f"{name} (none)",
         )
+    say_if_empty(axes, sum(column.notna().sum() for column in texts.values()))
     axes.set(xlabel="words", ylabel="texts", title=title)
     axes.legend()
     return figure
@@ -186,6 +194,7 @@ def draw_topics(topics: dict[str, pd.DataFrame], top: int) -> Figure:
     for axes, (name, table) in zip(grid[0], topics.items(), strict=True):
         rows = table.nlargest(top, "count", keep="first")
         axes.barh(rows["topic"], rows["count"])
+        say_if_empty(axes, len(rows))
         axes.invert_yaxis()
         axes.set(title=name, xlabel="texts")
         axes.grid(axis="y", visible=False)

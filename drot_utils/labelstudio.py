@@ -28,7 +28,9 @@ def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
     ET.indent(interface)
     write_text(folder / f"{form.name}.xml", ET.tostring(interface, encoding="unicode") + "\n")
     tasks = [{"data": row} for row in show_rows(key).to_dict("records")]
-    write_text(folder / f"{form.name}.json", json.dumps(tasks, indent=1, ensure_ascii=False) + "\n")
+    write_text(
+        folder / f"{form.name}.json", json.dumps(tasks, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def read(form: Form, path: Path) -> Filled:

@@ -9,7 +9,7 @@ from typing import Any
 
 from drot_utils import __version__
 from drot_utils.params import Params
-from drot_utils.paths import ROOT, Run, exclusive, sha256, write_text
+from drot_utils.paths import ROOT, Run, exclusive, sha256, to_json, write_text
 
 PACKAGES = [
     "torch", "transformers", "datasets", "tokenizers", "safetensors", "pandas", "pyarrow", "numpy", "scikit-learn",
@@ -64,9 +64,4 @@ def _environment(params: Params) -> dict[str, Any]:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, sort_keys=True, default=_plain) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    # numpy scalars and paths are the only foreign values that records hold
-    return value.item() if hasattr(value, "item") else str(value)
+    return to_json(value, indent=2, sort_keys=True) + "\n"

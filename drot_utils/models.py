@@ -4,7 +4,6 @@ Only safetensors (and the one pinned GGUF file, which holds tensors and no code)
 """
 
 import importlib.util
-import json
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from drot_utils.checkpoint import gather_whole
 from drot_utils.errors import ModelError
-from drot_utils.paths import Run, replace_folder, resolve, sha256
+from drot_utils.paths import Run, replace_folder, resolve, sha256, to_json
 from drot_utils.settings import Compute, ModelRef
 from drot_utils.tiny import build_tiny
 
@@ -266,7 +265,7 @@ def save_module(module: torch.nn.Module, settings: dict, folder: Path) -> None:
     """Write a module's tensors and a JSON of its settings into `folder`."""
     tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
-    (folder / "settings.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+    (folder / "settings.json").write_text(to_json(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def load_module(module: torch.nn.Module, folder: Path) -> None:

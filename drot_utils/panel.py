@@ -13,10 +13,21 @@ from drot_utils.critic import choose_threshold
 from drot_utils.errors import DataError
 from drot_utils.judges import ITEM, ask_judge
 from drot_utils.params import Judges as Settings
-from drot_utils.paths import require, write_text
-from drot_utils.schema import write_table
+from drot_utils.paths import require, to_json, write_text
+from drot_utils.schema import make_table, write_table
 from drot_utils.settings import Respondent
 from drot_utils.study import Study
+
+#: Columns of `Panel.ask`.
+ANSWERS = {
+    "row": "int64",
+    "judge": "str",
+    "action": "str",
+    "moral_variance": "int8",
+    "context": "str",
+    "score": "float64",
+    "raw": "str",
+}
 
 
 @dataclass
@@ -53,12 +64,11 @@ class Panel:
             A row a judge and row: ``row`` (its index in `rows`), ``judge``, `judges.ITEM`, ``score`` (null where the
             judge gave none that can be read) and ``raw``.
         """
-        columns = ["row", "judge", *ITEM, "score", "raw"]
-        parts = [pd.DataFrame(columns=columns)] if not self.settings.panel else []
+        parts = [] if self.settings.panel else [make_table([], ANSWERS)]
         for judge in self.settings.panel:
             part = rows[ITEM].join(ask_judge(self.study, judge, rows)).rename_axis("row").reset_index()
             parts.append(part.assign(judge=judge.name))
-        return pd.concat(parts, ignore_index=True)[columns]
+        return pd.concat(parts, ignore_index=True)[list(ANSWERS)]
 
     def score(self, rows: pd.DataFrame, what: str = "judges") -> np.ndarray:
         """Score rows with ``action``, ``moral_variance`` and ``context``.
@@ -69,6 +79,8 @@ class Panel:
             The judges' scores merged by `settings.aggregate`; NaN (null) where there is no context, or no judge gave a score.
         """
         rows = rows.reset_index(drop=True)
+        if rows.empty:
+            return np.zeros(0)
         return merge(spread(self.ask(rows), rows.index), self.settings.aggregate, self.reliability)
 
     def fit(self, answers: pd.DataFrame, rows: pd.Index) -> np.ndarray:
@@ -80,10 +92,10 @@ class Panel:
     def save(self, record: dict) -> None:
         """Keep who judges and how reliable they are, with `record` (thresholds), as ``models/judges/settings.json``."""
         found = self.reliability
-        kept = None if found is None else {**vars(found), "sigma": _without_nan(found.sigma)}
+        kept = None if found is None else {**vars(found), "sigma": found.sigma.to_dict()}
         values = {"panel": _describe(self.settings.panel), "reliability": kept, **record}
         folder = self.study.run.model("judges")
-        write_text(folder / "settings.json", json.dumps(values, indent=2, sort_keys=True))
+        write_text(folder / "settings.json", to_json(values, indent=2, sort_keys=True))
 
 
 def spread(answers: pd.DataFrame, rows: pd.Index) -> pd.DataFrame:
@@ -166,7 +178,3 @@ def _describe(judges: list[Respondent]) -> list[dict]:
 
 def _names(described: list[dict]) -> str:
     return ", ".join(judge["name"] for judge in described) or "nobody"
-
-
-def _without_nan(values: pd.Series) -> dict[str, float | None]:
-    return {str(name): None if np.isnan(value) else float(value) for name, value in values.items()}

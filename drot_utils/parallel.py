@@ -39,7 +39,8 @@ def launch(study: Study, rows: pd.DataFrame, job: dict, work: Path) -> None:
     """
     write_table(pa.Table.from_pandas(rows, preserve_index=False), work / "rows.parquet")
     write_text(
-        work / "job.json", json.dumps({"params": study.params.model_dump(), "stage": study.stage, "job": job})
+        work / "job.json",
+        json.dumps({"params": study.params.model_dump(), "stage": study.stage, "job": job}, allow_nan=False),
     )
     processes = study.params.compute.parallel.processes
     command = [

@@ -59,7 +59,7 @@ def pack(part: list[Work], path: str, place: str, cache: Cache) -> Parcel:
     with file.open("w", encoding="utf-8", newline="\n") as handle:
         for number, work in zip(parcel.lines, part, strict=True):
             line = {"custom_id": number, "method": "POST", "url": path, "body": work.outgoing()}
-            handle.write(json.dumps(line) + "\n")
+            handle.write(json.dumps(line, allow_nan=False) + "\n")
     with cache.transaction():
         cache.query("INSERT INTO batches VALUES (?, ?, NULL)", parcel.token, place)
         cache.put([(work.request, {}) for work in part])

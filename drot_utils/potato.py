@@ -23,7 +23,9 @@ def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
     so texts are escaped here and shown as HTML.
     """
     lines = [
-        json.dumps({"id": row["row_id"], "number": f"{number} of {len(key)}", "card": _card(row)})
+        json.dumps(
+            {"id": row["row_id"], "number": f"{number} of {len(key)}", "card": _card(row)}, allow_nan=False
+        )
         for number, row in enumerate(show_rows(key).to_dict("records"), start=1)
     ]
     place = folder / form.name

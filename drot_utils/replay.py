@@ -30,7 +30,7 @@ def export_lines(cache: Cache, file: Path) -> int:
         for body, *values in rows:
             count += 1
             line = {"request": json.loads(body), **dict(zip(columns.split(", "), values, strict=True))}
-            handle.write(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n")
+            handle.write(json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
     return count
 
 

@@ -75,6 +75,11 @@ def check_candidates(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     return frame
 
 
+def make_table(rows: list, columns: dict[str, str]) -> pd.DataFrame:
+    """Return rows as a frame with these columns (name to dtype), which it has without any row, too."""
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
+
+
 def empty_columns(frame: pd.DataFrame) -> pd.DataFrame:
     """Return `frame` with the columns of `CANDIDATES` that it lacks added as nulls, in order."""
     return frame.reindex(columns=CANDIDATES.names)

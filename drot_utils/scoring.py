@@ -105,6 +105,8 @@ def embed(study: Study, texts: list[str], ref: ModelRef, what: str = "embedding"
     ndarray of float32, shape (texts, width)
         Rows of unit length.
     """
+    if not texts:  # an empty shard does not know the width
+        return embed(study, [""], ref, what)[:0]
     asked = pd.DataFrame({"text": texts})
     key = (models.describe(ref), source_hash("encoder"))
     found = map_rows(study, asked, partial(_open_embedder, study, ref), what, "texts", *key)

@@ -1,13 +1,17 @@
 """Topics of contexts and rationales: BERTopic on embeddings computed once (section 5.2, appendix E.1)."""
 
+import re
+
 import numpy as np
 import pandas as pd
 
-from drot_utils.errors import DataError
 from drot_utils.params import Topics as Settings
+from drot_utils.schema import make_table
 
 #: Columns of a topic table.
-COLUMNS = ["topic", "count", "words", "example"]
+COLUMNS = {"topic": "str", "count": "int64", "words": "str", "example": "str"}
+#: Dimensions that UMAP leaves, and what BERTopic takes out of English texts before it looks for words.
+DIMENSIONS, NO_WORD = 5, re.compile(r"[^A-Za-z0-9 ]+")
 
 
 def find_topics(
@@ -15,7 +19,8 @@ def find_topics(
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Cluster texts into topics.
 
-    UMAP is seeded, which makes it use one thread and give the same topics each time.
+    UMAP is seeded, which makes it use one thread and give the same topics each time. Where there is no topic (too few texts,
+    none large enough, no words to name one by), a sentence is printed that says why, and the table is empty.
 
     Parameters
     ----------
@@ -28,50 +33,64 @@ def find_topics(
     -------
     topics : DataFrame
         ``topic`` (its most typical word that no larger topic has), ``count``, ``words`` (five of them) and ``example``
-        (the text nearest to the topic's centre); most frequent first. Texts that belong to no topic are not counted.
+        (the text nearest to the topic's centre); most frequent first. Texts that belong to no topic are not counted. Words
+        are English ones: a cluster of texts in another script, or of stop words only, is no topic.
     member : ndarray of int, shape (texts,)
         Row of `topics` that a text belongs to; -1 for none.
-
-    Raises
-    ------
-    DataError
-        When there are too few texts to have neighbours.
     """
-    if len(texts) < settings.neighbors + 2:
-        raise DataError(
-            f"{len(texts)} texts are too few for {settings.neighbors} neighbours",
-            where="topics",
-            todo="lower `topics.neighbors`, or make a larger data set",
-        )
+    rows, member, reason = _cluster(texts, embeddings, settings, seed)
+    if not rows:
+        print(f"No topic in {len(texts)} texts: {reason}.")
+    return make_table(rows, COLUMNS), member
+
+
+def _cluster(
+    texts: list[str], embeddings: np.ndarray, settings: Settings, seed: int
+) -> tuple[list[tuple], np.ndarray, str]:
+    """Return the rows of the topic table, each text's row, and why there are no rows if there are none."""
+    rows, used, member = [], set(), np.full(len(texts), -1)
+    # UMAP's first layout needs more texts than one more than the dimensions that it leaves.
+    if len(texts) < max(settings.neighbors, DIMENSIONS) + 2:
+        reason = f"they are too few for {settings.neighbors} neighbours; lower `topics.neighbors`, or make a larger data set"
+        return rows, member, reason
     from bertopic import BERTopic
     from hdbscan import HDBSCAN
     from sklearn.feature_extraction.text import CountVectorizer
     from umap import UMAP
 
+    vectorizer = CountVectorizer(stop_words="english")
+    find_words = vectorizer.build_analyzer()
+    found = {word for text in texts for word in find_words(NO_WORD.sub("", text))}
+    if sum(not word.isdigit() for word in found) < 2:
+        reason = "stop words aside, they hold fewer than two English words, by which topics are named"
+        return rows, member, reason
     model = BERTopic(
         umap_model=UMAP(
             n_neighbors=settings.neighbors,
-            n_components=5,
+            n_components=DIMENSIONS,
             min_dist=0.0,
             metric="cosine",
             random_state=seed,
             n_jobs=1,
         ),
         hdbscan_model=HDBSCAN(min_cluster_size=settings.min_topic_size, core_dist_n_jobs=1),
-        vectorizer_model=CountVectorizer(stop_words="english"),
+        vectorizer_model=vectorizer,
         calculate_probabilities=False,
     )
     found, _ = model.fit_transform(texts, embeddings)
     found = np.asarray(found)
     numbers, counts = np.unique(found[found >= 0], return_counts=True)
-    rows, used, member = [], set(), np.full(len(texts), -1)
-    for place, k in enumerate(np.argsort(-counts, kind="stable")):
+    for k in np.argsort(-counts, kind="stable"):
         inside = np.flatnonzero(found == numbers[k])
         words = [word for word, _ in model.get_topic(int(numbers[k])) if word]
-        name = next((word for word in words if word not in used), " ".join(words[:2]))
+        if not words:
+            continue
+        names = [*words, " ".join(words[:2]), f"{words[0]} ({len(rows) + 1})"]
+        name = next(name for name in names if name not in used)
         used.add(name)
         centre = embeddings[inside].mean(axis=0)
         example = texts[inside[int(np.argmax(embeddings[inside] @ centre))]]
+        member[inside] = len(rows)
         rows.append((name, int(counts[k]), ", ".join(words[:5]), example))
-        member[inside] = place
-    return pd.DataFrame(rows, columns=COLUMNS), member
+    reason = f"no {settings.min_topic_size} of them with words are alike; lower `topics.min_topic_size`, or make a larger data set"
+    return rows, member, reason

@@ -15,7 +15,7 @@ from drot_utils.params import Generation
 from drot_utils.parsing import Parsed, parse_teacher
 from drot_utils.paths import require, sha256
 from drot_utils.prompts import encode_question, parse_student, student_source, teacher_prompt
-from drot_utils.schema import empty_columns
+from drot_utils.schema import CANDIDATES, empty_columns
 from drot_utils.settings import ModelRef
 from drot_utils.shards import fingerprint, map_shards, source_hash
 from drot_utils.study import Study
@@ -148,4 +148,4 @@ def to_rows(
                 "raw": text.text,
                 "tokens": text.tokens,
             })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=CANDIDATES.names[:9])

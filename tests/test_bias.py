@@ -1,7 +1,11 @@
-import numpy as np
-import pytest
+import json
 
-from drot_utils import bias
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import run_cells
+
+from drot_utils import bias, schema, writing
 
 COUNTRIES = ["Korea", "United Kingdom", "United States"]
 
@@ -53,6 +57,40 @@ def test_distance_is_the_definition():
     table, _ = bias.compare_groups(vectors, np.array(["a", "a", "b", "b"]), 10, 0)
     cross, within = np.mean([3, 4, 2, 3]), np.mean([0, 1, 1, 0])
     assert table["distance"].tolist() == pytest.approx([2 * cross - 2 * within] * 2)
+
+
+@pytest.mark.parametrize(("groups", "said"), [(["Korea"] * 6, "Texts of Korea only"), ([], "No texts")])
+def test_one_group_has_nothing_to_be_compared_with(groups, said, capsys):
+    table, pairs = bias.compare_groups(np.ones((len(groups), 5)), np.array(groups, dtype=object), 99, 0)
+    assert list(table) == list(bias.COLUMNS) and table["texts"].tolist() == [6] * len(table)
+    assert table[["distance", "expected", "p_value", "p_holm"]].isna().all(axis=None)
+    assert pairs.shape == (len(table), len(table)) and f"{said}: there is nothing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("parsing", [0, 1, 2])
+def test_notebook_10_where_hardly_anything_parses(study, parsing, monkeypatch):
+    def write(study, name, actions, stage, n, method):
+        prompts = pd.concat([writing.list_prompts(actions)] * n, ignore_index=True)
+        known = prompts["action_id"].isin(study.params.bias.countries[:parsing])
+        rows = prompts.assign(
+            candidate=prompts.groupby(schema.PROMPT).cumcount(), source=name, raw="x", tokens=1
+        )
+        return schema.empty_columns(rows.assign(context=np.where(known, "in " + rows["action_id"], None)))
+
+    monkeypatch.setattr(writing, "write_contexts", write)
+    names = run_cells("10_cultural_bias", "params/smoke.yaml")
+    table = pd.read_csv(study.run.figures / "bias.csv")
+    assert table.columns.tolist() == ["country", *list(bias.COLUMNS)[1:]] and len(table) == parsing
+    assert table["p_value"].count() == (parsing if parsing > 1 else 0) and names["matrix"].shape == (
+        parsing,
+        parsing,
+    )
+    assert all((study.run.figures / f"{name}.png").exists() for name in ("bias", "bias_pairs"))
+    record = json.loads(study.run.manifest.read_text(), parse_constant=pytest.fail)["stages"][
+        "10_cultural_bias"
+    ]
+    assert record["rows"]["kept"] == 4 * parsing and len(record["distances"]) == parsing
+    assert f"0 of {parsing if parsing > 1 else 0} countries differ" in record["summary"]
 
 
 def test_identical_texts_have_no_distance():

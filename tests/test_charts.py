@@ -2,7 +2,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from drot_utils import charts
+from drot_utils import charts, figures
+from drot_utils.paths import Run
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +41,19 @@ def test_intervals_are_drawn_where_they_are():
 def test_an_interval_may_end_at_its_value_but_for_rounding():
     table = pd.DataFrame({"text": ["x"], "percent": [0.0], "low": [1e-17], "high": [5.0]})
     assert charts.draw_bars(table, "text", "percent", "t", "low", "high").axes
+
+
+def test_nothing_to_draw_is_said_in_the_figure():
+    columns = pd.DataFrame(columns=["name", "found", "low", "high"])
+    drawn = [
+        charts.draw_confusion(pd.DataFrame(), "t"),
+        charts.draw_stacked(columns.set_index("name"), "rows", "t"),
+        charts.draw_bars(columns, "name", "found", "t", "low", "high"),
+        charts.draw_against(columns, "name", "found", "low", "t"),
+        charts.draw_matrix(pd.DataFrame(), "t"),
+    ]
+    for k, figure in enumerate(drawn):
+        assert [text.get_text() for text in figure.axes[0].texts] == ["There is nothing to draw."]
+        figures.save_figure(figure, Run("smoke"), f"empty{k}")
+    alone = charts.draw_matrix(pd.DataFrame([[0.0]], ["x"], ["x"]), "t")
+    assert not alone.axes[0].texts

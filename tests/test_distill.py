@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from drot_utils import distill
+from drot_utils import cards, distill, schema, statistics
 from drot_utils.errors import DataError
 from drot_utils.nli import filter_unique
 
@@ -96,3 +96,16 @@ def test_nothing_kept_is_an_error(study, candidates):
         distill.fine_tune(
             study, candidates.iloc[:0], "distill_base", start=None, learning_rate=1e-3, epochs=1
         )
+
+
+def test_a_round_in_which_nothing_is_kept_is_counted_and_can_be_kept(candidates, study):
+    rows, _ = distill.flag_repeats(candidates, LettersNli(), 0.5)
+    rows = distill.flag_valid(rows, FixedCritic(), 2.0)
+    kept, dropped = rows[rows["kept"]], distill.count_dropped(rows)
+    assert kept.empty and sum(dropped.values()) == len(rows)
+    path = schema.write_candidates(kept, study.run.data("d1"))
+    union = pd.concat([schema.read_table(path), rows], ignore_index=True)
+    union = distill.flag_valid(distill.flag_repeats(union, LettersNli(), 0.5)[0], FixedCritic(), 2.0)
+    assert union["kept"].sum() == 0 and len(union) == len(rows)
+    assert statistics.table1(union[union["kept"]])["entries"].sum() == 0
+    assert "written by\nnobody;" in cards.data_card(kept, [], study.params, 0.5)

@@ -134,3 +134,17 @@ def test_as_many_resamples_are_drawn_as_asked(monkeypatch):
     valid, scores = np.arange(900) % 3 == 0, np.arange(900) / 900
     evaluation.bootstrap_metrics(valid, scores, 0.5, 2000, 0)
     assert sum(drawn) == 2000 and max(drawn) * 900 <= 1_000_000
+
+
+def test_a_model_without_a_context_is_not_valid_and_has_no_average(candidates):
+    rows = candidates.assign(context=pd.Series([None] * 6, dtype="str"))
+    scores = np.full(6, np.nan)
+    table = evaluation.score_greedy(rows, scores, 0.5)
+    table = table.join(evaluation.score_sampled(rows, scores, 0.5, lambda *pairs: pytest.fail("asked"), 0.5))
+    assert (table[["vld", "n_vld", "n_unq_vld"]] == 0).all(axis=None) and table["avg"].isna().all()
+    summary = evaluation.summarize({"base": table}, 20, 0).iloc[0]
+    assert summary["auto_vld"] == 0 and pd.isna(summary["auto_avg"]) and pd.isna(summary["auto_avg_low"])
+    differences = evaluation.paired_differences({"a": table, "b": table}, [("a", "b")], 20, 0)
+    assert differences.set_index("metric")["difference"].isna().to_dict()["avg"]
+    none = evaluation.paired_differences({}, [], 20, 0)
+    assert none.empty and none.dtypes.equals(differences.dtypes)

@@ -68,3 +68,22 @@ def test_every_kind_draws_on_small_and_odd_input():
     ]
     for k, figure in enumerate(drawn):
         figures.save_figure(figure, Run("smoke"), f"f{k}")
+
+
+def test_nothing_to_draw_is_said_in_every_kind_of_figure():
+    none, no_flags = np.array([]), np.array([], dtype=bool)
+    topics = pd.DataFrame({"topic": ["pet"], "count": [3]}).iloc[:0]
+    drawn = [
+        figures.draw_precision_recall({"dev": (no_flags, none)}, 0.5, "dev"),
+        figures.draw_precision_recall({"dev": (np.array([False]), np.array([0.9]))}, 0.5, "dev"),
+        figures.draw_calibration(no_flags, none),
+        figures.draw_losses({"distill_base": []}),
+        figures.draw_flow({}, "t"),
+        figures.draw_scores({"all": np.array([np.nan]), "kept": none}, 0.5, "t"),
+        figures.draw_lengths({"x": pd.Series([None], dtype="str")}, "t"),
+        figures.draw_topics({"contexts": topics, "rationales": topics}, 5),
+    ]
+    for k, figure in enumerate(drawn):
+        texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+        assert set(texts) == {"There is nothing to draw."}
+        figures.save_figure(figure, Run("smoke"), f"empty{k}")

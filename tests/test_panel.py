@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_corpora import write
 
-from drot_utils import distill, opinions, panel
+from drot_utils import dissent, distill, evaluation, opinions, panel
 from drot_utils.errors import DataError, MissingInputError
 from drot_utils.params import Judges
 from drot_utils.schema import read_table
@@ -186,3 +186,18 @@ def test_opinions_are_whom_the_parameters_name(judged, rows, monkeypatch):
     evaluation = judged.params.evaluation.model_copy(update={"critic": "same"})
     judged.params = judged.params.model_copy(update={"evaluation": evaluation})
     assert list(opinions.load_opinions(judged)) == ["auto_"]
+
+
+def test_a_panel_that_answers_nothing_and_a_panel_that_is_asked_nothing(study, tmp_path, rows):
+    study = with_judges(study, tmp_path, rows, {name: np.full(40, np.nan) for name in ("a", "b")})
+    board = panel.Panel(study)
+    answers = board.ask(rows)
+    assert np.isnan(board.fit(answers, rows.index)).all() and "0 of 2 judges" in board.reliability.note
+    scores = panel.spread(answers, rows.index)
+    standing = dissent.describe_judges(scores, np.full(41, np.nan), board.reliability)
+    assert standing["scored"].tolist() == [0, 0] and not standing["far"].any()
+    against = evaluation.compare_with_gold(scores, np.arange(41) > 20, 20, 0)
+    assert against["unscored"].tolist() == [41, 41] and against["accuracy"].isna().all()
+    board.save({"thresholds": {}})
+    assert np.isnan(panel.load_panel(study).score(rows)).all()
+    assert board.score(rows.iloc[:0]).shape == (0,)

@@ -114,3 +114,12 @@ def test_nothing_to_score(study, judges):
         pd.DataFrame(columns=["action", "moral_variance", "context"])
     ).shape == (0,)
     assert scoring.ShardedNli(study).filter([], 0.5).kept == []
+
+
+def test_no_rows_have_no_results_of_the_right_shape(study, judges, tmp_path):
+    assert scoring.embed(study, [], study.params.topics.embedder).shape == (0, 32)
+    assert scoring.score_toxicity(study, []).shape == (0,)
+    assert judges[1].probabilities([], []).shape == (0, 3) and judges[1]([], []).shape == (0,)
+    none = pd.DataFrame(columns=["text"])
+    found = scoring.map_rows(study, none, lambda: lambda part, seed: part.assign(n=1), "work", "rows")
+    assert found.empty and list(found) == ["text", "n"]

@@ -1,8 +1,12 @@
-import numpy as np
-import pytest
+import re
 
-from drot_utils import topics
-from drot_utils.errors import DataError
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import run_cells, write_params
+
+from drot_utils import schema, topics
+from drot_utils.paths import Run
 
 SUBJECTS = {
     "dog": "the dog barks at the cat",
@@ -34,6 +38,56 @@ def test_topics_are_found_named_counted_and_the_same_again(texts, vectors, smoke
     assert found.equals(again) and (member == same).all()
 
 
-def test_too_few_texts(smoke):
-    with pytest.raises(DataError, match=r"too few for 5 neighbours\n.*topics\.neighbors"):
-        topics.find_topics(["a"] * 4, np.zeros((4, 3)), smoke.topics, 0)
+NOTHING = {
+    "too few": (
+        ["a dog barks"] * 4,
+        r"4 texts: they are too few for 5 neighbours; lower `topics\.neighbors`",
+    ),
+    "none": ([], "0 texts: they are too few"),
+    "none large": ([f"a dog barks at {i} cats" for i in range(24)], "no 20 of them with words are alike"),
+    "stop words": (["the and of it is to be"] * 24, "fewer than two English words"),
+    "one word": (["the dog", "and of", "it is"] * 8, "fewer than two English words"),
+    "Chinese": (["在篝火旁边生火", "考试作弊 2", "下雨 10"] * 8, "fewer than two English words"),
+    "Arabic": (["إشعال النار في المخيم", "الغش في الامتحان"] * 12, "fewer than two English words"),
+    "emoji": (["🔥🔥", "😀 😀", ""] * 8, "fewer than two English words"),
+}
+
+
+def is_empty_topic_table(table):
+    kinds = {name: "int64" if name == "count" else "str" for name in ("topic", "count", "words", "example")}
+    return table.empty and table.dtypes.astype(str).to_dict() == kinds
+
+
+@pytest.mark.parametrize("what", NOTHING)
+def test_no_topic_is_an_empty_table_and_a_sentence(smoke, capsys, what):
+    texts, sentence = NOTHING[what]
+    settings = smoke.topics.model_copy(update={"min_topic_size": 20})
+    vectors = np.random.default_rng(0).normal(size=(len(texts), 24)).astype(np.float32)
+    found, member = topics.find_topics(texts, vectors, settings, 0)
+    assert is_empty_topic_table(found) and member.tolist() == [-1] * len(texts)
+    assert re.search(f"No topic in {sentence}|No topic in 24 texts: .*{sentence}", capsys.readouterr().out)
+
+
+def test_a_cluster_without_a_word_is_no_topic_and_names_differ(vectors, smoke):
+    texts = [("the dog", "在篝火旁边生火", "a dog and a cat")[i % 3] for i in range(len(vectors))]
+    found, member = topics.find_topics(texts, vectors, smoke.topics, 0)
+    assert len(found) == 2 and found["topic"].is_unique and (found["topic"] != "").all()
+    assert found["count"].tolist() == [(member == 0).sum(), (member == 1).sum()] == [20, 20]
+    assert (member[1::3] == -1).all()
+    texts = [("the dog", "dog dog", "a dog and a cat")[i % 3] for i in range(len(vectors))]
+    found, _ = topics.find_topics(texts, vectors, smoke.topics, 0)
+    assert len(found) == 3 and found["topic"].is_unique
+
+
+@pytest.mark.parametrize("what", ["too few", "none large", "Chinese"])
+def test_notebook_8_without_a_topic(output, tmp_path, what, candidates):
+    texts = NOTHING[what][0]
+    rows = pd.concat([candidates.iloc[:1]] * len(texts), ignore_index=True)
+    rows = rows.assign(candidate=range(len(rows)), context=texts, rationale=texts)
+    run = Run("smoke")
+    schema.write_candidates(rows, run.data("drot"))
+    names = run_cells("08_topics", write_params(tmp_path / "p.yaml", "smoke", topics__min_topic_size=20))
+    assert all(is_empty_topic_table(table) for table in names["found"].values()) and names["lean"].empty
+    for name in ("table7", "table8"):
+        assert pd.read_csv(run.figures / f"{name}.csv").columns.tolist() == list(topics.COLUMNS)
+    assert all((run.figures / f"{name}.png").exists() for name in ("figure3", "topics_by_variance"))

@@ -69,3 +69,7 @@ def test_word_lists_must_exist_and_hold_something(tmp_path):
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(DataError, match="holds no word"):
         toxicity.read_words(str(tmp_path / "empty.txt"))
+
+
+def test_no_texts_have_no_profanity():
+    assert toxicity.has_profanity(pd.Series([], dtype="str"), ["damn"]).sum() == 0
