@@ -12,6 +12,7 @@ import random
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -51,6 +52,12 @@ class Behaviour:
         What it always answers; None: a text that hangs on the whole request.
     quota : int or None
         Requests after which the account is used up.
+    refuses : dict
+        Codes (or whole errors) with which inputs that hold a text are refused with HTTP 400.
+    unknown : tuple of str
+        Settings that it refuses by name.
+    finish : callable or None
+        Given a body and a choice's number: its finish reason, and its text (None: as it would be).
     """
 
     rates: dict[str, float] = field(default_factory=dict)
@@ -64,6 +71,9 @@ class Behaviour:
     per_minute: int | None = None
     text: str | None = None
     quota: int | None = None
+    refuses: dict[str, str | dict] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    finish: Callable[[dict, int], tuple[str, str | None]] | None = None
     retry_after: str = "0.05"
     batch_polls: int = 1
     batch_lines: dict[str, float] = field(
@@ -183,6 +193,16 @@ class FaultServer:
             return 429, json.loads(_error("You exceeded your current quota", "insufficient_quota"))
         if b.model and body["model"] != b.model:
             return 404, json.loads(_error(f"The model `{body['model']}` does not exist", "model_not_found"))
+        for text, error in b.refuses.items():
+            if text in json.dumps(body):
+                error = error if isinstance(error, dict) else {"code": error, "param": None, "type": None}
+                return 400, {"error": {"message": "This was refused", **error}}
+        for name in b.unknown:
+            if name in body:
+                said = f"Unsupported parameter: '{name}' is not supported with this model."
+                said += " Use 'max_completion_tokens' instead." if name == "max_tokens" else ""
+                error = {"param": name, "code": "unsupported_parameter", "type": "invalid_request_error"}
+                return 400, {"error": {"message": said, **error}}
         n = body.get("n", 1)
         if n > 1 and b.n == "refused":
             return 400, json.loads(_error("Only one completion choice is allowed", "invalid_request_error"))
@@ -198,6 +218,13 @@ class FaultServer:
             }
             for k, t in enumerate(texts)
         ]
+        for choice in choices if b.finish else []:
+            choice["finish_reason"], text = b.finish(body, choice["index"])
+            choice |= (
+                {"error": {"code": 502, "message": "gone"}} if choice["finish_reason"] == "error" else {}
+            )
+            if text is not None:
+                choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         reply = {
             "id": "x",
             "object": "x",
