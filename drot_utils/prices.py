@@ -27,7 +27,7 @@ class Price(Section):
     batch: Annotated[float, Field(gt=0, le=1)] | None = None
     as_of: date
     source: str
-    refuses: list[Setting] = []
+    refuses: Annotated[list[Setting], Field(default_factory=list)]
 
 
 @dataclass(frozen=True)

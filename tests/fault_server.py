@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 #: What can go wrong with a request, by name; `rates` of a server gives the share of each.
 FAULTS = (
     "429", "429 retry-after", "500", "503", "hang", "drip", "reset", "truncated", "wrong type", "empty choices", "fewer",
-    "duplicated", "html", "bad unicode",
+    "duplicated", "html", "bad unicode", "broken choice",
 )  # fmt: skip
 HTML = b"<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>"
 
@@ -289,6 +289,11 @@ class FaultServer:
             return False
         if fault == "empty choices":
             return self._send(writer, 200, json.dumps({**reply, "choices": []}).encode())
+        if fault == "broken choice":
+            broken = {"finish_reason": "error", "error": {"code": 502, "message": "gone"}}
+            return self._send(
+                writer, 200, json.dumps({**reply, "choices": [c | broken for c in reply["choices"]]}).encode()
+            )
         # The last two are whole answers, if not what was asked.
         self.answered[json.dumps(body, sort_keys=True)] += 1
         if fault == "fewer":
