@@ -129,7 +129,8 @@ class _Asking:
         self._check_state(state)
         if self.refusal:
             raise self.refusal
-        self.intake.check_thoughts()
+        for work in list(self.works.values())[:1]:
+            self.intake.check_thoughts(work.request)
 
     async def _wait_for(self, parcel: Parcel) -> dict[str, Any]:
         pause = POLL

@@ -136,7 +136,7 @@ class _Asking:
                 if work.doubted and not self.alone:
                     self.alone = True
                     self.intake.note_ignored(sent, "n: refused")
-                self.intake.check_thoughts()
+                self.intake.check_thoughts(sent)
                 return
             nobody = fault.unreachable and attempt and not self.opened  # ever: a wrong address shows at once
             if nobody or not keeps_asking(fault, attempt, self.endpoint.max_retries, waited):

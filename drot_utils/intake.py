@@ -13,7 +13,7 @@ from drot_utils.settings import Endpoint
 from drot_utils.tokens import bound_tokens, count_prompt, estimate_tokens, read_most
 
 LENGTHS = ("max_tokens", "max_completion_tokens")  # what servers call the most tokens of an answer
-FEW = 3  # answers without a word, and none with one, from which a model is seen to think all its tokens away
+FEW = 3  # replies without a word, and none with one, from which a model is seen to think all its tokens away
 
 
 class Intake:
@@ -43,9 +43,9 @@ class Intake:
         self.spent: float | None = 0.0
         self.done = 0  # requests of which nothing is missing any more
         self.note = ""  # what there is to say while nothing seems to happen
-        self.thoughts: int | None = 0  # answers that were thought away; None once one was not
+        self.thoughts: int | None = 0  # replies that were thought away; None once one was not
         known = read_ignored(cache, endpoint.model)
-        self.lengths = [name for name in LENGTHS if f"{name}: refused" not in known] or list(LENGTHS)
+        self.lengths = sorted(LENGTHS, key=lambda name: f"{name}: refused" in known)
 
     def phrase(self, sent: dict[str, Any]) -> dict[str, Any]:
         """Return a request in this server's words; the cache knows it by ours."""
@@ -103,8 +103,8 @@ class Intake:
         entries, ignored = read_reply(work, sent, reply)
         broken = sum(map(is_broken, reply["choices"]))
         self.faults += Counter({"broken choice": broken} if broken else {})
-        for entry in entries.values():
-            self.thoughts = None if self.thoughts is None or not is_thought_away(entry) else self.thoughts + 1
+        away = all(map(is_thought_away, entries.values()))
+        self.thoughts = self.thoughts + 1 if away and self.thoughts is not None else None
         prompt, completion = (
             [getattr(entry, name) for entry in entries.values()]
             for name in ("prompt_tokens", "completion_tokens")
@@ -146,17 +146,27 @@ class Intake:
         self.budget.settle(self.bound(sent), cost)
         work.missing, work.doubted = [], False
 
-    def check_thoughts(self) -> None:
-        """Stop when the model only thinks.
+    def check_thoughts(self, request: dict[str, Any]) -> None:
+        """Stop when the model only thinks, and has never come to an end within as many tokens as `request` allows.
 
         Raises
         ------
         EndpointError
             When the first few answers are empty, and all of them ended because their tokens were used up.
         """
-        if (self.thoughts or 0) >= FEW:
+        if (self.thoughts or 0) < FEW:
+            return
+        ended = self.cache.query(
+            "SELECT 1 FROM answers JOIN requests USING (key) WHERE json_extract(body, '$.model') = ? AND "
+            "json_extract(body, '$.max_tokens') IS ? AND text != '' AND finish IS NOT 'length' LIMIT 1",
+            request["model"],
+            read_most(request),
+        )
+        if ended:
+            self.thoughts = None
+        else:
             raise EndpointError(
-                f"the first {self.thoughts} answers are empty: the model used all of `max_tokens` for thinking",
+                f"the first {self.thoughts} replies are empty: the model used all of `max_tokens` for thinking",
                 where=f"{self.endpoint.base_url}, model {self.endpoint.model}",
                 todo="raise `teacher.max_tokens` (a judge's answers have 64 tokens at most), lower the model's reasoning where "
                 "the server lets you, or ask a model that does not think first",

@@ -196,3 +196,14 @@ def test_settings_that_are_null_are_not_sent(smoke, cache, actions):
         "n",
         "seed",
     }
+
+
+def test_some_that_never_end_do_not_stop_a_study_whose_others_do(smoke, cache, actions):
+    def finish(body, choice):
+        return ("stop", None) if "n" in body and choice == 0 else ("length", "")
+
+    with FaultServer(finish=finish) as server:
+        settings = settings_for(smoke, server, parse_retries=2)
+        asked = teacher.ask_teacher(actions.head(3), settings, USE, cache, 7)
+    assert asked.rows["context"].isna().tolist() == [False, True] * 6 and len(server.asked) == 6 + 2 * 6
+    assert set(asked.unparsed["why"]) == {"max_tokens used up"}
