@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,19 @@ from drot_utils.tokens import read_most
 
 #: Two choices of fewer characters may well be the same by chance ("Yes."); longer ones, at a temperature, hardly.
 CHANCE = 40
+
+#: What servers call an answer that reached its greatest length, one that a filter stopped, and one that something broke off.
+CUT = ("length", "max_tokens", "max_output_tokens")
+FILTERED = ("content_filter", "safety", "recitation", "prohibited_content", "refusal")
+BROKEN = ("error", "abort", "insufficient_system_resource")
+REFUSED = "refused: "  # begins our own: the server refused the input, with the code that follows
+USED_UP = "max_tokens used up"
+#: As far as a text is whole: up to the end of a sentence (no abbreviation, no number of a list), a paragraph, or JSON.
+_WHOLE = re.compile(
+    r".*(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)(?<!\d)[.!?…][\"”’')\]}*_]*(?=\s|$)"
+    r"|\n[ \t]*\n|[}\]]\s*(?=\n|$))",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,8 @@ class Answer:
 class Work:
     """A request with the numbers of the choices that are still missing.
 
-    `alone`: choices are asked for one by one, as the server does not give several. `seen`: long texts so far.
+    `alone`: choices are asked for one by one, as the server does not give several; `doubted`: it has refused several, without
+    a word why. `seen`: long texts so far.
     """
 
     key: str
@@ -37,6 +52,7 @@ class Work:
     missing: list[int]
     alone: bool = False
     seen: set[str] = field(default_factory=set)
+    doubted: bool = False
 
     def outgoing(self) -> dict[str, Any]:
         """Return what is asked next: the request for its first choices, the same with another seed for later ones."""
@@ -53,7 +69,36 @@ def phrase_request(endpoint: Endpoint, text: str, **settings: Any) -> dict[str, 
     """Return the body of a request: the text as the endpoint's kind takes it, and sampling settings."""
     chat = endpoint.kind == "chat"
     asked = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+    settings = {name: value for name, value in settings.items() if value is not None}
     return {"model": endpoint.model, **asked, **settings}
+
+
+def explain_finish(finish: str | None) -> str | None:
+    """Return why an answer did not come to an end of its own, by its finish reason; None when it did, or nobody knows."""
+    name = (finish or "").lower()
+    if name in CUT:
+        return USED_UP
+    if name.startswith(FILTERED):
+        return "content filter"
+    if name in BROKEN:
+        return "broken off"
+    return finish if name.startswith(REFUSED) else None
+
+
+def read_whole(answer: Answer) -> str:
+    """Return what of an answer is whole: all of it; of one that was cut, its whole sentences; of no answer, nothing."""
+    why = explain_finish(answer.finish)
+    if why == USED_UP:
+        whole = _WHOLE.match(answer.text)
+        return whole[0] if whole else ""
+    return "" if why else answer.text
+
+
+def is_thought_away(entry: Entry) -> bool:
+    """Say whether a model spent all its tokens before it began to answer: the text is empty, or thoughts that do not end."""
+    text = entry.text.strip().lower()
+    unended = text.startswith(("<think", "[think]")) and "</think" not in text and "[/think]" not in text
+    return explain_finish(entry.finish) == USED_UP and (not text or unended)
 
 
 def list_missing(
@@ -127,23 +172,29 @@ def read_reply(work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> tuple
     if not isinstance(choices, list) or not choices:
         raise Fault("no choices", json.dumps(reply)[:200])
     asked = sent.get("n", 1)
-    texts = [_read_text(choice) for choice in choices[:asked]]
+    given = len(choices[:asked])
+    broken = [choice for choice in choices[:asked] if is_broken(choice)]
+    choices = [choice for choice in choices[:asked] if not is_broken(choice)]
+    if not choices:
+        raise Fault("broken choice", read_error(json.dumps(broken[0]).encode())[0])
+    texts = [_read_text(choice) for choice in choices]
     prompt, completion = _read_counts(reply)
-    ignored = _notice_ignored(work, sent, texts, completion)
+    whole = [text for text, c in zip(texts, choices, strict=True) if not explain_finish(_read_finish(c))]
+    ignored = _notice_ignored(work, sent, texts, whole, completion)
     shares = _share_out(completion, texts)
+    if given < asked:
+        ignored.append("n: fewer choices than asked")
     if len(texts) > 1 and "n: all choices the same" in ignored:
         # The server drew one seed's text several times. One of them counts, with all that was billed.
         texts, shares = texts[:1], [completion]
-    if len(texts) < asked:
-        work.alone = True
+    work.alone |= len(texts) + len(broken) < asked
     entries = {}
     for position, text in enumerate(texts):
-        finish = choices[position].get("finish_reason")
         prompt_tokens = prompt if position == 0 or prompt is None else 0
         model = reply.get("model")
         entries[work.missing[position]] = Entry(
             text,
-            finish if isinstance(finish, str) else None,
+            _read_finish(choices[position]),
             prompt_tokens,
             shares[position],
             model if isinstance(model, str) else None,
@@ -153,11 +204,23 @@ def read_reply(work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> tuple
     return entries, ignored
 
 
-def _notice_ignored(work: Work, sent: dict[str, Any], texts: list[str], completion: int | None) -> list[str]:
+def is_broken(choice: Any) -> bool:
+    """Say whether a choice of a reply is an error in an answer's place."""
+    if not isinstance(choice, dict):
+        return False
+    return bool(choice.get("error")) or (_read_finish(choice) or "").lower() in BROKEN
+
+
+def _read_finish(choice: dict[str, Any]) -> str | None:
+    finish = choice.get("finish_reason")
+    return finish if isinstance(finish, str) else None
+
+
+def _notice_ignored(
+    work: Work, sent: dict[str, Any], texts: list[str], whole: list[str], completion: int | None
+) -> list[str]:
     ignored = []
     drawn = sent.get("temperature") != 0
-    if len(texts) < sent.get("n", 1):
-        ignored.append("n: fewer choices than asked")
     if drawn and len(texts) > 1 and len(texts[0]) > CHANCE and len(set(texts)) == 1:
         ignored.append("n: all choices the same")
     if drawn and work.seen & set(texts):
@@ -166,7 +229,7 @@ def _notice_ignored(work: Work, sent: dict[str, Any], texts: list[str], completi
     if most and completion is not None and completion > most * len(texts):
         ignored.append("max_tokens")
     if sent.get("response_format", {}).get("type") in ("json_object", "json_schema"):
-        ignored += ["response_format"] * any(not _is_json(text) for text in texts)
+        ignored += ["response_format"] * any(not _is_json(text) for text in whole)
     return ignored
 
 

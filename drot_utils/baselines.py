@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from drot_utils.answers import phrase_request
+from drot_utils.answers import phrase_request, read_whole
 from drot_utils.cache import open_cache
 from drot_utils.corpora import read_recorded
 from drot_utils.endpoint import ask_all
@@ -119,5 +119,8 @@ def _ask_endpoint(study: Study, baseline: Respondent, chosen: pd.DataFrame) -> p
         bodies, baseline.endpoint, study.params.requests, cache, f"{baseline.name} writes"
     )
     usage.add_to(study.record, f"usage of {baseline.name}")
-    written = [[Written(answer.text, answer.completion_tokens) for answer in group] for group in answers]
-    return empty_columns(to_rows(prompts, written, baseline.name, parse_teacher))
+    written = [
+        [Written(read_whole(answer), answer.completion_tokens) for answer in group] for group in answers
+    ]
+    rows = to_rows(prompts, written, baseline.name, parse_teacher)
+    return empty_columns(rows.assign(raw=[answer.text for group in answers for answer in group]))

@@ -13,7 +13,7 @@ from typing import Any
 from drot_utils.answers import Work
 from drot_utils.direct import PATHS, back_off
 from drot_utils.errors import EndpointError
-from drot_utils.faults import Fault, Refusal, read_status
+from drot_utils.faults import Declined, Fault, Refusal, find_content, keeps_asking, read_status
 from drot_utils.intake import Intake
 from drot_utils.parcels import Parcel, cut_work, find_request, forget, list_parcels, note_id, pack
 from drot_utils.transport import FILE_TIMES, Transport
@@ -35,7 +35,7 @@ class _Asking:
         self.endpoint, self.cache = transport.endpoint, intake.cache
         self.path = f"/v1{PATHS[self.endpoint.kind]}"
         self.place = f"{self.endpoint.base_url} {self.path}"
-        self.brought, self.last = 0, "nothing came back"
+        self.brought, self.last, self.alone = 0, "nothing came back", False
         self.refusal: EndpointError | None = None
 
     async def run(self) -> None:
@@ -60,7 +60,7 @@ class _Asking:
     async def _hand_in(self, part: list[Work]) -> Parcel:
         for work in part:
             self.intake.send(work.outgoing())
-        parcel = pack(part, self.path, self.place, self.cache)
+        parcel = pack(part, self.path, self.place, self.cache, self.intake.phrase)
         file = parcel.path(self.cache)
         uploaded = await self._persist(lambda: self.transport.upload(file, f"the file {file.name}"))
         return note_id(parcel, await self._persist(lambda: self._create(parcel, uploaded["id"])), self.cache)
@@ -129,6 +129,8 @@ class _Asking:
         self._check_state(state)
         if self.refusal:
             raise self.refusal
+        for work in list(self.works.values())[:1]:
+            self.intake.check_thoughts(work.request)
 
     async def _wait_for(self, parcel: Parcel) -> dict[str, Any]:
         pause = POLL
@@ -159,21 +161,30 @@ class _Asking:
             if status == 200:
                 self.intake.take(work, work.outgoing(), body)
                 self._settle(work, choices)
+                if work.doubted and not self.alone:
+                    self.alone = True
+                    self.intake.note_ignored(work.request, "n: refused")
             elif status >= 400:
                 raise read_status(
                     status, {}, json.dumps(body).encode(), self.endpoint, f"line {values['custom_id']}"
                 )
             else:
+                if (reason := find_content(json.dumps(error).encode())) is not None:
+                    raise Declined(reason, str(error.get("message")))
                 raise Fault(f"batch: {error.get('code')}", str(error.get("message")), billed=False)
+        except Declined as no:
+            self.intake.decline(work, work.outgoing(), no)
+            self._settle(work, choices)
         except Fault as fault:
             self._fail(work, fault)
         except Refusal as refusal:
             self.intake.fail(work.outgoing(), None)
-            if refusal.status in (400, 422) and len(choices) > 1:
-                self.intake.note_ignored(work.outgoing(), "n: refused")
-                work.alone = True
-                self._settle(work, choices)
+            if self.intake.learn_length(refusal):
                 self.brought += 1  # it is known now how to ask
+            elif refusal.status in (400, 422) and not refusal.setting and len(choices) > 1:
+                work.alone = work.doubted = True
+                self._settle(work, choices)
+                self.brought += 1
             else:
                 self.refusal = self.refusal or refusal
 
@@ -181,7 +192,8 @@ class _Asking:
         # As it was when it was sent; the request of another run of this cache is in the cache.
         work = self.works.get(key)
         request = work.request if work else find_request(key, self.cache)
-        return Work(key, request, list(choices), len(choices) == 1, work.seen if work else set())
+        seen, doubted = (work.seen, work.doubted) if work else (set(), False)
+        return Work(key, request, list(choices), len(choices) == 1, seen, doubted)
 
     def _settle(self, done: Work, choices: list[int]) -> None:
         self.brought += len(choices) - len(done.missing)
@@ -190,6 +202,7 @@ class _Asking:
             came = set(choices) - set(done.missing)
             work.missing = [choice for choice in work.missing if choice not in came]
             work.alone |= done.alone and len(choices) > 1
+            work.doubted |= done.doubted
             self.intake.done += not work.missing
 
     def _fail(self, work: Work, fault: Fault) -> None:
@@ -210,16 +223,19 @@ class _Asking:
             )
 
     async def _persist(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        for attempt in range(self.endpoint.max_retries + 1):
+        attempt, waited = 0, 0.0
+        while True:
             try:
                 return await call()
             except Fault as fault:
                 self.intake.faults[fault.kind] += 1
-                self.last, wait = str(fault), fault.wait or 0.0
-            if attempt < self.endpoint.max_retries:
-                await asyncio.sleep(max(wait, back_off(attempt, random.random())))
+                self.last, pause = str(fault), max(fault.wait or 0.0, back_off(attempt, random.random()))
+                if not keeps_asking(fault, attempt, self.endpoint.max_retries, waited):
+                    break
+            await asyncio.sleep(pause)
+            attempt, waited = attempt + 1, waited + pause
         raise EndpointError(
-            f"the server did not answer in {self.endpoint.max_retries + 1} tries ({self.last})",
+            f"the server did not answer in {attempt + 1} tries ({self.last})",
             where=self.place,
             todo="run the same command again: what was handed in is written down and is not handed in again",
         )

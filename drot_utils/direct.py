@@ -6,7 +6,7 @@ from typing import Any
 
 from drot_utils.answers import Work
 from drot_utils.errors import EndpointError
-from drot_utils.faults import Fault, Refusal, describe_request
+from drot_utils.faults import Declined, Fault, Refusal, describe_request, keeps_asking
 from drot_utils.intake import Intake
 from drot_utils.limits import Limits
 from drot_utils.transport import Transport
@@ -58,7 +58,7 @@ class _Asking:
         self.under_way: set[asyncio.Task] = set()
         self.stopping, self.alone, self.opened = False, False, False
         self.first = asyncio.Lock()
-        self.given_up: list[tuple[Work, Fault]] = []
+        self.given_up: list[tuple[Work, Fault, int]] = []
         self.in_a_row = 0
 
     async def run(self) -> None:
@@ -120,8 +120,8 @@ class _Asking:
         await self._ask(work)
 
     async def _ask(self, work: Work) -> None:
-        fault = None
-        for attempt in range(self.endpoint.max_retries + 1):
+        attempt, waited = 0, 0.0
+        while True:
             if self.stopping:
                 raise asyncio.CancelledError
             work.alone |= self.alone
@@ -131,19 +131,29 @@ class _Asking:
             try:
                 fault = await self._try(work, sent)
             except Refusal as refusal:
-                if refusal.status not in (400, 422) or sent.get("n", 1) == 1:
-                    raise
-                # Some servers refuse `n` instead of passing over it. If this was not it, the next refusal is final.
-                self.alone, fault = True, Fault("refused n", str(refusal.found), billed=False)
-                self.intake.note_ignored(sent, "n: refused")
+                fault = self._learn(refusal, work, sent)
             if fault is None:
+                if work.doubted and not self.alone:
+                    self.alone = True
+                    self.intake.note_ignored(sent, "n: refused")
+                self.intake.check_thoughts(sent)
                 return
-            if fault.unreachable and attempt and not self.opened:
-                break  # nobody was ever there: a wrong address shows at once
-            if attempt < self.endpoint.max_retries:
-                await asyncio.sleep(max(fault.wait or 0.0, back_off(attempt, random.random())))
-        self.given_up.append((work, fault))
-        raise _GaveUp
+            nobody = fault.unreachable and attempt and not self.opened  # ever: a wrong address shows at once
+            if nobody or not keeps_asking(fault, attempt, self.endpoint.max_retries, waited):
+                self.given_up.append((work, fault, attempt + 1))
+                raise _GaveUp
+            pause = max(fault.wait or 0.0, back_off(attempt, random.random()))
+            await asyncio.sleep(pause)
+            attempt, waited = attempt + 1, waited + pause
+
+    def _learn(self, refusal: Refusal, work: Work, sent: dict[str, Any]) -> Fault:
+        if self.intake.learn_length(refusal):
+            return Fault(f"refused {refusal.setting}", str(refusal.found), billed=False)
+        if refusal.status not in (400, 422) or refusal.setting or sent.get("n", 1) == 1:
+            raise refusal
+        # Some servers refuse `n` instead of passing over it. If this was not it, the next refusal is final.
+        work.alone = work.doubted = True
+        return Fault("refused n", str(refusal.found), billed=False)
 
     async def _try(self, work: Work, sent: dict[str, Any]) -> Fault | None:
         reserved, used, headers, answered = self.intake.weigh(sent), None, {}, False
@@ -152,10 +162,13 @@ class _Asking:
             self.intake.send(sent)
             self.under_way.add(task)
             reply, headers = await self.transport.post(
-                PATHS[self.endpoint.kind], sent, describe_request(sent)
+                PATHS[self.endpoint.kind], self.intake.phrase(sent), describe_request(sent)
             )
             used = self.intake.take(work, sent, reply)
             answered, self.intake.note = True, ""
+            return None
+        except Declined as no:
+            self.intake.decline(work, sent, no)
             return None
         except Fault as fault:
             self.intake.fail(sent, fault)
@@ -182,13 +195,13 @@ class _Asking:
         return fault.unreachable or fault.kind in ("no JSON", "no choices")
 
     def _say_given_up(self) -> EndpointError:
-        work, fault = self.given_up[0]
+        work, fault, tries = self.given_up[0]
         where = f"{self.endpoint.base_url}, model {self.endpoint.model}"
         if fault.unreachable and not self.opened:
             return EndpointError(
                 f"nobody answers at this address ({fault})",
                 where=where,
-                todo="check `base_url`, that the server runs, and the network",
+                todo="check `base_url`, that the server runs, and the network, or the proxy if one is named",
             )
         if not self.opened and self._is_no_api(fault):
             return EndpointError(
@@ -197,7 +210,7 @@ class _Asking:
                 todo="check `base_url` (most end in /v1) and `kind`",
             )
         return EndpointError(
-            f"{len(self.given_up)} of {self.count} requests got no answer in {self.endpoint.max_retries + 1} tries; the first is "
+            f"{len(self.given_up)} of {self.count} requests got no answer in {tries} tries; the first is "
             f"{describe_request(work.request)}, at last {fault}",
             where=where,
             todo="run the same command again, later or with a larger `max_retries`: what was answered is in the cache",

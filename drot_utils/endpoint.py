@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from drot_utils.answers import Answer, Work, list_missing
+from drot_utils.answers import Answer, Work, explain_finish, list_missing
 from drot_utils.batches import ask_batches
 from drot_utils.cache import Cache, request_key
 from drot_utils.direct import ask_directly
@@ -122,6 +122,7 @@ def _collect(
     ]
     prompt, completion = (None if None in count else sum(count) for count in counts)
     models = Counter(e.answered_by for group in entries for e in group if e.answered_by)
+    reasons = (explain_finish(e.finish) for group in entries for e in group)
     usage = Usage(
         requests=len(keys),
         choices=sum(map(len, entries)),
@@ -135,6 +136,7 @@ def _collect(
         spent_usd=intake.spent if intake else 0.0,
         unmetered=intake.unmetered if intake else 0,
         ignored=read_ignored(cache, endpoint.model),
+        unfinished=dict(sorted(Counter(filter(None, reasons)).items())),
         answered_by=dict(sorted(models.items())),
     )
     return [

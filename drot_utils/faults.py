@@ -1,16 +1,39 @@
 """What goes wrong between us and a server: what passes when one asks again, and what one has to be told."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from drot_utils.errors import EndpointError
-from drot_utils.limits import LONGEST_WAIT, read_retry_after
+from drot_utils.limits import LONGEST_WAIT, read_delay, read_retry_after
 from drot_utils.settings import Endpoint
 
 #: Statuses that pass by themselves; every other one from 400 on stops the run.
 TRANSIENT = (408, 409, 429)
 QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+#: Seconds for which a server that is overloaded is asked again at least, however few tries `max_retries` allows (0: none).
+PATIENCE = 120.0
+
+#: Codes of a no to what one request says, not to how it is asked; and what those write who pass no code on.
+CONTENT = (
+    "content_filter", "content_policy_violation", "invalid_prompt", "responsibleaipolicyviolation", "data_inspection_failed",
+    "flagged_input",
+)  # fmt: skip
+_CONTENT = re.compile(
+    r"content (?:management )?policy|ContentPolicyViolation|flagged as potentially violating|our safety system",
+    re.IGNORECASE,
+)
+#: Settings that a server may not know, and how it says so.
+_SETTINGS = (
+    "max_completion_tokens", "max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed",
+    "response_format",
+)  # fmt: skip
+_UNSUPPORTED = re.compile(
+    r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra[_ ](?:forbidden|inputs|fields)|not permitted",
+    re.IGNORECASE,
+)
+_KEYS = _SETTINGS[1:6]  # those that are keys of the section `teacher`
 
 _TODO = {
     400: "mend the setting that the server names; what it does not know must not be asked of it",
@@ -22,11 +45,19 @@ _TODO = {
 
 
 class Refusal(EndpointError):
-    """A server's final no; `status` is its HTTP status."""
+    """A server's final no; `status` is its HTTP status, `setting` the one it does not take, if it names one."""
 
-    def __init__(self, found: str, *, status: int, where: str, todo: str) -> None:
+    def __init__(self, found: str, *, status: int, where: str, todo: str, setting: str | None = None) -> None:
         super().__init__(found, where=where, todo=todo)
-        self.status = status
+        self.status, self.setting = status, setting
+
+
+class Declined(Exception):
+    """A server's no to what one request says: that one has no answer, the others may have; `reason` is the server's code."""
+
+    def __init__(self, reason: str, said: str) -> None:
+        super().__init__(reason, said)
+        self.reason = reason
 
 
 class Fault(Exception):
@@ -81,13 +112,18 @@ def read_status(
 
     Raises
     ------
+    Declined
+        When this request is refused for its content.
     Refusal, EndpointError
         When asking again is no use: what was asked, what came back and what to do.
     """
     said, codes = read_error(body)
+    if status in (400, 403, 422) and (reason := find_content(body, words=status != 403)):
+        raise Declined(reason, said)
     quota = any(code in QUOTA for code in codes)
     if (status in TRANSIENT or status >= 500) and not quota:
         wait = read_retry_after(headers)
+        wait = read_delay(body) if wait is None else wait
         if wait is not None and wait > LONGEST_WAIT:
             raise EndpointError(
                 f"the server asks not to come back for {wait / 3600:.1f} hours ({said})",
@@ -99,22 +135,70 @@ def read_status(
     todo = _TODO[402] if quota else _TODO.get(status, _TODO[400])
     if status == 401 and endpoint.api_key_env is None:
         todo = "the server wants a key: name the environment variable that holds it as `api_key_env`"
+    setting = find_setting(body) if status in (400, 422) else None
+    if setting:
+        key = setting.replace("completion_", "")
+        todo = f"write `names: {{{key}: null}}` into this endpoint's parameters, so that `{key}` is not sent"
+        todo += f" (for the teacher, set `teacher.{key}` to null)" if key in _KEYS else ""
     raise Refusal(
         f"the server refused with HTTP {status} ({said}) {asked}",
         status=status,
         where=f"{endpoint.base_url}, model {endpoint.model}",
-        todo=todo.format(key=endpoint.api_key_env)
+        todo=todo.replace("{key}", str(endpoint.api_key_env))
         + "; what was answered so far is in the cache and is not asked again",
+        setting=setting,
     )
+
+
+def keeps_asking(fault: Fault, attempt: int, retries: int, waited: float) -> bool:
+    """Say whether a fault is worth another try after `attempt` repetitions and `waited` seconds of pauses."""
+    return attempt < retries or (fault.overload and retries > 0 and waited < PATIENCE)
+
+
+def find_content(body: bytes, *, words: bool = True) -> str | None:
+    """Return the code with which an error refuses an input for its content, None for any other error.
+
+    Parameters
+    ----------
+    words : bool
+        Whether an error's words count, too, where it has no such code.
+    """
+    error = _open_error(body)
+    if not isinstance(error, dict):
+        return None
+    found = [error.get("code"), error.get("type")]
+    for name in ("innererror", "inner_error"):  # Azure's
+        found += [error[name].get("code")] if isinstance(error.get(name), dict) else []
+    found += ["flagged_input" in (error.get("metadata") or {}) and "flagged_input"]  # OpenRouter's
+    codes = [str(code) for code in found if str(code).lower() in CONTENT]
+    if not codes and words and _CONTENT.search(str(error.get("message"))):
+        codes = ["content policy"]
+    return codes[0] if codes else None
+
+
+def find_setting(body: bytes) -> str | None:
+    """Return the setting that a server does not take at all, or not with this value; None when it names none."""
+    error = _open_error(body)
+    if not isinstance(error, dict) or not _UNSUPPORTED.search(json.dumps(error)):
+        return None
+    texts = [str(error.get("param")), str(error.get("message") or error.get("detail") or error)]
+    found = [re.search(rf"\b(?:{'|'.join(_SETTINGS)})\b", text) for text in texts]
+    return next((match[0] for match in found if match), None)
+
+
+def _open_error(body: bytes) -> Any:
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(values, list) and values:  # Google's
+        values = values[0]
+    return values.get("error", values) if isinstance(values, dict) else None
 
 
 def read_error(body: bytes) -> tuple[str, list[str]]:
     """Return what an error response says in a few words, and its codes."""
-    try:
-        values = json.loads(body)
-    except (ValueError, RecursionError):
-        values = None
-    error = values.get("error", values) if isinstance(values, dict) else None
+    error = _open_error(body)
     if isinstance(error, dict):
         codes = [str(error[name]) for name in ("code", "type") if error.get(name)]
         message = error.get("message") or error.get("detail") or json.dumps(error)

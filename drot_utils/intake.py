@@ -3,14 +3,17 @@
 from collections import Counter
 from typing import Any
 
-from drot_utils.answers import Work, read_reply
-from drot_utils.cache import Cache
-from drot_utils.errors import BudgetError
-from drot_utils.faults import Fault, describe_request
-from drot_utils.ledger import IGNORED, METERED, UNMETERED, Line, enter
+from drot_utils.answers import REFUSED, Work, is_broken, is_thought_away, read_reply
+from drot_utils.cache import Cache, Entry
+from drot_utils.errors import BudgetError, EndpointError
+from drot_utils.faults import Declined, Fault, Refusal, describe_request
+from drot_utils.ledger import IGNORED, METERED, UNMETERED, Line, enter, read_ignored
 from drot_utils.prices import Budget, Prices
 from drot_utils.settings import Endpoint
 from drot_utils.tokens import bound_tokens, count_prompt, estimate_tokens, read_most
+
+LENGTHS = ("max_tokens", "max_completion_tokens")  # what servers call the most tokens of an answer
+FEW = 3  # replies without a word, and none with one, from which a model is seen to think all its tokens away
 
 
 class Intake:
@@ -40,6 +43,24 @@ class Intake:
         self.spent: float | None = 0.0
         self.done = 0  # requests of which nothing is missing any more
         self.note = ""  # what there is to say while nothing seems to happen
+        self.thoughts: int | None = 0  # replies that were thought away; None once one was not
+        known = read_ignored(cache, endpoint.model)
+        self.lengths = sorted(LENGTHS, key=lambda name: f"{name}: refused" in known)
+
+    def phrase(self, sent: dict[str, Any]) -> dict[str, Any]:
+        """Return a request in this server's words; the cache knows it by ours."""
+        names = {"max_tokens": self.lengths[0], **self.endpoint.names}
+        return {names.get(name, name): v for name, v in sent.items() if names.get(name, name) is not None}
+
+    def learn_length(self, refusal: Refusal) -> bool:
+        """Take from a refusal how this server calls an answer's length; False when it is about something else."""
+        name = refusal.setting
+        if name not in LENGTHS or "max_tokens" in self.endpoint.names or self.lengths == [name]:
+            return False
+        if name in self.lengths:  # else another request has learnt it meanwhile
+            self.lengths.remove(name)
+            enter(self.cache, Line(self.endpoint.model, self.endpoint.transport, f"{IGNORED}{name}: refused"))
+        return True
 
     def bound(self, sent: dict[str, Any]) -> float | None:
         """Return the most that a request can cost; only looked at when there is a budget.
@@ -80,6 +101,10 @@ class Intake:
             A reply that holds no choices: nothing is kept, and it counts as a fault when given to `fail`.
         """
         entries, ignored = read_reply(work, sent, reply)
+        broken = sum(map(is_broken, reply["choices"]))
+        self.faults += Counter({"broken choice": broken} if broken else {})
+        away = all(map(is_thought_away, entries.values()))
+        self.thoughts = self.thoughts + 1 if away and self.thoughts is not None else None
         prompt, completion = (
             [getattr(entry, name) for entry in entries.values()]
             for name in ("prompt_tokens", "completion_tokens")
@@ -105,6 +130,47 @@ class Intake:
             self.budget.settle(self.bound(sent), None)
         else:
             self.budget.settle(self.bound(sent), 0.0)
+
+    def decline(self, work: Work, sent: dict[str, Any], no: Declined) -> None:
+        """Keep a server's no to what a request says as the answer to all its choices.
+
+        Who read the prompt may bill it (Azure does): its upper bound counts against the budget.
+        """
+        prompt = bound_tokens(sent)[0]
+        entry = Entry("", REFUSED + no.reason, 0, 0)
+        with self.cache.transaction():
+            self.cache.put([(work.request, dict.fromkeys(work.missing, entry))], replace=self.replace)
+            self._enter(sent, UNMETERED, (prompt, 0))
+        self.unmetered += 1
+        cost = self.prices.cost(sent["model"], self.endpoint.transport, prompt, 0)
+        self.budget.settle(self.bound(sent), cost)
+        work.missing, work.doubted = [], False
+
+    def check_thoughts(self, request: dict[str, Any]) -> None:
+        """Stop when the model only thinks, and has never come to an end within as many tokens as `request` allows.
+
+        Raises
+        ------
+        EndpointError
+            When the first few answers are empty, and all of them ended because their tokens were used up.
+        """
+        if (self.thoughts or 0) < FEW:
+            return
+        ended = self.cache.query(
+            "SELECT 1 FROM answers JOIN requests USING (key) WHERE json_extract(body, '$.model') = ? AND "
+            "json_extract(body, '$.max_tokens') IS ? AND text != '' AND finish IS NOT 'length' LIMIT 1",
+            request["model"],
+            read_most(request),
+        )
+        if ended:
+            self.thoughts = None
+        else:
+            raise EndpointError(
+                f"the first {self.thoughts} replies are empty: the model used all of `max_tokens` for thinking",
+                where=f"{self.endpoint.base_url}, model {self.endpoint.model}",
+                todo="raise `teacher.max_tokens` (a judge's answers have 64 tokens at most), lower the model's reasoning where "
+                "the server lets you, or ask a model that does not think first",
+            )
 
     def note_ignored(self, sent: dict[str, Any], setting: str) -> None:
         """Enter that a setting was passed over."""

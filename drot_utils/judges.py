@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drot_utils import models
-from drot_utils.answers import Answer, phrase_request
+from drot_utils.answers import USED_UP, Answer, explain_finish, phrase_request
 from drot_utils.cache import open_cache
 from drot_utils.corpora import action_keys, join_action, read_actions, read_tsv, refuse, with_variance
 from drot_utils.endpoint import ask_all
@@ -162,13 +162,15 @@ def _ask_endpoint(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.Da
     answers, usage = ask_all(bodies, judge.endpoint, study.params.requests, cache, f"{judge.name} judges")
     usage.add_to(study.record, f"usage of {judge.name}")
     scores = [_read_score(answer) for (answer,) in answers]
-    return pd.DataFrame({"score": scores, "raw": [answer.text for (answer,) in answers]})
+    return pd.DataFrame({"score": scores, "raw": [answer.text or None for (answer,) in answers]})
 
 
 def _read_score(answer: Answer) -> float | None:
     # Of an answer that was cut off within a number, the number is not known.
-    cut = answer.finish == "length" and answer.text.rstrip()[-1:] in "0123456789."
-    return None if cut else parse_score(answer.text)
+    why = explain_finish(answer.finish)
+    if why == USED_UP and answer.text.rstrip()[-1:] not in "0123456789.":
+        why = None
+    return None if why else parse_score(answer.text)
 
 
 def _ask_local(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """How fast a server may be asked: what the parameters say, what its headers say, and what it turns out to bear."""
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,11 @@ CUT_EVERY = 1.0  # seconds between two cuts of the window: the requests under wa
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+#: A duration in an error's words: "retry in 24s", "try again in 1m2.5s", "retry after 24 seconds".
+_AMOUNT = r"\d+(?:\.\d+)?\s?(?:ms|milliseconds?|[smhd]|sec(?:ond)?s?|min(?:ute)?s?|hours?|days?)(?![a-z])"
+_SAID = re.compile(rf"(?:try again|retry|wait)\D{{0,30}}?((?:{_AMOUNT}\s?)+)", re.IGNORECASE)
+_WORDS = re.compile(r"\s|(?<=m)illi(?=s)|(?<=[smhd])(?:ec(?:ond)?s?|in(?:ute)?s?|ours?|ays?)", re.IGNORECASE)
+_DELAYS = ("retrydelay", "retryafter", "retryafterseconds")
 
 
 class Bucket:
@@ -172,6 +178,26 @@ def read_retry_after(headers: Mapping[str, str], now: datetime | None = None) ->
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, (when - (now or datetime.now(UTC))).total_seconds())
+
+
+def read_delay(body: bytes) -> float | None:
+    """Return the seconds after which an error's body says to come back: a value such as Google's ``retryDelay``, or in words."""
+    try:
+        open_values = [json.loads(body)]
+    except (ValueError, RecursionError):
+        open_values = []
+    while open_values:
+        value = open_values.pop()
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                if name.lower().replace("_", "") in _DELAYS:
+                    inner = inner.get("seconds") if isinstance(inner, dict) else inner
+                    if (seconds := read_duration(str(inner))) is not None:
+                        return seconds
+        if isinstance(value, dict | list):
+            open_values += value.values() if isinstance(value, dict) else value
+    said = _SAID.search(body.decode("utf-8", "replace"))
+    return read_duration(_WORDS.sub("", said[1]).lower()) if said else None
 
 
 def read_duration(text: str | None) -> float | None:

@@ -33,17 +33,17 @@ class Corpus(Section):
 class Teacher(Section):
     """The teacher and its sampling settings (appendix A); `recorded` fills the request cache.
 
-    What does not parse is asked again with other seeds, `parse_retries` times.
+    A sampling setting that is null is not sent. What does not parse is asked again with other seeds, `parse_retries` times.
     """
 
     endpoint: Endpoint
     recorded: str | None
     contexts_per_variance: PositiveInt
-    temperature: Annotated[float, Field(ge=0, le=2)]
-    top_p: OpenShare
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)]
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)]
-    max_tokens: PositiveInt
+    temperature: Annotated[float, Field(ge=0, le=2)] | None
+    top_p: OpenShare | None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None
+    max_tokens: PositiveInt | None
     parse_retries: Annotated[int, Field(ge=0)]
 
 

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,20 @@ def cut_work(works: list[Work]) -> Iterator[list[Work]]:
         yield part
 
 
-def pack(part: list[Work], path: str, place: str, cache: Cache) -> Parcel:
-    """Write a file of requests to `path` of the API at `place`, and write it down."""
+def pack(
+    part: list[Work],
+    path: str,
+    place: str,
+    cache: Cache,
+    phrase: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Parcel:
+    """Write a file of requests to `path` of the API at `place`, each in the server's words by `phrase`, and write it down."""
     parcel = Parcel(uuid.uuid4().hex, {f"{n:06d}": (work.key, work.missing) for n, work in enumerate(part)})
     file = parcel.path(cache)
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8", newline="\n") as handle:
         for number, work in zip(parcel.lines, part, strict=True):
-            line = {"custom_id": number, "method": "POST", "url": path, "body": work.outgoing()}
+            line = {"custom_id": number, "method": "POST", "url": path, "body": phrase(work.outgoing())}
             handle.write(json.dumps(line, allow_nan=False) + "\n")
     with cache.transaction():
         cache.query("INSERT INTO batches VALUES (?, ?, NULL)", parcel.token, place)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -11,19 +11,23 @@ from drot_utils.cache import Cache
 from drot_utils.errors import BudgetError, ParamsError
 from drot_utils.ledger import METERED, UNMETERED, read_ledger
 from drot_utils.paths import resolve
-from drot_utils.settings import Section
+from drot_utils.settings import Section, Setting
 
 Dollars = Annotated[float, Field(ge=0)]
 
 
 class Price(Section):
-    """Of one model, in US dollars a million tokens: what goes in and what comes out; `batch` is the Batch API's share of it."""
+    """Of one model, in US dollars a million tokens: what goes in and what comes out; `batch` is the Batch API's share of it.
+
+    `refuses`: settings that the model is known not to take, but for their default.
+    """
 
     input: Dollars
     output: Dollars
     batch: Annotated[float, Field(gt=0, le=1)] | None = None
     as_of: date
     source: str
+    refuses: Annotated[list[Setting], Field(default_factory=list)]
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,18 @@ class Prices:
             return None
         share = 1.0 if transport == "direct" else price.batch
         return None if share is None else share * (price.input * prompt + price.output * completion) / 1e6
+
+    def list_refused(self, request: dict[str, Any], names: dict[str, str | None]) -> list[str]:
+        """Return the settings of a request that its model is known to refuse, as far as `names` (see `Endpoint`) sends them.
+
+        A `temperature` of 1 is the default and is taken; `max_tokens` goes under its other name once that is learnt.
+        """
+        price = self.table.get(request["model"])
+        settings = (price.refuses if price else []) and [n for n in price.refuses if n != "max_tokens"]
+        return [
+            name for name in settings
+            if name in request and names.get(name, name) and (name, request[name]) != ("temperature", 1)
+        ]  # fmt: skip
 
     def say(self, model: str) -> str:
         """Say where a model's price comes from, or that it is not known."""

@@ -29,18 +29,21 @@ def probe_penalties(
     Returns
     -------
     dict of str
-        For each penalty: ``ignored``, ``not seen to be ignored``, or why it could not be tried.
+        For each penalty: ``ignored``, ``not seen to be ignored``, ``not sent`` (null), or why it could not be tried.
     """
+    tried = [penalty for penalty in PENALTIES if penalty in request and endpoint.names.get(penalty, penalty)]
     one_by_one = endpoint.model_copy(update={"concurrency": 1, "transport": "direct"})
-    plain = {name: value for name, value in request.items() if name != "n"} | dict.fromkeys(PENALTIES, 0.0)
+    plain = {name: value for name, value in request.items() if name != "n"} | dict.fromkeys(tried, 0.0)
+    if not tried:
+        return dict.fromkeys(PENALTIES, "not sent")
     try:
-        bodies = [plain, *({**plain, penalty: HIGHEST} for penalty in PENALTIES)]
+        bodies = [plain, *({**plain, penalty: HIGHEST} for penalty in tried)]
         ((without,), *others), _ = ask_all(bodies, one_by_one, settings, cache, "trying the penalties")
     except EndpointError as error:
         return dict.fromkeys(PENALTIES, f"could not be tried: {error.found}")
-    found = {}
-    for penalty, (answer,) in zip(PENALTIES, others, strict=True):
-        ignored = answer.text == without.text
+    found = dict.fromkeys(PENALTIES, "not sent")
+    for penalty, (answer,) in zip(tried, others, strict=True):
+        ignored = answer.text == without.text != ""
         found[penalty] = "ignored" if ignored else "not seen to be ignored"
         if ignored and penalty not in read_ignored(cache, endpoint.model):
             enter(cache, Line(endpoint.model, endpoint.transport, IGNORED + penalty))

@@ -17,7 +17,7 @@ from drot_utils.params import Params
 from drot_utils.paths import Run, resolve
 from drot_utils.prices import read_prices
 from drot_utils.settings import Endpoint
-from drot_utils.teacher import plan_teacher
+from drot_utils.teacher import make_request, plan_teacher
 
 TEST_ACTIONS = 6_000  # section 4.1
 STAND_IN, STAND_IN_CONTEXT = "Setting a fire", "at a campsite"  # the paper's first example
@@ -71,6 +71,7 @@ def say_requests(params: Params) -> str:
         lines.append(
             "What the judges are asked in the critic's place, a request a context and judge, is not in the table."
         )
+    lines += warn_refused(params)
     budget = params.requests.budget_usd
     lines.append(
         "No budget is set."
@@ -78,6 +79,33 @@ def say_requests(params: Params) -> str:
         else f"The run stops before it would cost more than ${budget:,.2f}."
     )
     return "\n".join(lines)
+
+
+def warn_refused(params: Params) -> list[str]:
+    """Return a sentence for each model of an endpoint that is known to refuse settings that it would be sent."""
+    prices, asked = read_prices(params.requests.prices), {}
+    if not params.teacher.recorded:
+        request = make_request(STAND_IN, 1, params.teacher, params.seed)
+        asked["teacher"] = (params.teacher.endpoint, request)
+    for baseline in params.evaluation.baselines:
+        if baseline.endpoint:
+            asked[baseline.name] = (
+                baseline.endpoint,
+                baseline_request(params, baseline.endpoint, STAND_IN, 1),
+            )
+    for judge in params.judges.panel:
+        if judge.endpoint:
+            asked[judge.name] = (judge.endpoint, judge_request(judge.endpoint, STAND_IN, params.seed))
+    refused = {
+        name: (endpoint, prices.list_refused(body, endpoint.names))
+        for name, (endpoint, body) in asked.items()
+    }
+    return [
+        f"Warning: {endpoint.model} ({name}) is known to refuse {', '.join(settings)}: set them to null in `teacher`, or in `names` of "
+        "the endpoint. It thinks before it answers, which takes tokens of `max_tokens`, too."
+        for name, (endpoint, settings) in refused.items()
+        if settings
+    ]
 
 
 def _list_actions(params: Params) -> tuple[dict[str, list[str]], str]:

@@ -17,6 +17,18 @@ Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
+#: Settings of a request that some servers call otherwise, or do not take.
+Setting = Literal[
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "n",
+    "response_format",
+]
+
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, numbers are not read from text, values do not change."""
@@ -100,7 +112,8 @@ class Endpoint(Section):
     """An OpenAI-compatible server: where it is, who answers there, and how hard it may be asked.
 
     `api_key_env` names the environment variable that holds the key (null: the server wants none); the key itself is never
-    written anywhere.
+    written anywhere. `names`: what this server calls a setting (null: it does not take it, and it is not sent); answers are kept
+    under our names.
     """
 
     kind: Literal["chat", "completions"]
@@ -113,6 +126,7 @@ class Endpoint(Section):
     timeout_s: PositiveInt
     max_retries: Annotated[int, Field(ge=0)]
     transport: Literal["direct", "batch"]
+    names: dict[Setting, str | None] = {}
 
     @field_validator("base_url")
     @classmethod

@@ -6,19 +6,19 @@ from typing import Any
 
 import pandas as pd
 
-from drot_utils.answers import Answer, derive_choice_seed, phrase_request
+from drot_utils.answers import REFUSED, Answer, derive_choice_seed, explain_finish, phrase_request, read_whole
 from drot_utils.cache import Cache, Entry, request_key
 from drot_utils.endpoint import ask_all
 from drot_utils.forecast import Forecast, forecast
 from drot_utils.params import Teacher as Settings
-from drot_utils.parsing import parse_teacher
+from drot_utils.parsing import diagnose, parse_teacher
 from drot_utils.prices import read_prices
 from drot_utils.probes import probe_penalties
 from drot_utils.prompts import teacher_prompt, teacher_response
 from drot_utils.settings import Requests
 from drot_utils.usage import Usage
 
-UNPARSED = ["action_id", "action", "moral_variance", "candidate", "attempt", "raw"]
+UNPARSED = ["action_id", "action", "moral_variance", "candidate", "attempt", "raw", "why"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Asked:
     Attributes
     ----------
     rows : DataFrame
-        One row a choice: ``action_id action moral_variance candidate source context rationale raw``. A choice that did
-        not parse in any try keeps the raw text of the first and has null context and rationale.
+        One row a choice: ``action_id action moral_variance candidate source context rationale raw why``. A choice that did
+        not parse in any try keeps the raw text of the first and has null context and rationale; ``why`` says why, and marks
+        an answer that was cut and whose whole sentences were read. It is null for all others.
     unparsed : DataFrame
         Every text that did not parse, those that were asked again with success too: columns `UNPARSED`.
     usage : Usage
@@ -41,8 +42,9 @@ class Asked:
     usage: Usage
 
     def describe(self) -> dict[str, Any]:
-        """Return what the manifest keeps: usage, and how many texts did not parse."""
-        return {**asdict(self.usage), "unparsed_texts": len(self.unparsed)}
+        """Return what the manifest keeps: usage, how many texts did not parse, and how many rows come from a cut answer."""
+        cut = int((self.rows["context"].notna() & self.rows["why"].notna()).sum())
+        return {**asdict(self.usage), "unparsed_texts": len(self.unparsed), "cut_rows": cut}
 
 
 def make_request(action: str, moral_variance: int, settings: Settings, seed: int) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def ask_teacher(
     """Ask for the contexts of all actions in both directions; what is in the cache is not asked.
 
     Texts that do not parse are asked again, each `settings.parse_retries` times at most, with seeds of their own; recorded
-    ones are not.
+    ones are not, nor what the server refused for its content.
 
     Parameters
     ----------
@@ -129,7 +131,8 @@ def ask_teacher(
     rows = [_to_row(prompts[k // n], k % n, answers[k // n][k % n]) for k in range(len(prompts) * n)]
     unparsed = [{**row, "attempt": 0} for row in rows if row["context"] is None]
     for attempt in range(1, settings.parse_retries + 1):
-        bad = [number for number, row in enumerate(rows) if row["context"] is None]
+        unread = [number for number, row in enumerate(rows) if row["context"] is None]
+        bad = [number for number in unread if not rows[number]["why"].startswith(REFUSED)]
         if not bad or settings.recorded:
             break
         again = [_make_again(bodies[number // n], number % n, attempt) for number in bad]
@@ -157,7 +160,8 @@ def _make_again(request: dict[str, Any], candidate: int, attempt: int) -> dict[s
 
 def _to_row(prompt: tuple[str, str, int], candidate: int, answer: Answer) -> dict[str, Any]:
     action_id, action, variance = prompt
-    parsed = parse_teacher(answer.text)
+    text, why = read_whole(answer), explain_finish(answer.finish)
+    parsed = parse_teacher(text)
     return {
         "action_id": action_id,
         "action": action,
@@ -167,6 +171,7 @@ def _to_row(prompt: tuple[str, str, int], candidate: int, answer: Answer) -> dic
         "context": parsed.context if parsed else None,
         "rationale": parsed.rationale if parsed else None,
         "raw": answer.text,
+        "why": why or (None if parsed else diagnose(text)),
     }
 
 

@@ -1,9 +1,12 @@
 """One connection to a server, through the `openai` package: what comes back whole is returned, all else is a fault or an error."""
 
 import asyncio
+import ipaddress
 import os
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from drot_utils.answers import read_json
 from drot_utils.errors import EndpointError
@@ -38,6 +41,7 @@ class Transport:
             base_url=self.endpoint.base_url,
             max_retries=0,
             timeout=None,
+            http_client=_open_client(self.endpoint),
         )
         return self
 
@@ -90,10 +94,10 @@ class Transport:
             raise Fault("timeout", f"no whole answer in {self.endpoint.timeout_s * times} s") from error
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            unreachable = type(cause).__name__ == "ConnectError"
+            unreachable = type(cause).__name__ in ("ConnectError", "ProxyError")
             kind, said = (
                 "no connection" if unreachable else "broken connection",
-                str(cause) or type(cause).__name__,
+                (str(cause) or type(cause).__name__) + _say_environment(self.endpoint.base_url, str(cause)),
             )
             raise Fault(kind, said, billed=not unreachable, unreachable=unreachable) from error
         except openai.APIStatusError as error:
@@ -107,6 +111,64 @@ class Transport:
 
     def _blot(self, content: bytes) -> bytes:
         return content.replace(self.secret, b"[key]") if self.secret and self.secret in content else content
+
+
+def is_loopback(url: str) -> bool:
+    """Say whether an address is this machine's own, which no proxy can reach."""
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
+
+
+def find_proxy(url: str) -> str | None:
+    """Return the name of the environment's variable whose proxy requests to an address go through, None without one."""
+    place = urlsplit(url)
+    if is_loopback(url) or proxy_bypass(place.hostname or ""):
+        return None
+    kind = next((kind for kind in (place.scheme, "all") if getproxies().get(kind)), None)
+    names = [name for name in os.environ if kind and name.lower() == f"{kind}_proxy"]
+    return names[0] if names else kind and "the system's proxy"
+
+
+def _open_client(endpoint: Endpoint) -> Any:
+    import httpx2
+    import openai
+
+    where = f"{endpoint.base_url}, model {endpoint.model}"
+    try:
+        certificates = httpx2.create_ssl_context()
+    except OSError as error:
+        names = [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)]
+        names = [name for name in names if not Path(os.environ[name]).exists()] or names
+        raise EndpointError(
+            f"the certificates that {' or '.join(names) or 'the system'} names cannot be read ({error})",
+            where=where,
+            todo="correct or unset that environment variable",
+        ) from error
+    try:
+        # A proxy's address may hold a password: it is in no error of ours.
+        return openai.DefaultAsyncHttpxClient(
+            verify=certificates, trust_env=not is_loopback(endpoint.base_url)
+        )
+    except (ValueError, ImportError):
+        names = [
+            name for name in sorted(os.environ) if name.lower() in ("http_proxy", "https_proxy", "all_proxy")
+        ]
+        raise EndpointError(
+            f"the proxy that {' or '.join(names)} names cannot be used",
+            where=where,
+            todo="give it as http://host:port (socks5:// needs the package socksio), unset the variable, or name this server in NO_PROXY",
+        ) from None
+
+
+def _say_environment(url: str, said: str) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in said and os.environ.get("SSL_CERT_FILE"):
+        return "; certificates are those of SSL_CERT_FILE"
+    proxy = find_proxy(url)
+    return f"; asked through the proxy in {proxy}" if proxy else ""
 
 
 def read_key(endpoint: Endpoint) -> str | None:

@@ -29,6 +29,8 @@ class Usage:
         Calls of this run that may have been billed although no answer arrived whole; they are not in `spent_usd`.
     ignored : dict
         Settings that this model's server was seen to pass over in the cache's life, with how often.
+    unfinished : dict
+        Choices that did not come to an end of their own, by reason (see `answers.explain_finish`).
     answered_by : dict
         Choices by the name that the server gave the model that answered.
     """
@@ -45,6 +47,7 @@ class Usage:
     spent_usd: float | None = 0.0
     unmetered: int = 0
     ignored: dict[str, int] = field(default_factory=dict)
+    unfinished: dict[str, int] = field(default_factory=dict)
     answered_by: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: "Usage") -> "Usage":

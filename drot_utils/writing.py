@@ -50,7 +50,8 @@ def open_author(study: Study, name: str, zero_shot: ModelRef | None = None) -> A
     zero_shot = zero_shot or (params.student.base if name == "base" else None)
     if zero_shot:
         model, tokenizer = models.load(zero_shot, "student", study.run)
-        writer = Writer(model, tokenizer, *place, 512, params.teacher.max_tokens, generation.batch_size)
+        longest = params.teacher.max_tokens or generation.max_new_tokens
+        writer = Writer(model, tokenizer, *place, 512, longest, generation.batch_size)
         return Author(name, writer, partial(_ask_zero_shot, tokenizer), parse_teacher)
     folder = require(study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill")).parent
     sizes = (params.student.max_prompt_length, generation.max_new_tokens, generation.batch_size)

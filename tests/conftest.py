@@ -119,6 +119,7 @@ def cache(tmp_path: Path) -> Cache:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Repetitions and polls follow at once."""
     monkeypatch.setattr("drot_utils.direct.BACKOFF", 0.01)
+    monkeypatch.setattr("drot_utils.faults.PATIENCE", 0.0)
     monkeypatch.setattr("drot_utils.batches.POLL", 0.01)
 
 

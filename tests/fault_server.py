@@ -12,13 +12,14 @@ import random
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 #: What can go wrong with a request, by name; `rates` of a server gives the share of each.
 FAULTS = (
     "429", "429 retry-after", "500", "503", "hang", "drip", "reset", "truncated", "wrong type", "empty choices", "fewer",
-    "duplicated", "html", "bad unicode",
+    "duplicated", "html", "bad unicode", "broken choice",
 )  # fmt: skip
 HTML = b"<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>"
 
@@ -51,6 +52,12 @@ class Behaviour:
         What it always answers; None: a text that hangs on the whole request.
     quota : int or None
         Requests after which the account is used up.
+    refuses : dict
+        Codes (or whole errors) with which inputs that hold a text are refused with HTTP 400.
+    unknown : tuple of str
+        Settings that it refuses by name.
+    finish : callable or None
+        Given a body and a choice's number: its finish reason, and its text (None: as it would be).
     """
 
     rates: dict[str, float] = field(default_factory=dict)
@@ -64,6 +71,9 @@ class Behaviour:
     per_minute: int | None = None
     text: str | None = None
     quota: int | None = None
+    refuses: dict[str, str | dict] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    finish: Callable[[dict, int], tuple[str, str | None]] | None = None
     retry_after: str = "0.05"
     batch_polls: int = 1
     batch_lines: dict[str, float] = field(
@@ -183,6 +193,16 @@ class FaultServer:
             return 429, json.loads(_error("You exceeded your current quota", "insufficient_quota"))
         if b.model and body["model"] != b.model:
             return 404, json.loads(_error(f"The model `{body['model']}` does not exist", "model_not_found"))
+        for text, error in b.refuses.items():
+            if text in json.dumps(body):
+                error = error if isinstance(error, dict) else {"code": error, "param": None, "type": None}
+                return 400, {"error": {"message": "This was refused", **error}}
+        for name in b.unknown:
+            if name in body:
+                said = f"Unsupported parameter: '{name}' is not supported with this model."
+                said += " Use 'max_completion_tokens' instead." if name == "max_tokens" else ""
+                error = {"param": name, "code": "unsupported_parameter", "type": "invalid_request_error"}
+                return 400, {"error": {"message": said, **error}}
         n = body.get("n", 1)
         if n > 1 and b.n == "refused":
             return 400, json.loads(_error("Only one completion choice is allowed", "invalid_request_error"))
@@ -198,6 +218,13 @@ class FaultServer:
             }
             for k, t in enumerate(texts)
         ]
+        for choice in choices if b.finish else []:
+            choice["finish_reason"], text = b.finish(body, choice["index"])
+            choice |= (
+                {"error": {"code": 502, "message": "gone"}} if choice["finish_reason"] == "error" else {}
+            )
+            if text is not None:
+                choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         reply = {
             "id": "x",
             "object": "x",
@@ -262,6 +289,11 @@ class FaultServer:
             return False
         if fault == "empty choices":
             return self._send(writer, 200, json.dumps({**reply, "choices": []}).encode())
+        if fault == "broken choice":
+            broken = {"finish_reason": "error", "error": {"code": 502, "message": "gone"}}
+            return self._send(
+                writer, 200, json.dumps({**reply, "choices": [c | broken for c in reply["choices"]]}).encode()
+            )
         # The last two are whole answers, if not what was asked.
         self.answered[json.dumps(body, sort_keys=True)] += 1
         if fault == "fewer":

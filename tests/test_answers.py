@@ -1,10 +1,23 @@
 import json
+import time
 
 import pytest
+from conftest import make_endpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drot_utils.answers import Work, derive_choice_seed, list_missing, read_json, read_reply
+from drot_utils.answers import (
+    Answer,
+    Work,
+    derive_choice_seed,
+    explain_finish,
+    is_thought_away,
+    list_missing,
+    phrase_request,
+    read_json,
+    read_reply,
+    read_whole,
+)
 from drot_utils.cache import Entry, request_key
 from drot_utils.faults import Fault
 
@@ -169,3 +182,86 @@ def test_bodies_that_are_no_answers(content, kind, expected):
 
 def test_json_is_taken_under_a_wrong_label():
     assert read_json(b'{"a": 1}', "text/plain") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("finish", "why"),
+    [
+        ("stop", None), (None, None), ("eos_token", None), ("length", "max_tokens used up"), ("MAX_TOKENS", "max_tokens used up"),
+        ("content_filter", "content filter"), ("content_filter: SAFETY", "content filter"), ("error", "broken off"),
+        ("refused: invalid_prompt", "refused: invalid_prompt"),
+    ],
+)  # fmt: skip
+def test_why_an_answer_has_no_end_of_its_own(finish, why):
+    assert explain_finish(finish) == why
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("at a camp\nExplanation: It is safe. Also peop", "at a camp\nExplanation: It is safe."),
+        ('at a camp\nExplanation: "It is safe." Al', 'at a camp\nExplanation: "It is safe."'),
+        ("at a camp\nExplanation: it is sa", ""),
+        ("at a camp\nExplanation: Mr. Smith paid $3.50 to Dr. Ho", ""),
+        ("camp\nExplanation: safe\n\nSituation 2: in a fo", "camp\nExplanation: safe\n\n"),
+        ('{"situation": "a", "explanation": "b"}\n{"situ', '{"situation": "a", "explanation": "b"}'),
+        ("It is safe. Also:\n1. Peo", "It is safe."),
+        ("", ""),
+    ],
+)
+def test_a_cut_answer_is_whole_as_far_as_its_sentences(text, whole):
+    assert read_whole(Answer(text, "length", None, None)) == whole
+    assert read_whole(Answer(text, "stop", None, None)) == read_whole(Answer(text, None, None, None)) == text
+    for finish in ("content_filter", "error", "refused: content_filter"):
+        assert read_whole(Answer(text, finish, None, None)) == ""
+
+
+@given(st.text(alphabet=".?! \n}])\"'ab1*_"))
+def test_what_is_whole_is_a_beginning(text):
+    whole = read_whole(Answer(text, "length", None, None))
+    assert text.startswith(whole) and read_whole(Answer(whole, "length", None, None)) == whole
+
+
+def test_reading_what_is_whole_takes_linear_time():
+    began = time.perf_counter()
+    for text in (
+        "." * 50_000 + "x",
+        "\n " * 50_000 + "x",
+        "}" * 50_000 + "x",
+        '."' * 50_000 + "x",
+        "a" * 100_000,
+    ):
+        read_whole(Answer(text, "length", None, None))
+    assert time.perf_counter() - began < 2
+
+
+def test_broken_choices_are_missing_still():
+    todo, said = work(), reply("one", "half a", "three")
+    said["choices"][1] |= {"finish_reason": "error", "error": {"code": 502, "message": "gone"}}
+    entries, ignored = read_reply(todo, todo.outgoing(), said)
+    assert [e.text for e in entries.values()] == ["one", "three"] and todo.missing == [2] and ignored == []
+    assert not todo.alone
+    todo, said = work([0]), reply("half a")
+    said["choices"][0]["finish_reason"] = "error"
+    with pytest.raises(Fault, match="broken choice"):
+        read_reply(todo, todo.outgoing(), said)
+    assert todo.missing == [0]
+
+
+def test_a_cut_answer_says_nothing_of_the_format():
+    todo, said = work([0], response_format={"type": "json_object"}), reply('{"score": 0.')
+    said["choices"][0]["finish_reason"] = "length"
+    assert read_reply(todo, todo.outgoing(), said)[1] == []
+
+
+def test_what_was_thought_away():
+    for text, finish, away in (
+        ("", "length", True), (" \n", "max_tokens", True), ("<think>Well, the user", "length", True), ("", "stop", False),
+        ("<think>Well</think> at a", "length", False), ("at a", "length", False), ("", "content_filter", False),
+    ):  # fmt: skip
+        assert is_thought_away(Entry(text, finish)) is away
+
+
+def test_a_setting_that_is_null_is_not_sent():
+    request = phrase_request(make_endpoint(), "x", temperature=None, top_p=0.9, max_tokens=None)
+    assert set(request) == {"model", "messages", "top_p"}

@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 from conftest import make_endpoint
+from fault_server import FaultServer
 from test_corpora import write
 
 from drot_utils import baselines, writing
@@ -85,3 +86,18 @@ def test_an_endpoint_answers_the_teachers_prompt(study, actions, held_out, repli
     assert rows["context"].fillna("").tolist() == ["", "at night"] * 2 and len(replier.bodies) == 4
     assert rows["raw"].tolist()[0] == "Sorry." and rows["tokens"].isna().all()
     assert study.record["usage of far"]["completion_tokens"] is None
+
+
+def test_of_an_answer_that_was_cut_whole_sentences_are_read_and_all_words_kept(study, actions, held_out):
+    text = " at night\nExplanation: People sleep. They als"
+
+    def finish(body, choice):
+        return ("length" if "more unethical" in str(body) else "content_filter"), text
+
+    with FaultServer(finish=finish) as server:
+        far = Respondent(name="far", endpoint=make_endpoint(server.url))
+        rows = baselines.write_baseline(study, far, actions, held_out, 1)
+    assert (
+        rows["rationale"].fillna("").tolist() == ["", "People sleep"] and rows["raw"].tolist() == [text] * 2
+    )
+    assert study.record["usage of far"]["unfinished"] == {"content filter": 1, "max_tokens used up": 1}

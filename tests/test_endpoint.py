@@ -416,3 +416,137 @@ def test_no_key_reaches_any_file(output, tmp_path, quick, monkeypatch, capfd):
         dict(os.environ), default=str
     ).replace(json.dumps(secret), "")
     assert any("[key]" in text for text in said)
+
+
+REFUSED = {
+    "Question 3?": "content_filter",
+    "Question 4?": {"code": "400", "innererror": {"code": "ResponsibleAIPolicyViolation"}},
+}
+
+
+@pytest.mark.parametrize("transport", ["direct", "batch"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_no_to_one_input_is_its_answer_and_says_nothing_of_n(cache, quick, transport, n):
+    requests = make_questions(8, n=n)
+    with FaultServer(refuses=REFUSED) as server:
+        endpoint = make_endpoint(server.url, transport=transport)
+        answers, usage = ask(requests, endpoint, cache)
+        assert len(server.asked) == 8 and max(server.answered.values()) == 1
+        again, usage_again = ask(requests, endpoint, Cache(cache.path))
+        assert len(server.asked) == 8 and again == answers  # a no is kept, too
+        server.behaviour.refuses = {}
+        anew, _ = ask(requests, endpoint, cache, cache="refresh")
+    assert answers[3] == [Answer("", "refused: content_filter", 0, 0)] * n
+    assert {a.finish for a in answers[4]} == {"refused: ResponsibleAIPolicyViolation"}
+    assert [a.text for a in answers[5]] == [a.text for a in anew[5]] != ["", ""] and anew[3][0].text
+    expected = {"refused: ResponsibleAIPolicyViolation": n, "refused: content_filter": n}
+    assert usage.unfinished == usage_again.unfinished == expected
+    assert usage.ignored == usage.faults == {} and usage.unmetered == 2 and usage_again.calls == 0
+    assert usage.completion_tokens == 6 * 7 * n
+
+
+def test_a_no_whose_words_say_nothing_is_tried_one_by_one_and_n_is_not_blamed_for_it(cache, quick):
+    requests = make_questions(4, n=2)
+    with (
+        FaultServer(refuses={"Question 2?": {"code": "400"}}) as server,
+        pytest.raises(EndpointError, match=r"HTTP 400 \(This was refused\).*Question 2"),
+    ):
+        ask(requests, make_endpoint(server.url, concurrency=1), cache)
+    assert [body.get("n", 1) for _, body in server.asked] == [2, 2, 2, 1]
+    assert ask(requests[:2], make_endpoint(server.url), cache)[1].ignored == {}
+
+
+@pytest.mark.parametrize("transport", ["direct", "batch"])
+def test_the_name_of_the_length_is_learnt_once_and_the_cache_knows_one_name(cache, quick, transport):
+    requests = make_questions(20, n=2)
+    with FaultServer(unknown=("max_tokens",)) as server:
+        endpoint = make_endpoint(server.url, transport=transport)
+        _, usage = ask(requests[:10], endpoint, cache)
+        refused = [body for _, body in server.asked if "max_tokens" in body]
+        assert len(refused) == (1 if transport == "direct" else 10) and usage.ignored == {
+            "max_tokens: refused": len(refused[:1])
+        }
+        _, usage = ask(requests, endpoint, Cache(cache.path))
+    assert usage.calls == 10 and usage.from_cache == 10 and len(server.asked) == 20 + len(refused)
+    assert all(
+        body["max_completion_tokens"] == 20 and body["n"] == 2 for _, body in server.asked[len(refused) :]
+    )
+    with FaultServer(unknown=("max_tokens",)) as server:
+        named = make_endpoint(server.url, names={"max_tokens": "max_completion_tokens", "seed": None})
+        _, usage = ask(requests[:10], named, cache)
+        assert usage.calls == 0  # the name is no part of the key
+        ask(make_questions(1, temperature=0.5), named, cache)
+    assert "max_tokens" not in server.asked[0][1] and "seed" not in server.asked[0][1]
+
+
+def test_a_server_that_takes_neither_name_of_the_length(cache, quick):
+    with (
+        FaultServer(unknown=("max_tokens", "max_completion_tokens")) as server,
+        pytest.raises(
+            EndpointError,
+            match=r"Unsupported parameter: 'max_completion_tokens'.*\n.*`names: {max_tokens: null}`",
+        ),
+    ):
+        ask(make_questions(3), make_endpoint(server.url), cache)
+    assert len(server.asked) == 2
+    with FaultServer(unknown=("max_tokens", "max_completion_tokens")) as server:
+        assert ask(make_questions(3), make_endpoint(server.url, names={"max_tokens": None}), cache)[0][0][
+            0
+        ].text
+
+
+@pytest.mark.parametrize("transport", ["direct", "batch"])
+def test_another_setting_that_is_refused_ends_the_run_with_its_key(cache, quick, transport):
+    with (
+        FaultServer(unknown=("temperature",)) as server,
+        pytest.raises(
+            EndpointError, match=r"'temperature' is not supported.*\n.*set `teacher.temperature` to null"
+        ),
+    ):
+        ask(make_questions(3, n=2), make_endpoint(server.url, transport=transport), cache)
+    assert len(server.asked) == (1 if transport == "direct" else 3)
+    assert cache.query("SELECT * FROM ledger") == []
+
+
+@pytest.mark.parametrize("transport", ["direct", "batch"])
+@pytest.mark.parametrize("text", ["", "<think>The user wants"])
+def test_a_model_that_only_thinks_is_stopped_after_the_first_few(cache, quick, transport, text):
+    with (
+        FaultServer(finish=lambda body, k: ("length", text)) as server,
+        pytest.raises(EndpointError, match=r"all of `max_tokens` for thinking\n.*raise `teacher.max_tokens`"),
+    ):
+        ask(make_questions(50, n=2), make_endpoint(server.url, transport=transport, concurrency=2), cache)
+    assert len(server.asked) <= (6 if transport == "direct" else 50)
+
+
+def test_some_that_only_think_do_not_stop_the_others(cache):
+    def finish(body, choice):
+        return ("stop", None) if "Question 0?" in str(body) else ("length", "")
+
+    with FaultServer(finish=finish) as server:
+        _, usage = ask(make_questions(9), make_endpoint(server.url, concurrency=1), cache)
+    assert usage.unfinished == {"max_tokens used up": 8}
+
+
+def test_a_choice_that_is_an_error_is_asked_again(cache, quick):
+    def finish(body, choice):
+        fails = choice == 1 and body["seed"] == 5
+        return ("error", "half of") if fails else ("stop", None)
+
+    with FaultServer(finish=finish) as server:
+        answers, usage = ask(make_questions(4, n=3), make_endpoint(server.url), cache)
+    assert len(server.asked) == 8 and usage.faults == {"broken choice": 4} and usage.ignored == {}
+    assert all(
+        len({a.text for a in group}) == 3 and {a.finish for a in group} == {"stop"} for group in answers
+    )
+
+
+def test_load_is_borne_longer_than_the_tries_allow(cache, quick, monkeypatch):
+    monkeypatch.setattr("drot_utils.faults.PATIENCE", 0.5)
+    draw = FaultServer._draw
+    monkeypatch.setattr(
+        FaultServer, "_draw", lambda self, rates: "503" if len(self.asked) < 6 else draw(self, rates)
+    )
+    with FaultServer() as server:
+        answers, usage = ask(make_questions(1), make_endpoint(server.url, max_retries=2), cache)
+    assert answers[0][0].text and usage.faults == {"HTTP 503": 5}

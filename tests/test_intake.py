@@ -4,7 +4,7 @@ from conftest import make_endpoint, make_questions
 from drot_utils.answers import Work
 from drot_utils.cache import Entry, request_key
 from drot_utils.errors import BudgetError
-from drot_utils.faults import Fault
+from drot_utils.faults import Declined, Fault, Refusal
 from drot_utils.intake import Intake
 from drot_utils.ledger import METERED, UNMETERED, read_ignored, read_ledger
 from drot_utils.prices import Budget, read_prices
@@ -98,3 +98,40 @@ def test_weights_are_for_limits_of_tokens(cache):
     sent = open_work().outgoing()
     assert open_intake(cache).weigh(sent) == 0
     assert open_intake(cache, tokens_per_minute=5).weigh(sent) == 3 + 8 + 40
+
+
+def test_a_no_to_one_input_is_kept_and_its_prompt_may_be_billed(cache):
+    intake, work = open_intake(cache, limit=1.0), open_work()
+    sent = work.outgoing()
+    intake.send(sent)
+    intake.decline(work, sent, Declined("content_filter", "no"))
+    assert cache.read([work.key])[work.key] == dict.fromkeys(
+        (0, 1), Entry("", "refused: content_filter", 0, 0)
+    )
+    (line,) = read_ledger(cache)
+    assert (line.entry, line.times, line.completion_tokens) == (UNMETERED, 1, 0) and line.prompt_tokens > 0
+    assert work.missing == [] and intake.budget.reserved == 0 < intake.budget.spent < intake.bound(sent)
+
+
+def test_a_request_in_a_servers_words(cache):
+    sent = open_work().outgoing()
+    assert open_intake(cache).phrase(sent) == sent
+    named = open_intake(cache, names={"seed": "random_seed", "temperature": None, "max_tokens": None}).phrase(
+        sent
+    )
+    assert named["random_seed"] == sent["seed"] and not {"seed", "temperature", "max_tokens"} & set(named)
+
+
+def test_a_models_name_of_the_length_is_known_to_the_next_run(cache):
+    no = Refusal("no", status=400, where="", todo="", setting="max_tokens")
+    intake = open_intake(cache)
+    assert intake.learn_length(no) and intake.learn_length(
+        no
+    )  # the second was under way when the first came back
+    assert read_ignored(cache, MODEL) == {"max_tokens: refused": 1}
+    later = open_intake(cache)
+    assert "max_completion_tokens" in later.phrase(open_work().outgoing())
+    other = Refusal("no", status=400, where="", todo="", setting="max_completion_tokens")
+    assert later.learn_length(other) and not later.learn_length(no)  # a server that takes neither
+    assert not open_intake(cache, names={"max_tokens": "length"}).learn_length(no)
+    assert not later.learn_length(Refusal("no", status=400, where="", todo="", setting="top_p"))

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_endpoint
+from fault_server import FaultServer
 from test_corpora import write
 
 from drot_utils import judges, models
@@ -165,10 +166,22 @@ def test_an_endpoint_judges_by_a_structured_score_and_nothing_is_asked_twice(stu
         ("It is 0.", "length", None),
         ('{"score": 0.7}', "length", 0.7),
         ("", "length", None),
+        ("0.8", "content_filter", None),
+        ("0.8", "error", None),
+        ("", "refused: content_filter", None),
     ],
 )
 def test_a_number_that_was_cut_off_is_not_known(text, finish, score):
     assert judges._read_score(Answer(text, finish, None, None)) == score
+
+
+def test_a_judge_that_refuses_one_context_says_nothing_of_it(study, rows):
+    with FaultServer(refuses={"at a campsite": "content_filter"}, text='{"score": 0.3}') as server:
+        judge = Respondent(name="far", endpoint=make_endpoint(server.url))
+        given = judges.ask_judge(study, judge, rows)
+    assert given["score"].fillna(-1).tolist() == [-1, 0.3, -1, 0.3, -1]
+    assert given["raw"].isna().tolist() == [True, False, True, False, True]
+    assert study.record["usage of far"]["unfinished"] == {"refused: content_filter": 1}
 
 
 def test_an_endpoint_that_is_not_there(study, rows, quick):

@@ -8,7 +8,7 @@ from conftest import make_endpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drot_utils.limits import LONGEST_WAIT, Bucket, Limits, read_duration, read_retry_after
+from drot_utils.limits import LONGEST_WAIT, Bucket, Limits, read_delay, read_duration, read_retry_after
 
 
 class Clock:
@@ -160,3 +160,19 @@ def test_retry_after_in_seconds_milliseconds_and_as_a_date():
     assert read_retry_after({"retry-after": "Wed, 25 Nov 2026 12:00:30 GMT"}, now) == 30
     assert read_retry_after({"retry-after": "Wed, 25 Nov 2026 11:00:00 GMT"}, now) == 0
     assert read_retry_after({}) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds"),
+    [
+        ("Please retry in 24s.", 24), ("Please try again in 1m2.5s. Visit", 62.5), ("Please retry after 24 seconds.", 24),
+        ("Try again in 480ms", 0.48), ("Please wait 2 minutes and", 120), ("try again in 1 hour 3 minutes", 3780),
+        ('{"error": {"message": "Please try again in 20s."}}', 20),
+        ('[{"error": {"details": [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "24s"}]}}]', 24),
+        ('{"error": {"details": [{"retryDelay": "24.5s"}], "message": "Please retry in 9h."}}', 24.5),
+        ('{"retry_after": 7}', 7), ('{"retry_delay": {"seconds": 24}}', 24),
+        ("The server had an error", None), ("Limit 3 requests a minute; retry later", None), ("", None), ("\xff{", None),
+    ],
+)  # fmt: skip
+def test_delays_that_a_body_names(body, seconds):
+    assert read_delay(body.encode("latin-1")) == pytest.approx(seconds)

@@ -56,3 +56,12 @@ def test_every_section_is_strict():
             and section.model_config["strict"]
             and section.model_config["frozen"]
         )
+
+
+def test_sampling_settings_may_be_null_and_an_endpoint_may_call_them_otherwise(tmp_path):
+    names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens")
+    changes = {f"teacher__{name}": None for name in names}
+    teacher = load_params(write_params(tmp_path / "p.yaml", "smoke", **changes)).teacher
+    assert all(getattr(teacher, name) is None for name in names) and teacher.endpoint.names == {}
+    with pytest.raises(ParamsError, match=r"teacher.endpoint.names.top_q"):
+        load_params(write_params(tmp_path / "p.yaml", "smoke", teacher__endpoint__names={"top_q": None}))

@@ -19,10 +19,23 @@ def test_a_penalty_that_changes_nothing_is_ignored(cache):
 
 
 def test_a_server_that_heeds_both_and_one_that_cannot_be_tried(cache):
-    (request,) = make_questions(1)
+    (request,) = make_questions(1, presence_penalty=0.5, frequency_penalty=0.5)
     with FaultServer() as server:
         assert set(probe_penalties(request, make_endpoint(server.url), USE, cache).values()) == {NOT_SEEN}
     assert read_ignored(cache, "m") == {}
     with FaultServer(model="other") as server:
         found = probe_penalties({**request, "seed": 2}, make_endpoint(server.url), USE, cache)
     assert "could not be tried: the server refused with HTTP 404" in found["presence_penalty"]
+
+
+def test_what_is_not_sent_is_not_tried_and_no_text_shows_nothing(cache):
+    (request,) = make_questions(1, presence_penalty=0.5)
+    with FaultServer() as server:
+        found = probe_penalties(request, make_endpoint(server.url), USE, cache)
+        none = probe_penalties(make_questions(1)[0], make_endpoint(server.url), USE, cache)
+    assert found == {"presence_penalty": NOT_SEEN, "frequency_penalty": "not sent"}
+    assert set(none.values()) == {"not sent"} and all("frequency_penalty" not in b for _, b in server.asked)
+    with FaultServer(refuses={"Question 1?": "content_filter"}) as server:
+        request = make_questions(2, presence_penalty=0.5)[1]
+        found = probe_penalties(request, make_endpoint(server.url), USE, cache)
+    assert found["presence_penalty"] == NOT_SEEN  # two empty answers are not the same text

@@ -54,3 +54,21 @@ def test_baselines_and_judges_at_endpoints_are_planned_too(tmp_path):
     test = params.evaluation.baseline_actions or params.corpus.test_actions
     assert others.loc["07 evaluation", "requests"] == 2 * test and others.loc["02 critic", "requests"] == 7
     assert (others["cost_usd"] > 0).all() and others.loc["02 critic", "completion_tokens"] == 7 * 64
+
+
+def test_models_that_are_known_to_refuse_settings_are_warned_of(tmp_path):
+    endpoint = make_endpoint(model="gpt-5-mini")
+    told = endpoint.model_copy(update={"names": {"temperature": None}})
+    changes = {
+        "teacher__recorded": None,
+        "teacher__endpoint__model": "gpt-5",
+        "teacher__presence_penalty": None,
+        "evaluation__baselines": [{"name": "far", "endpoint": endpoint.model_dump()}],
+        "judges__panel": [{"name": "judge", "endpoint": told.model_dump()}],
+    }
+    params = load_params(write_params(tmp_path / "p.yaml", "smoke", **changes))
+    teachers, baselines = quotes.warn_refused(params)
+    assert "gpt-5 (teacher) is known to refuse top_p, frequency_penalty:" in teachers
+    assert "gpt-5-mini (far) is known to refuse temperature:" in baselines
+    assert teachers in quotes.say_requests(params)
+    assert quotes.warn_refused(load_params("params/demo.yaml")) == []

@@ -145,3 +145,65 @@ def test_notebook_1_against_a_real_server(tmp_path, monkeypatch):
     from teacher_smoke import ACTIONS, run_smoke
 
     assert run_smoke(tmp_path)["rows"]["in"] == ACTIONS * 4
+
+
+def test_how_an_answer_ended_decides_what_is_read(smoke, cache, actions):
+    ends = {
+        1: [("length", " fine\nExplanation: It is so. And th"), ("length", " fine\nExplanation: it is s")],
+        -1: [("content_filter", " fine\nExplanation: why"), ("stop", " fine\nExplanation: why")],
+    }
+
+    def finish(body, choice):
+        return ends[-1 if "unethical" in str(body) else 1][choice] if "n" in body else ("stop", BAD)
+
+    with FaultServer(finish=finish) as server:
+        settings = settings_for(smoke, server, parse_retries=1)
+        asked = teacher.ask_teacher(actions.head(1), settings, USE, cache, 7)
+    assert asked.rows["rationale"].fillna("null").tolist() == ["It is so", "null", "null", "why"]
+    assert asked.rows["why"].fillna("").tolist() == [
+        "max_tokens used up",
+        "max_tokens used up",
+        "content filter",
+        "",
+    ]
+    assert asked.rows["raw"].tolist() == [text for variance in (1, -1) for _, text in ends[variance]]
+    assert asked.unparsed["why"].tolist() == ["max_tokens used up", "content filter", "refusal", "refusal"]
+    assert asked.describe()["cut_rows"] == 1 and len(server.asked) == 4
+    assert asked.usage.unfinished == {"content filter": 1, "max_tokens used up": 2}
+
+
+def test_a_refused_input_is_a_null_row_and_is_not_asked_again(smoke, cache, actions):
+    first = actions["action"][0]
+    with FaultServer(refuses={first: "content_policy_violation"}) as server:
+        settings = settings_for(smoke, server)
+        asked = teacher.ask_teacher(actions.head(2), settings, USE, cache, 7)
+        again = teacher.ask_teacher(actions.head(2), settings, USE, cache, 7)
+    assert asked.rows["context"].isna().tolist() == [True] * 4 + [False] * 4 and len(server.asked) == 4
+    assert asked.unparsed["why"].value_counts().to_dict() == {"refused: content_policy_violation": 4}
+    assert again.rows.equals(asked.rows) and asked.describe()["cut_rows"] == 0
+
+
+def test_settings_that_are_null_are_not_sent(smoke, cache, actions):
+    names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens")
+    nothing = dict.fromkeys(names)
+    with FaultServer(unknown=(*names, "max_completion_tokens")) as server:
+        settings = settings_for(smoke, server, **nothing)
+        asked = teacher.ask_teacher(actions.head(1), settings, USE, cache, 7)
+        assert set(teacher.try_teacher("Lying", settings, USE, cache, 7).values()) == {"not sent"}
+    assert asked.rows["context"].notna().all() and set(server.asked[0][1]) == {
+        "model",
+        "messages",
+        "n",
+        "seed",
+    }
+
+
+def test_some_that_never_end_do_not_stop_a_study_whose_others_do(smoke, cache, actions):
+    def finish(body, choice):
+        return ("stop", None) if "n" in body and choice == 0 else ("length", "")
+
+    with FaultServer(finish=finish) as server:
+        settings = settings_for(smoke, server, parse_retries=2)
+        asked = teacher.ask_teacher(actions.head(3), settings, USE, cache, 7)
+    assert asked.rows["context"].isna().tolist() == [False, True] * 6 and len(server.asked) == 6 + 2 * 6
+    assert set(asked.unparsed["why"]) == {"max_tokens used up"}

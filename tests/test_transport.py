@@ -1,12 +1,13 @@
 import asyncio
 
 import pytest
-from conftest import make_endpoint, make_questions
+from conftest import USE, make_endpoint, make_questions
 from fault_server import FaultServer
 
+from drot_utils.endpoint import ask_all
 from drot_utils.errors import EndpointError
 from drot_utils.faults import Fault, Refusal
-from drot_utils.transport import Transport, read_key
+from drot_utils.transport import Transport, find_proxy, is_loopback, read_key
 
 (QUESTION,) = make_questions(1)
 
@@ -66,3 +67,58 @@ def test_keys_that_cannot_be(monkeypatch, value):
 def test_no_key_wanted_and_a_key_with_a_line_break_behind_it(monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-1\n")
     assert read_key(make_endpoint()) is None and read_key(make_endpoint(api_key_env="MY_KEY")) == "sk-1"
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("127.0.0.1", True), ("127.8.0.1:80", True), ("localhost:8000", True), ("[::1]:80", True), ("0.0.0.0", True),
+        ("my.localhost", True), ("10.0.0.1", False), ("localhost.org", False), ("api.openai.com", False),
+    ],
+)  # fmt: skip
+def test_addresses_of_this_machine(host, own):
+    assert is_loopback(f"http://{host}/v1") is own
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "http_proxy", "HTTPS_PROXY"])
+@pytest.mark.parametrize("value", ["socks://127.0.0.1:1/", "http://user:marked-secret@127.0.0.1:9"])
+def test_this_machine_is_asked_without_a_proxy(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with FaultServer() as server:
+        reply, _ = post(make_endpoint(server.url))
+    assert reply["choices"]
+
+
+FAR = "http://server.example/v1"
+
+
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks://user:marked-secret@127.0.0.1:1/")
+    with pytest.raises(
+        EndpointError, match=r"the proxy that ALL_PROXY names cannot be used\n.*NO_PROXY"
+    ) as caught:
+        asyncio.run(open_and_close(FAR))
+    assert "marked-secret" not in str(caught.value) + repr(caught.value.__cause__)
+
+
+def test_a_dead_proxy_is_named(monkeypatch, cache):
+    monkeypatch.setenv("HTTP_PROXY", "http://user:marked-secret@127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(EndpointError, match=r"nobody answers .*through the proxy in HTTP_PROXY") as caught:
+        ask_all(make_questions(3), make_endpoint(FAR, max_retries=2), USE, cache, "asking")
+    assert "marked-secret" not in str(caught.value)
+    monkeypatch.setenv("NO_PROXY", "server.example")
+    assert find_proxy(FAR) is None
+
+
+def test_missing_certificates_are_named(monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file.pem")
+    with pytest.raises(
+        EndpointError, match=r"certificates that SSL_CERT_FILE names cannot be read .*No such file"
+    ):
+        asyncio.run(open_and_close(FAR))
+
+
+async def open_and_close(url):
+    async with Transport(make_endpoint(url)):
+        pass
