@@ -13,7 +13,6 @@ from drot_utils.forms import INTRODUCTION, Filled, Form, show_rows
 from drot_utils.paths import write_text
 from drot_utils.schema import check_columns
 
-
 #: What systems append to the name of a copy: ``ann (1)``, ``ann - Copy (2)``, ``ann copy 3``.
 _COPY = re.compile(r"(\s*\(\d+\)|[ _-]+(copy|kopie|copie|copia|cópia)(\s*\(?\d+\)?)?)+$", re.IGNORECASE)
 
@@ -67,10 +66,10 @@ def read_csv(path: Path) -> pd.DataFrame:
         told = re.fullmatch(r"sep=(.)\s*", first)  # a line of Excel's own above the header
         delimiter = told[1] if told else max(",;\t", key=first.count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        lines = {reader.line_num: _strip_end(row) for row in reader}
+        lines = [(reader.line_num, _strip_end(row)) for row in reader]
     except (ValueError, OSError, csv.Error) as error:
         raise DataError(f"is no CSV text: {error}", where=str(path), todo=todo) from error
-    rows = {number: row for number, row in list(lines.items())[bool(told) :] if any(map(str.strip, row))}
+    rows = {number: row for number, row in lines[bool(told) :] if any(map(str.strip, row))}
     if not rows:
         raise DataError("is no CSV text: it is empty", where=str(path), todo=todo)
     header = rows.pop(next(iter(rows)))
