@@ -18,6 +18,7 @@ SECRETIVE = ("base_url", "api_key_env")
 
 class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Refuse a second key of the same name."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
