@@ -2,17 +2,18 @@
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from drot_utils.errors import DrotError
+from drot_utils.errors import DrotError, escape_output
 from drot_utils.params import Params
 from drot_utils.paths import ROOT, Run, exclusive
 from drot_utils.profiles import load_params
-from drot_utils.stages import Stage, list_stages
+from drot_utils.stages import Stage, list_stages, refuse_braces
 
 LOG_EVERY = 30  # seconds between lines when the output is a file
 
@@ -35,22 +36,30 @@ def run_study(params_file: str, cores: int, ablations: bool, until: str | None =
     stages = list_stages(params, ablations=True if ablations else None)
     if until and until not in {stage.name for stage in stages}:
         raise DrotError(f"no stage {until!r}; there are {', '.join(stage.name for stage in stages)}")
+    refuse_braces(run, params)
     work = run.work("")
+    # Snakemake reads the value as YAML, but strips quotes first; within a list they stay.
+    quoted = json.dumps([str(params_file)], ensure_ascii=False)
     with exclusive(work / ".lock", wait=False, what="running this study") as lock:
         for stale in run.work("progress").glob("*"):
             stale.unlink()
         command = [
             sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(work),
             "--cores", str(cores), "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input",
-            "--nocolor", "--config", f"params_file={params_file}", *(["ablations=1"] if ablations else []),
+            "--nocolor", "--config", f"params_file={quoted}", *(["ablations=1"] if ablations else []),
             *(["--until", until] if until else []),
         ]  # fmt: skip
         log = work / "snakemake.log"
+        environment = {
+            **os.environ,
+            "PYTHONUTF8": "1",
+            "PYTHONIOENCODING": "utf-8",
+        }  # whatever the terminal's is
         with (
             log.open("w") as handle,
             # Snakemake holds the lock too: if this process is killed and it is not, nobody starts a second one.
             subprocess.Popen(
-                command, stdout=handle, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]
+                command, stdout=handle, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()], env=environment
             ) as process,
         ):
             try:
@@ -60,7 +69,9 @@ def run_study(params_file: str, cores: int, ablations: bool, until: str | None =
                 print("\nstopped; the same command goes on from here")
                 return 130
     if process.returncode:
-        errors = re.findall(r"^error: .*(?:\n  .*)*", log.read_text(encoding="utf-8"), re.MULTILINE)
+        errors = re.findall(
+            r"^error: .*(?:\n  .*)*", log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+        )
         print("\n".join(errors) or f"Snakemake failed; its words are in {log}", file=sys.stderr)
         return process.returncode
     _close(run, params)
@@ -141,6 +152,7 @@ def main() -> int:
     parser.add_argument("--ablations", action="store_true", help="with the six ablated students of table 2")
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage, such as 04_distill_base")
     arguments = parser.parse_args()
+    escape_output()
     try:
         return run_study(arguments.params_file, arguments.cores, arguments.ablations, arguments.until)
     except DrotError as error:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from drot_utils.evaluation import count_valid
 from drot_utils.forms import EVALUATION_FORM
 from drot_utils.nli import Entails, filter_unique
 from drot_utils.schema import PROMPT
@@ -65,9 +66,8 @@ def agreement(votes: pd.DataFrame) -> dict[str, float | int]:
     from statsmodels.stats.inter_rater import fleiss_kappa
 
     answers = sorted(set(votes.stack().dropna()))
-    counts = (
-        np.array([votes.eq(answer).sum(axis=1) for answer in answers], dtype=int).reshape(-1, len(votes)).T
-    )
+    counts = [votes.eq(answer).sum(axis=1) for answer in answers]
+    counts = np.array(counts, dtype=int).reshape(len(answers), len(votes)).T
     given = counts.sum(axis=1)
     often = np.bincount(given, minlength=2)[2:]
     if not often.any():
@@ -82,12 +82,12 @@ def agreement(votes: pd.DataFrame) -> dict[str, float | int]:
 
 
 def judge_rows(filled: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:
-    """Return the key with the majority answer to each question of the evaluation form that anyone answered."""
+    """Return the key with the majority answer to each question of the evaluation form; null where nobody answered."""
     judged = {
         name: majority(spread_votes(filled, name), list(question.answers))
         for name, question in EVALUATION_FORM.questions.items()
     }
-    return key.merge(pd.DataFrame(judged), left_on="row_id", right_index=True, how="inner")
+    return key.merge(pd.DataFrame(judged), left_on="row_id", right_index=True, how="left")
 
 
 def as_invalid(rows: pd.DataFrame) -> pd.DataFrame:
@@ -123,6 +123,15 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
     Defeasibility is (significant + slight / 2) / all (section 4.2). Of a prompt's sampled contexts, those that people
     call valid and the entailment filter calls different are the unique ones.
 
+    A row that nobody answered is unknown, not invalid: it counts as the answered ones of its model do (of its prompt, for
+    #Vld); a prompt of whose sampled contexts fewer than half are answered gives no #Vld, and one with any unanswered no
+    #Unq.Vld, as how many of ten are different cannot be told from some of them. A mean over nothing is NaN.
+
+    Parameters
+    ----------
+    judged : DataFrame
+        As `judge_rows` and `as_invalid` return it.
+
     Returns
     -------
     DataFrame
@@ -130,24 +139,25 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
     """
     out = []
     for model, rows in judged.groupby("source", sort=False):
+        rows = rows.assign(shift=rows["q2"].map({"Y": 1.0, "S": 0.5, "N": 0.0}).astype(float))
+        rows["valid"] = rows["shift"].gt(0).astype(float).where(rows["shift"].notna())
         greedy, sampled = rows[rows["set"] == "greedy"], rows[rows["set"] == "sampled"]
-        shift = greedy["q2"].map({"Y": 1.0, "S": 0.5, "N": 0.0})
-        groups = [
-            g.loc[g["q2"].isin(["Y", "S"]), "context"].tolist()
-            for _, g in sampled.sort_values("candidate").groupby(PROMPT)
-        ]
+        written = greedy["context"].notna()
+        prompts = [prompt for _, prompt in sampled.sort_values("candidate").groupby(PROMPT)]
+        groups = [p.loc[p["valid"] == 1, "context"].tolist() for p in prompts if p["valid"].notna().all()]
         unique = filter_unique(groups, entails, threshold, what="unique contexts").kept
+        count = [count_valid(p["valid"], p["context"].notna(), least=0.5) for p in prompts]
         out.append({
             "model": model,
-            "human_rows": len(greedy),
-            "human_vld": (shift.dropna() > 0).mean(),
-            "human_defease": shift.mean(),
+            "human_rows": greedy["q2"].notna().sum(),
+            "human_vld": count_valid(greedy["valid"], written) / max(len(greedy), 1),
+            "human_defease": count_valid(greedy["shift"], written) / max(len(greedy), 1),
             "human_lan": (greedy["q1"].dropna() != "N").mean(),
             "human_rationale": (greedy["q4"].dropna() != "N").mean(),
-            "human_n_vld": np.mean([len(g) for g in groups]) if groups else np.nan,
-            "human_n_unq_vld": np.mean([sum(k) for k in unique]) if groups else np.nan,
+            "human_n_vld": pd.Series(count, dtype=float).mean(),
+            "human_n_unq_vld": pd.Series([sum(k) for k in unique], dtype=float).mean(),
         })  # fmt: skip
-    return pd.DataFrame(out)
+    return pd.DataFrame(out, columns=["model", *HUMAN_COLUMNS])
 
 
 def _percent(flags: pd.Series) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 from drot_utils.cache import Cache, Entry
 from drot_utils.faults import Fault, read_error
+from drot_utils.markup import unwrap
 from drot_utils.settings import Endpoint
 from drot_utils.tokens import read_most
 
@@ -96,9 +97,7 @@ def read_whole(answer: Answer) -> str:
 
 def is_thought_away(entry: Entry) -> bool:
     """Say whether a model spent all its tokens before it began to answer: the text is empty, or thoughts that do not end."""
-    text = entry.text.strip().lower()
-    unended = text.startswith(("<think", "[think]")) and "</think" not in text and "[/think]" not in text
-    return explain_finish(entry.finish) == USED_UP and (not text or unended)
+    return explain_finish(entry.finish) == USED_UP and not (unwrap(entry.text) or "").strip()
 
 
 def list_missing(

@@ -1,7 +1,16 @@
 """What goes wrong, said so that a reader can act: what was expected, what was found, where, what to do."""
 
 import errno
+import io
 import re
+import sys
+
+
+def escape_output() -> None:
+    r"""Write what the terminal's encoding lacks as ``\u2013``: a dash must not end a finished run in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class DrotError(Exception):

@@ -24,7 +24,8 @@ def score_greedy(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> pd
     rows : DataFrame
         One row an action and moral variance.
     scores : ndarray of float, shape (rows,)
-        Critic scores; NaN where the text did not parse. Such a row is not valid, and has no score to average.
+        Scores; NaN where the text did not parse, which is not valid and has no score to average, or where the judges gave
+        none, which is left out.
     threshold : float
         A context is valid if its score is at or above it.
 
@@ -34,7 +35,7 @@ def score_greedy(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> pd
         Indexed by ``action_id``: ``vld`` and ``avg``.
     """
     frame = pd.DataFrame(
-        {"action_id": rows["action_id"], "vld": (scores >= threshold).astype(float), "avg": scores}
+        {"action_id": rows["action_id"], "vld": _valid(rows, scores, threshold), "avg": scores}
     )
     return frame.groupby("action_id").mean()
 
@@ -44,21 +45,55 @@ def score_sampled(
 ) -> pd.DataFrame:
     """Return #Vld and #Unq.Vld, out of the candidates of a prompt, for each action (section 4.2).
 
-    A valid context is unique if the paper's filter accepts it among the valid ones of its prompt.
+    A valid context is unique if the paper's filter accepts it among the valid ones of its prompt. A context without a score
+    counts as the scored ones of its prompt do; a prompt with fewer than half scored has no #Vld, one with any unscored no
+    #Unq.Vld.
 
     Returns
     -------
     DataFrame
         Indexed by ``action_id``: ``n_vld`` and ``n_unq_vld``, means over the two moral variances.
     """
-    valid = rows.assign(valid=scores >= threshold)
-    groups = [g.loc[g["valid"], "context"].tolist() for _, g in valid.groupby(PROMPT, sort=False)]
+    valid = rows.assign(valid=_valid(rows, scores, threshold))
+    prompts = [prompt for _, prompt in valid.groupby(PROMPT, sort=False)]
+    groups = [p.loc[p["valid"] == 1, "context"].tolist() for p in prompts]
     kept = filter_unique(groups, entails, nli_threshold, what="unique contexts").kept
+    count = [count_valid(p["valid"], p["context"].notna(), least=0.5) for p in prompts]
+    unique = [sum(k) if p["valid"].notna().all() else np.nan for k, p in zip(kept, prompts, strict=True)]
     keys = valid.drop_duplicates(PROMPT)["action_id"].to_numpy()
-    frame = pd.DataFrame(
-        {"action_id": keys, "n_vld": [len(g) for g in groups], "n_unq_vld": [sum(k) for k in kept]}
-    )
+    frame = pd.DataFrame({"action_id": keys, "n_vld": count, "n_unq_vld": unique})
     return frame.groupby("action_id").mean()
+
+
+def count_valid(valid: pd.Series, written: pd.Series, least: float = 0.0) -> float:
+    """Return how many rows are valid, taking those that nobody judged to be like those that somebody did.
+
+    Parameters
+    ----------
+    valid : Series of float, shape (rows,)
+        1, 0 or between; NaN where nobody judged.
+    written : Series of bool, shape (rows,)
+        Whether there is a text to judge; where not, the row is not valid.
+    least : float
+        The share of the written rows that must be judged.
+
+    Returns
+    -------
+    float
+        NaN where none is judged, or fewer than `least`, or there are no rows.
+    """
+    if not written.any():
+        return 0.0 if len(written) else np.nan
+    known = valid[written].dropna()
+    if not len(known) or len(known) < least * written.sum():
+        return np.nan
+    return float(known.sum() * written.sum() / len(known))
+
+
+def _valid(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """Return 1 for valid, 0 for not valid or not parsed, NaN for a context without a score."""
+    unscored = np.isnan(scores) & rows["context"].notna().to_numpy()
+    return np.where(unscored, np.nan, scores >= threshold)
 
 
 def bootstrap_mean(values: np.ndarray, draws: int, seed: int) -> tuple[float, float, float]:

@@ -6,11 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-from drot_utils.errors import DrotError, wrap_os_error
+from drot_utils.errors import DrotError, escape_output, wrap_os_error
 from drot_utils.paths import NOTEBOOKS, ROOT, Run, exclusive, write_text
 from drot_utils.profiles import load_params
 from drot_utils.progress import STATUS
-from drot_utils.stages import Stage, list_stages
+from drot_utils.stages import Stage, list_stages, refuse_braces
 
 THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "GOTO")] + [
     "VECLIB_MAXIMUM_THREADS"
@@ -91,8 +91,10 @@ def main() -> int:
     parser.add_argument("stage")
     parser.add_argument("params_file")
     arguments = parser.parse_args()
+    escape_output()
     try:
         params = load_params(arguments.params_file)
+        refuse_braces(Run(params.profile), params)
         stages = {stage.name: stage for stage in list_stages(params, ablations=True)}
         if arguments.stage not in stages:
             raise DrotError(f"no stage {arguments.stage!r}; there are {', '.join(stages)}")

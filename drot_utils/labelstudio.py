@@ -49,9 +49,9 @@ def read(form: Form, path: Path) -> Filled:
         A file that is no such export.
     """
     try:
-        tasks = json.loads(path.read_text(encoding="utf-8-sig"))
+        tasks = json.loads(path.read_bytes())
         annotations = [annotation for task in _as_list(tasks) for annotation in _annotations(task)]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"is no export of a Label Studio project ({error!r})",
             where=str(path),
@@ -78,6 +78,8 @@ def _as_list(value: object) -> list[Any]:
 
 def _annotations(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield each annotation's row, annotator, and the choices for each question."""
+    if set(task) == {"data"}:  # a task to be imported
+        return
     if "data" not in task:  # JSON-MIN: one record an annotation, the data's fields beside the answers
         if task["annotation_id"] is None:  # a task that nobody answered
             return

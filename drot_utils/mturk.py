@@ -65,12 +65,12 @@ def read(form: Form, path: Path) -> Filled:
     Raises
     ------
     DataError
-        A missing column, an unknown status, or answers that cannot be read.
+        A missing column, an unknown status, a flag other than true and false, or answers that cannot be read.
     """
     table = read_csv(path)
     check_columns(table, RESULT, str(path))
     votes, rejected = [], 0
-    for number, row in enumerate(table.to_dict("records"), start=2):
+    for number, row in zip(table.index, table.to_dict("records"), strict=True):
         where = f"{path}, line {number}"
         if row["AssignmentStatus"] not in ("Submitted", "Approved", "Rejected"):
             raise DataError(
@@ -85,7 +85,7 @@ def read(form: Form, path: Path) -> Filled:
         votes.append({
             "row_id": html.unescape(row["Input.row_id"]),
             "annotator": row["WorkerId"],
-            **{name: _chosen(given, name) for name in form.questions},
+            **{name: _chosen(given, name, where) for name in form.questions},
             "where": where,
         })  # fmt: skip
     return collect_votes(form, votes, rejected=rejected)
@@ -113,13 +113,20 @@ def _answers(row: dict[str, str], where: str) -> dict[str, Any]:
     return given
 
 
-def _chosen(given: dict[str, Any], name: str) -> str:
-    flags = [
-        field.removeprefix(f"{name}.")
+def _chosen(given: dict[str, Any], name: str, where: str) -> str:
+    flags = {
+        field.removeprefix(f"{name}."): str(value).strip().lower()
         for field, value in given.items()
-        if field.startswith(f"{name}.") and str(value).lower() == "true"
-    ]
-    return "+".join(flags) or str(given.get(name) or "")
+        if field.startswith(f"{name}.")
+    }
+    for code, flag in flags.items():
+        if flag not in ("true", "false", ""):
+            raise DataError(
+                f"expected true, false or nothing, found {flag!r}",
+                where=f"{where}, Answer.{name}.{code}",
+                todo="use the file as downloaded; a spreadsheet program writes flags in the user's language",
+            )
+    return "+".join(code for code, flag in flags.items() if flag == "true") or str(given.get(name) or "")
 
 
 def _escape(text: str) -> str:

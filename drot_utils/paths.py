@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from drot_utils.errors import DrotError, MissingInputError, wrap_os_error
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 STYLE = ROOT / "figures" / "drot.mplstyle"
+_LEFTOVER = re.compile(r"\.|~\$|(__MACOSX|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
 
 
 def output_root() -> Path:
@@ -63,6 +65,23 @@ class Run:
     def work(self, name: str) -> Path:
         """Return a directory for unfinished work (shards, checkpoints), which only speeds up a re-run."""
         return self.root / "work" / name
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files below a folder in order, but for what systems and programs leave there for themselves.
+
+    Those are hidden files and folders (``.DS_Store``, macOS's ``._`` shadows, Jupyter's checkpoints), ``__MACOSX``, ``Thumbs.db``,
+    ``desktop.ini``, and the ``~$`` lock files of office programs. A link to a folder is returned, not followed.
+    """
+    found = (
+        path
+        for path in folder.rglob("*")
+        if (path.is_symlink() or not path.is_dir())
+        and not any(_LEFTOVER.match(part) for part in path.relative_to(folder).parts)
+    )
+    return sorted(
+        found, key=lambda path: (path.parent, path.stem, path.suffix)
+    )  # `x` before its copy `x (1)`
 
 
 def require(path: Path, made_by: str) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from drot_utils.errors import DrotError
+from drot_utils.errors import DrotError, escape_output
 from drot_utils.params import Params
 from drot_utils.profiles import load_params
 from drot_utils.quotes import TEST_ACTIONS, say_requests
@@ -135,6 +135,7 @@ def main() -> int:
         help="effective TFLOP/s of one device; by default what the paper's hours imply",
     )
     arguments = parser.parse_args()
+    escape_output()
     try:
         params = load_params(arguments.params_file)
         rows, requests = plan_run(params), say_requests(params)

@@ -14,6 +14,8 @@ from drot_utils.paths import write_text
 
 #: In Potato's output, the file that holds an annotator's answers; there is one in each annotator's folder.
 STATE = "user_state.json"
+#: The file of that purpose (``.jsonl``, or all annotators' as ``.csv`` or ``.tsv``) of Potato 1, which cannot show this project.
+OLD_STATE = "annotated_instances"
 
 
 def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
@@ -49,7 +51,7 @@ def read(form: Form, path: Path) -> Filled:
         A file that is no such state.
     """
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(path.read_bytes())
         annotator = str(state["user_id"])
         votes = [
             {
@@ -60,13 +62,19 @@ def read(form: Form, path: Path) -> Filled:
             }
             for row_id, labels in state["instance_id_to_label_to_value"].items()
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"holds no annotator's answers ({error!r})",
             where=str(path),
             todo="copy the whole annotation_output folder again",
         ) from error
     return collect_votes(form, votes)
+
+
+def keeps(path: Path) -> bool:
+    """Return whether a file that holds no answers lies where Potato keeps its own, or where its project was exported to."""
+    beside = (path.parent / name for name in (STATE, "config.yaml"))
+    return "annotation_output" in path.parts or any(name.exists() for name in beside)
 
 
 def _chosen(labels: list[list[Any]], name: str) -> str:

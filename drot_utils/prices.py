@@ -11,6 +11,7 @@ from drot_utils.cache import Cache
 from drot_utils.errors import BudgetError, ParamsError
 from drot_utils.ledger import METERED, UNMETERED, read_ledger
 from drot_utils.paths import resolve
+from drot_utils.profiles import read_yaml
 from drot_utils.settings import Section, Setting
 
 Dollars = Annotated[float, Field(ge=0)]
@@ -85,7 +86,7 @@ def read_prices(path: str) -> Prices:
     """
     place = resolve(path)
     try:
-        values = yaml.safe_load(place.read_text(encoding="utf-8")) or {}
+        values = read_yaml(place) or {}
         table = {str(name): Price.model_validate(entry) for name, entry in values.items()}
     except FileNotFoundError as error:
         raise ParamsError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drot_utils.cache import VERSION, Cache, Entry
-from drot_utils.errors import DataError, DrotError
+from drot_utils.errors import DataError, DrotError, escape_output
 from drot_utils.paths import atomic
 
 FORMAT = {"format": "drot-answers", "version": VERSION}  # the first line of an export
@@ -104,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "files", type=Path, nargs="+", metavar="FILE", help="JSON lines; one file for an export"
     )
     options = parser.parse_args(arguments)
+    escape_output()
     try:
         if options.what == "export":
             if not options.cache.exists() or len(options.files) > 1:

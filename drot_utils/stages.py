@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from drot_utils.errors import DrotError
 from drot_utils.paper import ABLATIONS
 from drot_utils.params import Params
-from drot_utils.paths import NOTEBOOKS, ROOT, Run, resolve
+from drot_utils.paths import NOTEBOOKS, ROOT, Run, files_below, resolve
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Stage:
     needs : tuple of str
         Stages whose results it reads.
     sections : tuple of str
-        Sections of the parameters it hangs on; a change in another one does not run it again.
+        Sections of the parameters it depends on; a change in another one does not run it again.
     seconds : int
         About how long it takes in the demo on two slow cores; only the estimate of the time left uses it.
     parameters : dict
@@ -44,7 +45,6 @@ class Stage:
 
 TRAINS = ("seed", "compute", "corpus", "critic", "judges", "nli", "student")
 WRITES = (*TRAINS, "generation")
-FILLED = ("*.csv", "*.json", "**/user_state.json")  # what tools leave in a folder of filled forms
 
 
 def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
@@ -93,11 +93,23 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
 
 
 def inputs_of(stage: Stage, run: Run, params: Params) -> list[Path]:
-    """Return the files a stage hangs on: its notebook, the modules it imports, its data, the notebooks run before it."""
+    """Return the files a stage depends on: its notebook, the modules it imports, its data (of a folder, all files), the notebooks before it."""
     notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
     before = [run.root / "notebooks" / f"{name}.ipynb" for name in stage.needs]
     values = [value for section in stage.sections for value in _texts(getattr(params, section))]
     return [notebook, *modules_of(notebook), *_files(values), *before]
+
+
+def refuse_braces(run: Run, params: Params) -> None:
+    """Raise a `DrotError` where a path that the runner gets holds a brace: Snakemake reads ``{name}`` as a placeholder."""
+    values = [value for section in type(params).model_fields for value in _texts(getattr(params, section))]
+    for path in [ROOT, run.root, *_files(values)]:
+        if set("{}") & set(str(path)):
+            raise DrotError(
+                "a path with a brace, which the runner (Snakemake) takes for a placeholder",
+                where=str(path),
+                todo="give the folder or the file another name",
+            )
 
 
 def modules_of(notebook: Path) -> list[Path]:
@@ -128,8 +140,8 @@ def _texts(value: object) -> Iterator[str]:
 
 def _files(values: list[str]) -> list[Path]:
     paths = [resolve(value) for value in values if "/" in value]
-    filled = [file for path in paths if path.is_dir() for kind in FILLED for file in path.glob(kind)]
-    return sorted({path for path in [*paths, *filled] if path.is_file()})
+    below = [file for path in paths if path.is_dir() for file in files_below(path)]
+    return sorted({path for path in [*paths, *below] if path.is_file()})
 
 
 def _imported(source: str) -> set[str]:

@@ -31,6 +31,18 @@ def test_unique_valid_ones_are_counted_a_prompt(rows):
     assert table.loc["a"].tolist() == [1.5, 1.0]  # 3 and 0 valid, 2 and 0 of them different
 
 
+def test_a_context_that_no_judge_scored_is_not_invalid(rows):
+    none = evaluation.score_greedy(rows, np.array([0.9, np.nan, np.nan, 0.7]), 0.6)
+    assert none["vld"].tolist() == [1.0, 0.5]  # b's first did not parse
+    ten = pd.DataFrame(
+        {"action_id": "a", "moral_variance": 1, "candidate": range(10), "context": [*"abcdefgh", None, None]}
+    )
+    for known, n_vld in ((8, 8), (4, 8), (3, np.nan)):
+        scores = np.array([0.9] * known + [np.nan] * (10 - known))
+        found = evaluation.score_sampled(ten, scores, 0.6, lambda p, h: np.zeros(len(p)), 0.5).loc["a"]
+        assert found.tolist() == pytest.approx([n_vld, 8 if known == 8 else np.nan], nan_ok=True)
+
+
 def test_bootstrap_interval_covers_the_mean_and_narrows():
     rng = np.random.default_rng(0)
     few, many = rng.normal(3, 1, 20), rng.normal(3, 1, 2000)

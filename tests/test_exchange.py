@@ -1,5 +1,6 @@
 import html
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -50,8 +51,8 @@ def test_any_text_is_shown_as_it_is(text):
         key = exchange.export_form(FORM, rows, folder, 1, list(exchange.WRITERS))
         shown = forms.show_rows(key)["context"][0]
         assert len(shown) == len(text)
-        assert read_csv(folder / f"{FORM.name}.csv")["context"][0] == shown
-        hit = read_csv(folder / "mturk" / f"{FORM.name}.csv")["context"][0]
+        assert read_csv(folder / f"{FORM.name}.csv")["context"].iloc[0] == shown
+        hit = read_csv(folder / "mturk" / f"{FORM.name}.csv")["context"].iloc[0]
         assert html.unescape(hit) == shown and not {"<", ">", '"', "$"} & set(hit)
         tasks = json.loads((folder / "labelstudio" / f"{FORM.name}.json").read_text(encoding="utf-8"))
         assert tasks[0]["data"]["context"] == shown
@@ -68,7 +69,7 @@ def test_four_tools_in_one_folder_make_one_table(key, tmp_path):
     votes, counts = read(tmp_path, key)
     assert list(votes) == ["row_id", "annotator", *FORM.questions] and len(votes) == 4 * len(key)
     assert set(votes["annotator"]) == {"ann", "W1", "1", "dee"}
-    assert counts == {"files": 4, "votes": 20, "annotators": 4, "unanswered": 1, "other_form": 0, "rejected": 0, "skipped": 0}  # fmt: skip
+    assert counts == {"files": 4, "votes": 20, "annotators": 4, "unanswered": 1, "other_form": 0, "repeated": 0, "copies": [], "not_read": [], "rejected": 0, "skipped": 0}  # fmt: skip
     spread = annotation.spread_votes(votes, "q2")
     assert spread["ann"].isna().sum() == 1 and spread["dee"].eq("Y").all()
 
@@ -101,6 +102,8 @@ def test_the_form_of_another_run(key, asked, tmp_path):
 def test_an_annotator_in_two_files(key, tmp_path):
     fill(tmp_path, "ann", ALL_YES)
     write_state(tmp_path / "filled", state(key, [ALL_YES]))
+    assert read(tmp_path, key)[1]["repeated"] == 1  # the same answers
+    fill(tmp_path, "ann", {**ALL_YES, "q2": "N"})
     with pytest.raises(DataError, match=r"user_state.json, .*: a second answer to the same row_id by ann"):
         read(tmp_path, key)
 
@@ -120,6 +123,110 @@ def test_nothing_is_overlooked(key, tmp_path):
         with pytest.raises(DataError, match=rf"{name}: is not named as a filled form"):
             read(tmp_path, key)
         (folder / name).unlink()
+
+
+def varied(key):
+    return {**ALL_YES, "q2": dict(zip(key["row_id"], "YSNYS", strict=True))}
+
+
+def test_a_copy_is_no_second_annotator(key, tmp_path):
+    folder = tmp_path / "filled"
+    fill(tmp_path, "ann", ALL_YES)
+    fill(tmp_path, "bob", varied(key))
+    (folder / "old").mkdir()
+    for name, copy in (
+        ("ann", "ann (1)"),
+        ("ann", "ann - Copy (2)"),
+        ("bob", "bob_backup"),
+        ("bob", "old/bob"),
+    ):
+        path = folder / f"{FORM.name}-{copy}.csv" if "/" not in copy else folder / f"old/{FORM.name}-bob.csv"
+        path.write_bytes((folder / f"{FORM.name}-{name}.csv").read_bytes())
+    batch(key, [flat(ALL_YES)] * 5).to_csv(folder / "b1.csv", index=False)
+    batch(key.iloc[:2], [flat(ALL_YES)] * 2).to_csv(folder / "b2.csv", index=False)  # downloaded half-way
+    votes, counts = read(tmp_path, key)
+    assert set(votes["annotator"]) == {"ann", "bob", "W1"} and counts["votes"] == 15
+    copies = [f"{FORM.name}-{n}.csv" for n in ("ann (1)", "ann - Copy (2)", "bob_backup")]
+    assert counts["copies"] == sorted(["b2.csv", f"old/{FORM.name}-bob.csv", *copies])
+    assert counts["files"] == 8 and counts["repeated"] == 22
+    fill(tmp_path, "cyd", ALL_YES)  # as ann did, byte for byte: two people may
+    assert read(tmp_path, key)[1]["annotators"] == 4
+    fill(tmp_path, "ann (1)", {**ALL_YES, "q2": "N"})
+    with pytest.raises(DataError, match=r"ann \(1\).csv, line 2: a second answer to the same row_id by ann"):
+        read(tmp_path, key)
+
+
+def test_every_file_of_a_person_is_read(key, tmp_path):
+    fill(tmp_path, "ann", varied(key))
+    folder = tmp_path / "filled"
+    text = (folder / f"{FORM.name}-ann.csv").read_text()
+    (folder / "b" / "c").mkdir(parents=True)
+    for i, place in enumerate(
+        (
+            "Evaluation_Form-bob.CSV",
+            f"b/{FORM.name}-cyd.Csv",
+            f"b/c/{FORM.name}-dee.tsv",
+            f"{FORM.name}-eve.txt",
+        )
+    ):
+        (folder / place).write_text(text.replace("campsite", f"campsite {i}"))
+    (folder / "b" / "project.JSON").write_text(json.dumps(exported(key, [ALL_YES] * 5)))
+    votes, counts = read(tmp_path, key)
+    assert set(votes["annotator"]) == {"ann", "bob", "cyd", "dee", "eve", "1"}
+    assert counts["votes"] == 30 and counts["not_read"] == counts["copies"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"{FORM.name}-bob.xlsx", "is of a kind that is not read.*\n.*as CSV"),
+        ("Batch_1.XLS", "is of a kind that is not read.*\n.*as CSV"),
+        ("a/forms.zip", "is of a kind that is not read.*\n.*unpack it"),
+        (f"{FORM.name}-bob", "is of a kind that is not read.*\n.*save it as"),
+        ("ann.jsonl", "is of a kind that is not read"),
+        ("a/annotated_instances.jsonl", "comes from Potato 1"),
+        ("annotated_instances.csv", "comes from Potato 1"),
+        ("a/x.json", "is no export of a Label Studio project"),
+        (f"{FORM.name} (1).csv", "is not named as a filled form"),
+        (f"{FORM.name}_bob.csv", "is not named as a filled form"),
+        ("a/other.tsv", "is not named as a filled form"),
+    ],
+)  # fmt: skip
+def test_what_may_hold_answers_and_is_not_read_is_an_error(key, tmp_path, name, message):
+    fill(tmp_path, "ann", ALL_YES)
+    path = tmp_path / "filled" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text((tmp_path / "filled" / f"{FORM.name}-ann.csv").read_text())
+    with pytest.raises(DataError, match=f"(?s){re.escape(path.name)}: .*{message}"):
+        read(tmp_path, key)
+
+
+def test_what_systems_leave_there_is_passed_over(key, tmp_path):
+    fill(tmp_path, "ann", ALL_YES)
+    folder = tmp_path / "filled"
+    text = (folder / f"{FORM.name}-ann.csv").read_text()
+    for name in (
+        f"._{FORM.name}-ann.csv", ".DS_Store", "Thumbs.db", "desktop.ini", f"~${FORM.name}-ann.xlsx",
+        f".~lock.{FORM.name}-ann.csv#", f"__MACOSX/._{FORM.name}-ann.csv", f".ipynb_checkpoints/{FORM.name}-ann-checkpoint.csv",
+    ):  # fmt: skip
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    assert read(tmp_path, key)[1] == {**read(tmp_path, key)[1], "files": 1, "annotators": 1, "not_read": []}
+
+
+def test_the_exported_folder_itself_may_be_filled(key, tmp_path):
+    fill(tmp_path, "ann", ALL_YES)
+    forms_ = tmp_path / "forms"
+    (tmp_path / "filled" / f"{FORM.name}-ann.csv").rename(forms_ / f"{FORM.name}-ann.csv")
+    (forms_ / "notes.docx").write_bytes(b"PK")
+    write_state(forms_ / "potato" / FORM.name, state(key, [ALL_YES] * 5, user="dee"))
+    (forms_ / "potato" / FORM.name / "annotation_output" / "dee" / "annotation_history.jsonl").write_text(
+        "{}\n"
+    )
+    votes, counts = exchange.read_filled(FORM, forms_, key)
+    assert set(votes["annotator"]) == {"ann", "dee"} and counts["votes"] == 10
+    seen = [p for p in forms_.rglob("*") if p.is_file()]
+    assert counts["files"] + len(counts["not_read"]) == len(seen) and "notes.docx" in counts["not_read"]
 
 
 def test_all_rejected_is_no_filled_form(key, tmp_path):

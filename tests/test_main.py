@@ -168,6 +168,24 @@ def test_errors_of_the_command_line(tmp_path):
     assert load_params(bad).profile == "few"
 
 
+def test_any_name_of_a_parameter_file_and_any_terminal(tmp_path):
+    name = "a: {b}, [run] #2 – 'é'"
+    params = write_params(tmp_path / f"{name}.yaml", "smoke")
+    table = tmp_path / "out/figures/smoke/table2_short.md"  # what a finished run shows
+    table.parent.mkdir(parents=True)
+    table.write_text("0.53 / –\n", encoding="utf-8")
+    plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run_study(params, tmp_path / "out", "--until", "01_seed_generation", **plain)
+    assert done.returncode == 0 and r"0.53 / \u2013" in done.stdout, done.stderr
+    assert (tmp_path / "out/runs/smoke/notebooks/01_seed_generation.ipynb").exists()
+
+
+def test_a_folder_whose_name_snakemake_would_misread_is_refused(tmp_path):
+    done = run_study("params/smoke.yaml", tmp_path / "{b}", "--until", "01_seed_generation")
+    assert done.returncode == 1 and "{b}/runs/smoke: a path with a brace" in done.stderr
+    assert not (tmp_path / "{b}").exists()
+
+
 @pytest.mark.parametrize("profile", ["smoke"])
 def test_numbers_of_random_models_are_said_to_mean_nothing(profile, smoke_run):
     assert "mean nothing" in (smoke_run / "stdout.txt").read_text()

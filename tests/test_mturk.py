@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from conftest import FORM, NASTY
+from conftest import ALL_YES, FORM, NASTY
 
 from drot_utils import exchange, mturk
 from drot_utils.errors import DataError
@@ -98,6 +98,18 @@ def test_missing_and_double_answers(key, tmp_path):
         tmp_path, batch(key, answers).assign(**{"Answer.q1.N": "true", "Answer.q2.Y": "false"})
     ).votes
     assert votes.loc[0, ["q1", "q2", "q3", "q4"]].tolist() == ["Y+N", "", "Y", ""]
+
+
+@pytest.mark.parametrize("spell", [flat, nested])
+def test_a_flag_in_another_language_is_not_taken_for_no_answer(key, tmp_path, spell):
+    frame = batch(key, [spell(ALL_YES)] * 5)
+    read(tmp_path, frame.replace({"true": "TRUE", "false": "FALSE"}))
+    spelled = '"WAHR"' if spell is nested else "WAHR"
+    other = frame.map(lambda value: value.replace("true", spelled) if isinstance(value, str) else value)
+    with pytest.raises(
+        DataError, match=r"line 2, Answer.q1.Y: expected true, false or nothing, found 'wahr'"
+    ):
+        read(tmp_path, other)
 
 
 @pytest.mark.parametrize(

@@ -127,3 +127,48 @@ def test_missing_key_missing_file_and_broken_yaml(tmp_path):
     (tmp_path / "c.yaml").write_text("- 1\n")
     with pytest.raises(ParamsError, match="expected keys and values"):
         load_params(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "  learning_rate: 1e-4",
+            r"`critic.learning_rate`: .* \(found '1e-4', which YAML reads as text: write 1\.0e-4\)",
+        ),
+        ("  learning_rate: 2.5e5", r"write 2\.5e\+5\)"),
+        ("  learning_rate: '0.1'", r"write 0\.1\)"),
+        ("  batch_size: 1e2", r"`critic.batch_size`: .* write 100\)"),
+        ("  learning_rate: fast", r"found 'fast'\)"),
+    ],
+)
+def test_a_number_that_yaml_takes_for_text_is_named_with_its_spelling(tmp_path, line, message):
+    text = write_params(tmp_path / "p.yaml", "demo").read_text()
+    head, tail = text.split("\ncritic:\n")
+    key = line.split(":")[0]
+    kept = [
+        old
+        for old in tail.splitlines()
+        if not (old.startswith(key) and old == next(o for o in tail.splitlines() if o.startswith(key)))
+    ]
+    (tmp_path / "p.yaml").write_text("\n".join([head, "critic:", line, *kept]))
+    with pytest.raises(ParamsError, match=message):
+        load_params(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("seed: 1\nprofile: a\nseed: 1\n", 3, "seed"),
+        ("critic:\n  base: x\n  base: y\n", 3, "base"),
+        ("a:\n- {name: x, name: y}\n", 2, "name"),
+    ],
+)
+def test_a_key_given_twice_is_refused(tmp_path, text, line, key):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=rf"p.yaml, line {line}: .* the key `{key}` is given twice"):
+        load_params(tmp_path / "p.yaml")
+    (tmp_path / "p.yaml").write_text("api_key_env: sk-secret\napi_key_env: sk-secret\n")
+    with pytest.raises(ParamsError, match="twice") as caught:
+        load_params(tmp_path / "p.yaml")
+    assert "sk-secret" not in str(caught.value)

@@ -25,17 +25,43 @@ def test_a_filled_copy_comes_back_with_its_gaps(nasty, tmp_path):
     assert votes["where"][0] == f"{path}, line 2"
 
 
+SPELLINGS = [
+    *(lambda t, d=d: t.replace(",", d).encode() for d in ",;\t"),
+    *(lambda t, e=e: t.encode(e) for e in ("utf-8-sig", "utf-16", "cp1252", "mac-roman")),
+    lambda t: t.replace(",", "\t").encode("utf-16"),  # Excel's "Unicode text"
+    lambda t: f"sep=;\n{t}".replace(",", ";").encode(),
+    lambda t: t.replace("\n", "\r\n").encode(),
+    lambda t: f"{t},,,\n\n,,,\n ,,\n".encode(),
+    lambda t: t.replace("\n", ",,\n").encode(),
+    lambda t: t.replace(",\n", "\n").encode(),  # cells at the end left out
+    lambda t: f"\n{t}".encode(),
+]
+
+
+@pytest.mark.parametrize("spell", SPELLINGS)
+def test_a_form_as_programs_and_countries_write_it(tmp_path, spell):
+    path = tmp_path / f"{FORM.name}-ann.csv"
+    path.write_bytes(spell('row_id,action,q1,q2,q3,q4\nx,café – é,Y,S,N,\ny,"“”",Y,,N,S\n'))
+    votes = spreadsheet.read(FORM, path).votes
+    assert votes["row_id"].tolist() == ["x", "y"]
+    assert votes[list(FORM.questions)].to_numpy().tolist() == [["Y", "S", "N", ""], ["Y", "", "N", "S"]]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"row_id,q1,q2,q4\nx,Y,Y,Y\n", "missing column q3"),
         (b"", "is no CSV text"),
         (b"\xff\xfe\x00", "is no CSV text"),
+        (b"PK\x03\x04\x00\x00", "is no CSV text: it holds zero bytes"),
+        (b",,\n\n", "is no CSV text: it is empty"),
+        (b"row_id,q1,q2,q3,q4\n\nx,Y,Y,Y,Y,Y\n", "line 3: 6 cells, but the header has 5"),
+        (b"row_id,q1,q2,q3,q4,q1\n", "the column q1 stands there twice"),
         (b'row_id,q1\n"x,Y\n1,2,3,4\n', "is no CSV text"),
     ],
 )
 def test_what_is_no_filled_form(tmp_path, content, message):
     path = tmp_path / f"{FORM.name}-ann.csv"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"ann.csv: {message}"):
+    with pytest.raises(DataError, match=rf"ann.csv(: |, ){message}"):
         spreadsheet.read(FORM, path)

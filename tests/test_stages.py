@@ -1,6 +1,7 @@
 import pytest
 
 from drot_utils import stages
+from drot_utils.errors import DrotError
 from drot_utils.paths import NOTEBOOKS, Run
 from drot_utils.profiles import load_params
 
@@ -51,6 +52,20 @@ def test_a_stage_hangs_on_its_data_and_on_filled_forms(demo, tmp_path):
     )
     found = stages.inputs_of(by_name["11_human_evaluation"], Run("demo"), forms)
     assert {tmp_path / "evaluation_form-ann.csv", state} <= set(found)
+    for name in (
+        "a/evaluation_form-bob.CSV",
+        "c.jsonl",
+        "d.xlsx",
+        "._e.csv",
+    ):  # what is read, refused or counted
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    more = set(stages.inputs_of(by_name["11_human_evaluation"], Run("demo"), forms)) - set(found)
+    assert {p.name for p in more} == {"evaluation_form-bob.CSV", "c.jsonl", "d.xlsx"}
+    stages.refuse_braces(Run("demo"), forms)
+    (tmp_path / "evaluation_form-{x}.csv").write_text("x")
+    with pytest.raises(DrotError, match=r"evaluation_form-{x}.csv: a path with a brace"):
+        stages.refuse_braces(Run("demo"), forms)
 
 
 def test_a_stage_hangs_on_the_modules_its_notebook_imports_and_no_others():
