@@ -156,7 +156,7 @@ def test_caches_of_a_user_without_name_and_home_go_below_work(monkeypatch, outpu
 
     monkeypatch.setattr("getpass.getuser", unknown)
     monkeypatch.setattr("os.path.expanduser", lambda path: path.replace("~", home) if home else path)
-    for name in ("USER", "HF_HOME", "XDG_CACHE_HOME"):
+    for name in ("USER", "HF_HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MPLCONFIGDIR", "/mine")
     monkeypatch.setenv("IPYTHONDIR", "")
