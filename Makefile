@@ -10,7 +10,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN = .venv/bin
 PY ?= $(BIN)/python
 PIP = $(PY) -m pip --disable-pip-version-check install -qq --no-deps
-BENCHMARKS = sampling training critic_scoring nli_filter statistics read_corpus topics overhead teacher
+BENCHMARKS = sampling training critic_scoring nli_filter statistics read_corpus topics overhead teacher contention
 LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
 
 .DEFAULT_GOAL = help

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,9 +9,11 @@ import time
 from pathlib import Path
 
 from drot_utils.errors import DrotError, escape_output
+from drot_utils.execute import run_environment
 from drot_utils.params import Params
-from drot_utils.paths import ROOT, Run, exclusive
+from drot_utils.paths import ROOT, Run, exclusive, settle_output
 from drot_utils.profiles import load_params
+from drot_utils.progress import bar_left, study_left
 from drot_utils.stages import Stage, list_stages, refuse_braces
 
 LOG_EVERY = 30  # seconds between lines when the output is a file
@@ -51,7 +52,7 @@ def run_study(params_file: str, cores: int, ablations: bool, until: str | None =
         ]  # fmt: skip
         log = work / "snakemake.log"
         environment = {
-            **os.environ,
+            **run_environment(run),
             "PYTHONUTF8": "1",
             "PYTHONIOENCODING": "utf-8",
         }  # whatever the terminal's is
@@ -59,11 +60,15 @@ def run_study(params_file: str, cores: int, ablations: bool, until: str | None =
             log.open("w") as handle,
             # Snakemake holds the lock too: if this process is killed and it is not, nobody starts a second one.
             subprocess.Popen(
-                command, stdout=handle, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()], env=environment
+                command,
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=[lock.fileno()] if lock else [],
             ) as process,
         ):
             try:
-                _watch(process, log, run, stages)
+                _watch(process, log, run, stages, cores)
             except KeyboardInterrupt:
                 process.terminate()
                 print("\nstopped; the same command goes on from here")
@@ -78,9 +83,11 @@ def run_study(params_file: str, cores: int, ablations: bool, until: str | None =
     return 0
 
 
-def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage]) -> None:
-    began = shown = finished_at = time.monotonic()
-    finished: list[str] = []
+def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage], cores: int) -> None:
+    began = shown = time.monotonic()
+    started: dict[str, float] = {}
+    took: dict[str, float] = {}
+    needs = {stage.name: stage.needs for stage in stages}
     terminal = sys.stdout.isatty()
     while process.poll() is None:
         time.sleep(0.5)
@@ -89,22 +96,21 @@ def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage]) 
         planned = {
             s.name: s.seconds for s in stages if re.search(rf"^{re.escape(s.name)}\s+1$", text, re.MULTILINE)
         }
-        found = re.findall(r"^Finished jobid: \d+ \(Rule: (\S+)\)", text, re.MULTILINE)
-        if len(found) > len(finished):
-            finished, finished_at = found, now
-        running = _read_status(run)
+        for name in re.findall(r"^Finished jobid: \d+ \(Rule: (\S+)\)", text, re.MULTILINE):
+            if name in planned:
+                took.setdefault(name, now - started.get(name, shown))
+        running = {name: status for name, status in _read_status(run).items() if name not in took}
+        for name in running:
+            started.setdefault(name, now)
         if not running or now - shown < (0.5 if terminal else LOG_EVERY):
             continue
         shown = now
-        done = sum(planned.get(name, 0) for name in finished)
-        line = (
-            f"[{len(finished) + 1}/{len(planned)}] {' + '.join(_describe(n, s) for n, s in running.items())}"
-        )
+        line = f"[{len(took) + 1}/{len(planned)}] {' + '.join(_describe(n, s) for n, s in running.items())}"
         line += f" | {_clock(now - began)} so far"
-        if done:
-            # The stages' usual times, stretched by how long the finished ones took here.
-            left = (sum(planned.values()) - done) * (finished_at - began) / done - (now - finished_at)
-            line += f", about {_clock(max(left, 5))} left"
+        if took:
+            at = {n: (now - started[n], bar_left(s, time.time())) for n, s in running.items() if n in planned}
+            left = study_left(planned, needs, took, at, cores)
+            line += ", longer than usual" if left is None else f", about {_clock(left)} left"
         print(f"\r\033[K{line[:180]}" if terminal else line, end="" if terminal else "\n", flush=True)
     if terminal:
         print("\r\033[K", end="")
@@ -154,6 +160,7 @@ def main() -> int:
     arguments = parser.parse_args()
     escape_output()
     try:
+        settle_output()
         return run_study(arguments.params_file, arguments.cores, arguments.ablations, arguments.until)
     except DrotError as error:
         print(f"error: {error}", file=sys.stderr)

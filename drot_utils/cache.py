@@ -9,20 +9,22 @@ import json
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drot_utils.errors import DataError, StorageError, wrap_os_error
-from drot_utils.paths import Run, exclusive
+from drot_utils.paths import Run, exclusive, file_system
 
 VERSION = 1
 APPLICATION = 0x64526F54  # "dRoT": marks the file as ours
 AT_ONCE = 400  # keys a query; every SQLite allows 999
 
+#: File systems of one machine. Elsewhere SQLite's write-ahead log is not safe (its memory cannot be shared between machines).
+LOCAL = ("ext", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "ramfs", "overlay", "apfs", "hfs")
+
 _SCHEMA = f"""
-PRAGMA journal_mode = WAL;
 BEGIN IMMEDIATE;
 CREATE TABLE requests (key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE answers (
@@ -80,17 +82,26 @@ class Cache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.bare = False
+        self.lock = path.with_name(f".{path.name}.lock")
         try:
             # Two processes may make it at once: one writes the schema.
-            with exclusive(path.with_name(f".{path.name}.lock"), wait=True):
-                self._open()
+            with exclusive(self.lock, wait=True) as lock:
+                self._open(bare=lock is None)
+            # Where the file system has no locks, SQLite takes none, and we hold one of our own.
+            self.bare = lock is None
         except OSError as error:
             raise wrap_os_error(error, path) from error
 
-    def _open(self) -> None:
+    def _open(self, bare: bool) -> None:
         with self.said():
+            place = self.path.absolute().as_uri() + ("?vfs=unix-none" if bare else "")
             # The caller's thread and the one that asks share it, never at once.
-            self.file = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            self.file = sqlite3.connect(
+                place, timeout=60, isolation_level=None, check_same_thread=False, uri=True
+            )
+            if bare:  # without locks SQLite reads a file that has a write-ahead log only so
+                self.file.execute("PRAGMA locking_mode = EXCLUSIVE")
             version, application, tables = (
                 self.file.execute(query).fetchone()[0]
                 for query in (
@@ -111,12 +122,18 @@ class Cache:
                     where=str(self.path),
                     todo="export it with the program that wrote it and import the lines here, or move it away",
                 )
+            if bare or not file_system(self.path).startswith(LOCAL):
+                self.file.execute("PRAGMA journal_mode = DELETE")  # also of a file that was made elsewhere
+                self.file.execute("PRAGMA locking_mode = NORMAL")
+            else:
+                if not tables:
+                    self.file.execute("PRAGMA journal_mode = WAL")
+                # A kill loses nothing; a power cut may lose the last seconds, and leaves the file whole.
+                self.file.execute("PRAGMA synchronous = NORMAL")
             if not tables:
                 self.file.executescript(_SCHEMA)
             elif (damage := self.file.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(damage)
-            # A kill loses nothing; a power cut may lose the last seconds, and leaves the file whole.
-            self.file.execute("PRAGMA synchronous = NORMAL")
 
     def close(self) -> None:
         """Close the file; what was put into it is in it since."""
@@ -180,9 +197,11 @@ class Cache:
 
     @contextmanager
     def said(self) -> Iterator[None]:
-        """Say what SQLite's errors mean for the study."""
+        """Say what SQLite's errors mean for the study, and let no other process in where SQLite cannot see to that."""
+        mine = self.bare and not self.file.in_transaction
         try:
-            yield
+            with exclusive(self.lock, wait=True) if mine else nullcontext():
+                yield
         except sqlite3.Error as error:
             name = getattr(error, "sqlite_errorname", "")
             if name.startswith(

@@ -82,7 +82,11 @@ def wrap_os_error(error: Exception, path: object) -> StorageError:
     said = re.search(r"os error (\d+)", str(error))
     number = int(said[1]) if said else getattr(error, "errno", None)
     full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    todo = "free some space" if full else "check that the folder exists and may be written"
+    todo = (
+        "free some space"
+        if full
+        else "check that the folder exists and may be written (DROT_OUTPUT names another place for all that a run writes)"
+    )
     return StorageError(
         f"could not be written ({getattr(error, 'strerror', None) or error}); the half-written file was removed and nothing else was touched",
         where=str(path),

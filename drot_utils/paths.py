@@ -1,5 +1,6 @@
 """Where everything lies: one run is one directory, and files appear whole or not at all."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -7,8 +8,11 @@ import math
 import os
 import re
 import shutil
+import socket
+import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,9 +27,35 @@ STYLE = ROOT / "figures" / "drot.mplstyle"
 _LEFTOVER = re.compile(r"\.|~\$|(__MACOSX|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
 
 
+#: What ``flock`` says where a file system has no locks (Lustre without ``-o flock``, NFS without its lock service).
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+PATIENCE = 300.0  # seconds to wait for a lock file; what is done under one takes seconds
+
+
 def output_root() -> Path:
-    """Return the folder that holds ``runs/`` and ``figures/``: the checkout, or ``$DROT_OUTPUT`` (a scratch disk)."""
-    return Path(os.environ.get("DROT_OUTPUT", ROOT)).resolve()
+    """Return the folder that holds ``runs/`` and ``figures/``: the checkout, or ``$DROT_OUTPUT`` (a scratch disk).
+
+    Raises
+    ------
+    DrotError
+        When ``DROT_OUTPUT`` is empty, or relative where `settle_output` was not called first.
+    """
+    root = os.environ.get("DROT_OUTPUT")
+    if root is None:
+        return ROOT
+    if not Path(root).is_absolute():
+        raise DrotError(
+            f"expected the absolute path of a folder, found {root!r}",
+            where="the environment variable DROT_OUTPUT",
+            todo="unset it (all goes below the checkout), or give a path that begins with /",
+        )
+    return Path(root).resolve()
+
+
+def settle_output() -> None:
+    """Make a relative ``$DROT_OUTPUT`` absolute, once, before there are processes that run in other folders."""
+    if root := os.environ.get("DROT_OUTPUT"):
+        os.environ["DROT_OUTPUT"] = str(Path(root).absolute())
 
 
 def resolve(path: str | Path) -> Path:
@@ -149,8 +179,11 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def exclusive(path: Path, *, wait: bool, what: str = "") -> Iterator[TextIO]:
+def exclusive(path: Path, *, wait: bool, what: str = "") -> Iterator[TextIO | None]:
     """Hold the lock file `path` while the block runs; the system lets go of it when the process dies, however it dies.
+
+    Where the file system has no locks, a file ``<path>.held`` with the holder's machine and process takes their place. It is
+    taken over when that process is gone from this machine; on another machine nobody can tell.
 
     Parameters
     ----------
@@ -161,13 +194,25 @@ def exclusive(path: Path, *, wait: bool, what: str = "") -> Iterator[TextIO]:
     what : str
         What the other holder must be doing, for the error.
 
+    Yields
+    ------
+    TextIO or None
+        The locked file; None where the file system has no locks.
+
     Raises
     ------
     DrotError
         When another process holds the lock and `wait` is false.
+    StorageError
+        When the lock file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a")
+    except OSError as error:
+        raise wrap_os_error(error, path) from error
+    with handle, ExitStack() as stack:
+        lock: TextIO | None = handle
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
@@ -176,7 +221,94 @@ def exclusive(path: Path, *, wait: bool, what: str = "") -> Iterator[TextIO]:
                 where=str(path.parent),
                 todo="wait for it, or stop it, then run again",
             ) from error
-        yield handle
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise wrap_os_error(error, path) from error
+            held = path.with_name(f"{path.name}.held")
+            if not wait:
+                warnings.warn(
+                    f"{path.parent}: this file system has no locks ({error.strerror}); lock files are used instead. After a machine "
+                    f"failed, {held.name} may have to be removed there. Better: let DROT_OUTPUT name a disk that has locks, or have "
+                    "this one mounted with them (Lustre: -o flock)",
+                    stacklevel=3,
+                )
+            stack.enter_context(_held(held, wait, what or "at work"))
+            lock = None
+        yield lock
+
+
+@contextmanager
+def _held(path: Path, wait: bool, what: str) -> Iterator[None]:
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(f"{socket.gethostname()} {os.getpid()} {_born(os.getpid())}")
+            break
+        except FileExistsError:
+            holder = _read(path)
+        if _is_gone(holder):
+            _remove(path, holder)
+        elif not wait or time.monotonic() > until:
+            raise DrotError(
+                f"another process is {what} (machine, process and its start: {holder or 'not known'})",
+                where=str(path),
+                todo="wait for it, or stop it, then run again; if it is gone with its machine, remove this file",
+            )
+        else:
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _is_gone(holder: str) -> bool:
+    host, _, process = holder.partition(" ")
+    if host != socket.gethostname():
+        return False
+    number, _, born = process.partition(" ")
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, ValueError):  # another user's; or half a line, as it is just being written
+        return False
+    return _born(int(number)) != born
+
+
+def _born(process: int) -> str:
+    # Tells a process from a later one of the same number, as in a container that was started again.
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
+
+
+def _remove(path: Path, holder: str) -> None:
+    # One process at a time, and only what it has looked at: another one may have taken the lock over since.
+    guard = path.with_name(f"{path.name}.taking")
+    with suppress(FileExistsError):
+        guard.touch(exist_ok=False)
+        try:
+            if _read(path) == holder:
+                path.unlink(missing_ok=True)
+        finally:
+            guard.unlink()
+
+
+def _read(path: Path) -> str:
+    with suppress(FileNotFoundError):
+        return path.read_text(encoding="utf-8")
+    return ""
+
+
+def file_system(path: Path) -> str:
+    """Return the kind of file system that `path` lies on, such as ``ext4`` or ``nfs4``; empty when it is not known."""
+    import psutil
+
+    place = path.resolve()
+    mounts = [m for m in psutil.disk_partitions(all=True) if place.is_relative_to(m.mountpoint)]
+    return max(reversed(mounts), key=lambda mount: len(mount.mountpoint)).fstype if mounts else ""
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from drot_utils.errors import DrotError, escape_output
 from drot_utils.params import Params
+from drot_utils.paths import settle_output
 from drot_utils.profiles import load_params
 from drot_utils.quotes import TEST_ACTIONS, say_requests
 from drot_utils.settings import ModelRef
@@ -137,6 +138,7 @@ def main() -> int:
     arguments = parser.parse_args()
     escape_output()
     try:
+        settle_output()
         params = load_params(arguments.params_file)
         rows, requests = plan_run(params), say_requests(params)
     except DrotError as error:

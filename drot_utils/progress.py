@@ -35,7 +35,7 @@ class Progress:
     ) -> None:
         self.what, self.total, self.unit, self.n, self.start_n = what, total, unit, done, done
         self.status = None if quiet else os.environ.get(STATUS)
-        self.began = time.monotonic()
+        self.began = time.time()  # the runner, another process, reckons with it
         self.written = 0.0
         self.bar = tqdm(
             total=total,
@@ -68,7 +68,7 @@ class Progress:
         self.update(0)
 
     def _write(self, force: bool = False) -> None:
-        now = time.monotonic()
+        now = time.time()
         if not self.status or (not force and now - self.written < 1):
             return
         self.written = now
@@ -77,6 +77,8 @@ class Progress:
             "what": self.what,
             "n": self.n,
             "total": self.total,
+            "done": self.start_n,
+            "began": self.began,
             "unit": self.unit,
             "rate": round(rate, 2),
         }
@@ -94,6 +96,65 @@ def track(items: Iterable, what: str, total: int, unit: str = "rows") -> Iterato
         for item in items:
             yield item
             progress.update()
+
+
+def bar_left(status: dict, now: float) -> float | None:
+    """Return the seconds until the work of a status file is done, at its own rate; None when the rate is not known.
+
+    The rate is counted up to `now`, so that the time left grows while nothing is done.
+    """
+    gained = status["n"] - status.get("done", 0)
+    if gained <= 0 or status["n"] >= status["total"]:
+        return None
+    return (status["total"] - status["n"]) * (now - status["began"]) / gained
+
+
+def study_left(
+    usual: dict[str, float],
+    needs: dict[str, tuple[str, ...]],
+    took: dict[str, float],
+    running: dict[str, tuple[float, float | None]],
+    cores: int,
+) -> float | None:
+    """Return the seconds until a study is done.
+
+    Parameters
+    ----------
+    usual : dict
+        The seconds that each planned stage takes elsewhere; here they are stretched as those of the finished ones were.
+    needs : dict
+        The stages that each one waits for.
+    took : dict
+        The real seconds of the finished ones.
+    running : dict
+        The seconds so far of the running ones, and what is left of the work that they are at (see `bar_left`).
+    cores : int
+        Stages that run side by side.
+
+    Returns
+    -------
+    float or None
+        None when a stage takes longer than usual and its own rate is not known.
+    """
+    pace = sum(took.values()) / sum(usual[name] for name in took) if took else 1.0
+    ends = {}
+    for name, (so_far, bar) in running.items():
+        ends[name] = max(usual[name] * pace - so_far, bar or 0)
+        if ends[name] <= 0:
+            return None
+    now, done = 0.0, set(took)
+    waiting = [name for name in usual if name not in done and name not in running]
+    while waiting or ends:
+        for name in [name for name in waiting if set(needs[name]) & set(usual) <= done]:
+            if len(ends) < cores:
+                ends[name] = now + usual[name] * pace
+                waiting.remove(name)
+        if not ends:
+            break
+        first = min(ends, key=ends.get)
+        now = ends.pop(first)
+        done.add(first)
+    return now
 
 
 def _interactive() -> bool:

@@ -299,6 +299,19 @@ def write_published_gold(path: Path) -> Path:
 
 
 @pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let this process find a file system without locks, which says so by the error of the given number."""
+
+    def refuse(number: int) -> None:
+        def flock(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("fcntl.flock", flock)
+
+    return refuse
+
+
+@pytest.fixture
 def full_disk() -> Callable[[int], AbstractContextManager[None]]:
     """Inside the returned context no file can grow beyond so many bytes, as on a disk that is full."""
 

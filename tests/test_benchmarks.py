@@ -1,6 +1,6 @@
 import json
 
-from benchmarks import harness
+from benchmarks import contention, harness
 
 
 def test_sides_run_in_turn_and_the_medians_are_compared(tmp_path, monkeypatch, capsys):
@@ -31,3 +31,16 @@ def test_sides_run_in_turn_and_the_medians_are_compared(tmp_path, monkeypatch, c
     last = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(last) == result == json.loads((tmp_path / "x.json").read_text())
     assert result["rounds"] == 3 and result["rows"] == 10
+
+
+def test_training_beside_a_busy_process_takes_the_setting_and_ends(monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # the shell's own setting would hide those that are compared
+    seen = []
+    real = contention.subprocess.run
+    monkeypatch.setattr(
+        contention.subprocess, "run", lambda *a, **options: seen.append(options["env"]) or real(*a, **options)
+    )
+    assert contention.measure({"OMP_WAIT_POLICY": "passive"}, 0.2, True) > 0
+    assert seen[0]["OMP_WAIT_POLICY"] == "passive" and not {"GOMP_SPINCOUNT", "OMP_NUM_THREADS"} & set(
+        seen[0]
+    )

@@ -1,5 +1,6 @@
 """The file of answers: whole requests as keys, several processes at once, and every way in which a file can be wrong."""
 
+import errno
 import os
 import sqlite3
 import subprocess
@@ -162,3 +163,40 @@ def test_a_full_disk_is_one_error_and_the_rest_is_kept(cache):
     with pytest.raises(StorageError, match="full"):
         cache.put(({**BODY, "seed": -k}, {0: Entry("long text " * 500)}) for k in range(100))
     assert cache.query("SELECT count(*) FROM answers") == [(1,)]
+
+
+def test_on_a_shared_disk_no_log_that_needs_shared_memory(tmp_path, monkeypatch):
+    path = tmp_path / "c.sqlite"
+    first = Cache(path)
+    first.put([(BODY, {0: Entry("a")})])
+    assert first.query("PRAGMA journal_mode") == [("wal",)]
+    first.close()
+    monkeypatch.setattr("drot_utils.cache.file_system", lambda _: "nfs4")
+    second = Cache(path)  # brought there from elsewhere
+    assert second.query("PRAGMA journal_mode") == [("delete",)] and second.present([request_key(BODY)])
+    assert Cache(tmp_path / "new.sqlite").query("PRAGMA journal_mode") == [("delete",)]
+
+
+def test_without_locks_processes_still_come_one_at_a_time(tmp_path, no_locks):
+    path = tmp_path / "c.sqlite"
+    before = Cache(path)  # where there were locks
+    before.put([(BODY, {0: Entry("a")})])
+    before.close()
+    code = (
+        "import errno, fcntl, sys; from pathlib import Path; from drot_utils.cache import Cache, Entry\n"
+        "def no(*_): raise OSError(errno.ENOLCK, 'no')\n"
+        "fcntl.flock = no\n"
+        "cache = Cache(Path(sys.argv[1]))\n"
+        "for k in range(20): cache.put([({'model': 'm', 'seed': k}, {0: Entry(sys.argv[2])}), "
+        "({'model': 'm', 'seed': f'{sys.argv[2]}-{k}'}, {0: Entry('own')})])\n"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", code, str(path), str(k)], cwd=ROOT) for k in range(3)]
+    assert [process.wait(60) for process in started] == [0, 0, 0]
+    no_locks(errno.ENOLCK)
+    cache = Cache(path)
+    with cache.transaction():
+        cache.put([({**BODY, "seed": 8}, {0: Entry("inside")})])
+    assert cache.query("SELECT count(*) FROM answers") == [(1 + 20 + 3 * 20 + 1,)]
+    assert cache.query("PRAGMA integrity_check") == [("ok",)]
+    assert cache.query("PRAGMA journal_mode") == [("delete",)]
+    assert not list(tmp_path.glob("*.held"))

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import write_params
@@ -10,7 +11,7 @@ from drot_utils import execute
 from drot_utils.errors import DrotError
 from drot_utils.paths import ROOT, Run
 from drot_utils.profiles import load_params
-from drot_utils.stages import list_stages
+from drot_utils.stages import Stage, list_stages
 
 
 def stage(name, smoke):
@@ -88,3 +89,97 @@ def smoke_of(output):
     from drot_utils.params import Params
 
     return Params.model_validate(read_manifest(Run("smoke"))["parameters"])
+
+
+def small(tmp_path, monkeypatch, source):
+    """A stage with a notebook of one cell."""
+    cell = {
+        "cell_type": "code",
+        "source": source,
+        "metadata": {"tags": ["parameters"]},
+        "outputs": [],
+        "execution_count": None,
+    }
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "small.ipynb").write_text(json.dumps(notebook))
+    monkeypatch.setattr(execute, "NOTEBOOKS", tmp_path)
+    return Stage("small", "small", (), (), 1)
+
+
+def test_another_environments_kernel_is_not_used(tmp_path, monkeypatch, output):
+    folder = tmp_path / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    other = {"argv": ["/bin/false", "{connection_file}"], "display_name": "other", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(other))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    executed = execute.execute(
+        small(tmp_path, monkeypatch, "import sys\nprint(sys.executable)"), "params/smoke.yaml", Run("smoke")
+    )
+    cells = json.loads(executed.read_text())["cells"]
+    assert [o["text"] for c in cells for o in c["outputs"]] == [[f"{sys.executable}\n"]]
+
+
+def test_a_kernel_that_does_not_start_is_no_matter_of_memory(tmp_path, monkeypatch, output):
+    (tmp_path / "ipykernel_launcher.py").write_text("raise SystemExit(3)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(DrotError, match=r"small: the notebook's kernel did not start") as caught:
+        execute.execute(small(tmp_path, monkeypatch, "1"), "params/smoke.yaml", Run("smoke"))
+    assert "memory" not in str(caught.value) and "-m ipykernel_launcher" in caught.value.todo
+
+
+def test_a_kernel_that_was_killed_is(tmp_path, monkeypatch, output):
+    with pytest.raises(DrotError, match="kernel died") as caught:
+        execute.execute(
+            small(tmp_path, monkeypatch, "import os\nos.kill(os.getpid(), 9)"),
+            "params/smoke.yaml",
+            Run("smoke"),
+        )
+    assert "memory" in caught.value.todo
+
+
+def test_a_kernel_has_ten_minutes_to_start(tmp_path, monkeypatch, output):
+    import papermill
+
+    seen = {}
+    monkeypatch.setattr(
+        papermill, "execute_notebook", lambda _, path, *__, **options: seen.update(options) or path.touch()
+    )
+    execute.execute(small(tmp_path, monkeypatch, "1"), "params/smoke.yaml", Run("smoke"))
+    assert seen["start_timeout"] >= 600
+
+
+@pytest.mark.parametrize("home", [None, "/nonexistent"])
+def test_caches_of_a_user_without_name_and_home_go_below_work(monkeypatch, output, home):
+    def unknown():
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", unknown)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path.replace("~", home) if home else path)
+    for name in ("USER", "HF_HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MPLCONFIGDIR", "/mine")
+    monkeypatch.setenv("IPYTHONDIR", "")
+    found = execute.run_environment(Run("smoke"))
+    cache = Run("smoke").work("cache")
+    for name in (
+        "HOME",
+        "HF_HOME",
+        "HF_DATASETS_CACHE",
+        "XDG_CACHE_HOME",
+        "IPYTHONDIR",
+        "JUPYTER_RUNTIME_DIR",
+        "TORCHINDUCTOR_CACHE_DIR",
+    ):
+        assert Path(found[name]).is_relative_to(cache), name
+    assert Path(found["HOME"]).is_dir() and found["USER"] and found["MPLCONFIGDIR"] == "/mine"
+    assert found["DROT_OUTPUT"] == str(output) and found["PATH"] == os.environ["PATH"]
+
+
+def test_models_of_the_hub_and_the_token_stay_in_a_home_that_is_there(monkeypatch, tmp_path, output):
+    for name in ("HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = execute.run_environment(Run("smoke"))
+    assert found["HF_HOME"] == str(tmp_path / ".cache" / "huggingface") and found["HOME"] == str(tmp_path)
+    assert Path(found["XDG_CACHE_HOME"]).is_relative_to(output)

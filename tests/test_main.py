@@ -224,3 +224,43 @@ def test_a_second_run_beside_the_first_is_refused(tmp_path):
         done = run_study("params/smoke.yaml", tmp_path, "--cores", "1")
     assert done.returncode == 1 and "running this study" in done.stderr
     assert [p.name for p in held.parent.iterdir()] == [".lock"]  # and it touched nothing
+
+
+@pytest.mark.slow
+def test_a_user_without_name_and_home_and_a_checkout_that_is_read_only(tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    from drot_utils.paths import ROOT
+
+    copy, place = tmp_path / "checkout", tmp_path / "place"
+    for name in ("drot_utils", "notebooks", "params", "data", "figures", "requirements"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", copy)
+    place.mkdir(mode=0o777)
+    place.chmod(0o777)
+    user = []
+    if (
+        os.geteuid() == 0
+    ):  # for whom no folder is read-only; whoever takes the place may read all, wherever the interpreter lies
+        if not shutil.which("setpriv"):
+            pytest.skip("no setpriv")
+        read = "+dac_read_search"
+        user = [
+            "setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", f"--inh-caps={read}", f"--ambient-caps={read}",
+            f"--bounding-set={read}",
+        ]  # fmt: skip
+    subprocess.run(["chmod", "-R", "a-w", copy], check=True)
+    kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    try:
+        done = subprocess.run(
+            [*user, sys.executable, "-m", "drot_utils", "params/smoke.yaml", "--until", "03_nli_filter"],
+            cwd=place, env={**kept, "HOME": "/nonexistent", "DROT_OUTPUT": "out", "PYTHONPATH": str(copy)},
+            capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+    finally:
+        subprocess.run(["chmod", "-R", "u+w", copy], check=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert (place / "out/runs/smoke/notebooks/03_nli_filter.ipynb").exists()
+    assert {p.name for p in place.iterdir()} == {"out"}

@@ -1,20 +1,27 @@
+import errno
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from drot_utils import paths
 from drot_utils.errors import DrotError, MissingInputError, StorageError
 from drot_utils.paths import (
     ROOT,
     Run,
     atomic,
     exclusive,
+    file_system,
+    output_root,
     replace_folder,
     require,
     resolve,
+    settle_output,
     sha256,
     write_text,
 )
@@ -103,3 +110,102 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(StorageError, match="disk full"):
         replace_folder(folder, fails)
     assert (folder / "a").read_text() == "old"
+
+
+def test_output_is_absolute_once_and_never_empty(tmp_path, monkeypatch):
+    monkeypatch.delenv("DROT_OUTPUT")
+    settle_output()
+    assert output_root() == ROOT
+    monkeypatch.setenv("DROT_OUTPUT", "")
+    settle_output()
+    with pytest.raises(DrotError, match=r"DROT_OUTPUT.*found ''\n.*unset it"):
+        output_root()
+    monkeypatch.setenv("DROT_OUTPUT", "out")
+    with pytest.raises(DrotError, match="absolute path"):  # which folder it starts from, nobody knows here
+        Run("demo").data("d0")
+    monkeypatch.chdir(tmp_path)
+    settle_output()
+    monkeypatch.chdir("/")
+    assert output_root() == tmp_path / "out"
+
+
+def test_a_folder_that_may_not_be_written_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with (
+        pytest.raises(StorageError, match=r"runs/work/\.lock.*\n.*DROT_OUTPUT"),
+        exclusive(tmp_path / "runs" / "work" / ".lock", wait=False),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_takes_the_locks_place_where_there_are_none(tmp_path, no_locks, number):
+    no_locks(number)
+    lock, held = tmp_path / "lock", tmp_path / "lock.held"
+    with pytest.warns(UserWarning, match=r"has no locks.*DROT_OUTPUT"), exclusive(lock, wait=False) as got:
+        assert got is None and held.read_text().split()[1] == str(os.getpid())
+        with (
+            pytest.warns(UserWarning),
+            pytest.raises(DrotError, match=rf"lock\.held: another process is at work .*{os.getpid()}"),
+            exclusive(lock, wait=False, what="at work"),
+        ):
+            pass
+    assert {p.name for p in tmp_path.iterdir()} == {"lock"}
+
+
+@pytest.mark.filterwarnings("ignore:.*has no locks")
+def test_a_lock_file_of_a_killed_process_is_taken_over_and_another_machines_is_not(
+    tmp_path, no_locks, monkeypatch
+):
+    no_locks(errno.ENOSYS)
+    code = (
+        "import errno,fcntl,sys,time,pathlib;from drot_utils.paths import exclusive\n"
+        "def no(*_): raise OSError(errno.ENOSYS, 'no')\n"
+        "fcntl.flock = no\n"
+        "with exclusive(pathlib.Path(sys.argv[1]), wait=True): print('held', flush=True); time.sleep(60)"
+    )
+    lock, held = tmp_path / "lock", tmp_path / "lock.held"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(DrotError, match="another process"), exclusive(lock, wait=False):
+            pass
+        os.kill(other.pid, 9)
+        other.wait()
+    with exclusive(lock, wait=False):
+        pass
+    # A later process with the number of the dead one, as in a container that was started again.
+    held.write_text(f"{socket.gethostname()} {os.getpid()} 1")
+    with exclusive(lock, wait=False):
+        pass
+    monkeypatch.setattr(paths, "PATIENCE", 0.2)
+    held.write_text("elsewhere 1 1")
+    for wait in (True, False):
+        with (
+            pytest.raises(DrotError, match=r"elsewhere 1 1.*\n.*remove this file"),
+            exclusive(lock, wait=wait),
+        ):
+            pass
+    assert held.read_text() == "elsewhere 1 1"
+
+
+def test_one_process_at_a_time_takes_a_dead_ones_lock_over(tmp_path):
+    code = (
+        "import errno,fcntl,sys,time,pathlib;from drot_utils.paths import exclusive\n"
+        "def no(*_): raise OSError(errno.ENOSYS, 'no')\n"
+        "fcntl.flock = no\n"
+        "place = pathlib.Path(sys.argv[1])\n"
+        "for _ in range(40):\n"
+        "    with exclusive(place / 'lock', wait=True):\n"
+        "        n = int((place / 'n').read_text()); time.sleep(.001); (place / 'n').write_text(str(n + 1))\n"
+    )
+    (tmp_path / "n").write_text("0")
+    (tmp_path / "lock.held").write_text(f"{socket.gethostname()} {os.getpid()} 1")
+    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT) for _ in range(3)]
+    assert [process.wait(60) for process in started] == [0, 0, 0]
+    assert (tmp_path / "n").read_text() == "120"
+
+
+def test_the_kind_of_file_system():
+    assert file_system(Path("/proc/self")) == "proc"
