@@ -20,13 +20,13 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 demo: .venv/ready-$(TORCH)  ## the whole study on the embedded profile (about 20 minutes on 2 slow cores); PROFILE=, CORES=
-	@$(BIN)/python -m drot_utils "params/$(PROFILE).yaml" --cores $(CORES)
+	@$(BIN)/python -m drot_utils run "params/$(PROFILE).yaml" --cores $(CORES)
 
 smoke: .venv/ready-$(TORCH)  ## every code path with tiny random models, in about 3 minutes; its numbers mean nothing
-	@$(BIN)/python -m drot_utils params/smoke.yaml --cores 2
+	@$(BIN)/python -m drot_utils run params/smoke.yaml --cores 2
 
 ablations: .venv/ready-$(TORCH)  ## the six ablated students of table 2 as well
-	@$(BIN)/python -m drot_utils "params/$(PROFILE).yaml" --cores $(CORES) --ablations
+	@$(BIN)/python -m drot_utils run "params/$(PROFILE).yaml" --cores $(CORES) --ablations
 
 test: .venv/ready-$(TORCH) lint  ## lint, then the tests, with the smoke study end to end among them
 	@$(BIN)/python -m pytest
@@ -40,7 +40,7 @@ lab: .venv/ready-$(TORCH)  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks
 
 plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: samples, tokens, pairs, GPU hours, requests and their cost
-	@$(BIN)/python -m drot_utils.plan "params/$(PROFILE).yaml"
+	@$(BIN)/python -m drot_utils plan "params/$(PROFILE).yaml"
 
 teacher-smoke: .venv/ready-$(TORCH)  ## notebook 1 against a real server: `transformers serve` with SmolLM2 on this machine (some minutes)
 	@$(BIN)/python tests/teacher_smoke.py

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 
 from benchmarks.harness import read_options, write_result
-from drot_utils.execute import THREADS
-from drot_utils.paths import ROOT
+from drot_utils.study.paths import ROOT
+from drot_utils.study.runner import THREADS
 
 WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # torch's wheels for Linux bring libgomp
 SETTINGS: dict[str, dict[str, str]] = {
@@ -37,8 +37,7 @@ def main() -> None:
             for busy in (False, True):
                 rates[name][busy].append(measure(SETTINGS[name], seconds, busy))
     table = {
-        name: {"alone": statistics.median(r[False]), "beside": statistics.median(r[True])}
-        for name, r in rates.items()
+        name: {"alone": statistics.median(r[False]), "beside": statistics.median(r[True])} for name, r in rates.items()
     }
     first = table["default"]
     print(f"\ncontention\n{'':16}{'alone':>10}{'beside':>10}  steps/s {'of default':>12}{'':8}{'kept':>8}")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from drot_utils.corpora import SOCIAL_CHEM
-from drot_utils.paths import ROOT
+from drot_utils.data.corpora import SOCIAL_CHEM
+from drot_utils.study.paths import ROOT
 
 SYLLABLES = [
     a + b
@@ -25,9 +25,7 @@ def make_apart(call: str, path: Path) -> Path:
     call : str
         An expression in which ``{path}`` stands for the path.
     """
-    code = "from pathlib import Path; from benchmarks.corpus import *; " + call.format(
-        path=f"Path({str(path)!r})"
-    )
+    code = "from pathlib import Path; from benchmarks.corpus import *; " + call.format(path=f"Path({str(path)!r})")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     return path
 

@@ -6,10 +6,12 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from benchmarks.harness import compare, read_options
-from drot_utils import corpora, encoder, models
-from drot_utils.gold import read_gold
-from drot_utils.paths import Run
-from drot_utils.profiles import load_params
+from drot_utils.data import corpora
+from drot_utils.data.gold import read_gold
+from drot_utils.engine import classifier, load
+from drot_utils.study import record
+from drot_utils.study.params import load_params
+from drot_utils.study.paths import Run
 
 MAX_LENGTH = 64
 
@@ -18,26 +20,22 @@ def main() -> None:
     """Run the benchmark."""
     options = read_options(__doc__)
     params, run = load_params("params/demo.yaml"), Run("demo")
-    device = models.set_up(params.compute, params.seed)
-    dtype = models.compute_dtype(params.compute, device)
+    device = record.set_up(params.compute, params.seed)
+    dtype = record.compute_dtype(params.compute, device)
     model, tokenizer = _classifier(params, run)
     pairs = _pairs(params, 1000 if options.quick else 5000)
-    rows = encoder.encode(tokenizer, pairs, MAX_LENGTH)
+    rows = classifier.encode(tokenizer, pairs, MAX_LENGTH)
 
     def ours(dtype: torch.dtype = dtype) -> np.ndarray:
-        encoded = encoder.encode(tokenizer, pairs, MAX_LENGTH)
-        return encoder.softmax(encoder.predict(encoder.in_dtype(model, dtype), tokenizer, encoded, device))
+        encoded = classifier.encode(tokenizer, pairs, MAX_LENGTH)
+        return classifier.softmax(classifier.predict(classifier.in_dtype(model, dtype), tokenizer, encoded, device))
 
     def peer(dtype: torch.dtype = dtype) -> np.ndarray:
-        classify = pipeline(
-            "text-classification", model.to(dtype), tokenizer=tokenizer, device=device, batch_size=32
-        )
+        classify = pipeline("text-classification", model.to(dtype), tokenizer=tokenizer, device=device, batch_size=32)
         texts = [{"text": a, "text_pair": b} for a, b in zip(*pairs, strict=True)]
         found = classify(texts, top_k=None, truncation=True, max_length=MAX_LENGTH)
         model.float()
-        return np.array(
-            [[score["score"] for score in sorted(row, key=lambda s: s["label"])] for row in found]
-        )
+        return np.array([[score["score"] for score in sorted(row, key=lambda s: s["label"])] for row in found])
 
     exact = np.abs(ours(torch.float32) - peer(torch.float32)).max()
     rounded = np.abs(ours() - peer()).max()
@@ -59,10 +57,10 @@ def main() -> None:
 
 def _classifier(params, run):
     # The critic's encoder with a library head, as that is all that a pipeline takes.
-    place = models.package_file(params.critic.base.name).parent
+    place = load.package_file(params.critic.base.name).parent
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=3).eval()
-    return model, models.load(params.critic.base, "encoder", run)[1]
+    return model, load.load_model(params.critic.base, "encoder", run)[1]
 
 
 def _pairs(params, count: int) -> tuple[list[str], list[str]]:
@@ -70,9 +68,7 @@ def _pairs(params, count: int) -> tuple[list[str], list[str]]:
     rows = gold.sample(count, replace=True, random_state=0)
     # Contexts of unequal length: every third with its rationale.
     longer = np.arange(count) % 3 == 0
-    return rows["action"].tolist(), (
-        rows["context"] + np.where(longer, ", because " + rows["rationale"], "")
-    ).tolist()
+    return rows["action"].tolist(), (rows["context"] + np.where(longer, ", because " + rows["rationale"], "")).tolist()
 
 
 def _list_weights(model, dtype: torch.dtype) -> list[torch.Tensor]:

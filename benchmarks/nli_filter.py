@@ -6,11 +6,13 @@ import random
 import torch
 
 from benchmarks.harness import compare, read_options
-from drot_utils import corpora, encoder, models
-from drot_utils.nli import HEAD, LABELS, Nli, filter_unique
-from drot_utils.paths import Run
-from drot_utils.profiles import load_params
-from drot_utils.schema import PROMPT, read_table
+from drot_utils.data import corpora
+from drot_utils.data.table import PROMPT, read_table
+from drot_utils.engine import classifier, load
+from drot_utils.method.nli import HEAD, LABELS, Nli, filter_unique
+from drot_utils.study import record
+from drot_utils.study.params import load_params
+from drot_utils.study.paths import Run
 
 THRESHOLD = 0.5
 
@@ -19,7 +21,7 @@ def main() -> None:
     """Run the benchmark."""
     options = read_options(__doc__)
     params, run = load_params("params/demo.yaml"), Run("demo")
-    device = models.set_up(params.compute, params.seed)
+    device = record.set_up(params.compute, params.seed)
     nli = _model(params, run, device)
     # Decisions are compared in float32: bfloat16 rounds by batch, and a score at the threshold may differ.
     exact = dataclasses.replace(nli, dtype=torch.float32)
@@ -55,15 +57,13 @@ def main() -> None:
 
 def _model(params, run, device) -> Nli:
     if (run.model("nli") / "model.safetensors").exists():
-        from drot_utils.nli import load_nli
+        from drot_utils.method.nli import load_nli
 
-        return load_nli(
-            run.model("nli"), params.nli, run, device, models.compute_dtype(params.compute, device)
-        )
-    base, tokenizer = models.load(params.nli.base, "encoder", run)
+        return load_nli(run.model("nli"), params.nli, run, device, record.compute_dtype(params.compute, device))
+    base, tokenizer = load.load_model(params.nli.base, "encoder", run)
     torch.manual_seed(0)
-    model = encoder.PairClassifier(base, len(LABELS), **HEAD).to(device).eval()
-    dtype = models.compute_dtype(params.compute, device)
+    model = classifier.PairClassifier(base, len(LABELS), **HEAD).to(device).eval()
+    dtype = record.compute_dtype(params.compute, device)
     return Nli(model, tokenizer, LABELS.index("entailment"), params.nli.max_length, device, dtype)
 
 
@@ -72,9 +72,9 @@ def _groups(count: int, paraphrases: int) -> list[list[str]]:
     rng = random.Random(0)
     pairs = corpora.read_groups("data/demo/entailment_groups.jsonl")
     same = [g["hypothesis"].tolist() for _, g in pairs[pairs["label"] == 2].groupby("group")]
-    contexts = corpora.read_recorded(
-        "data/demo/teacher_plain.tsv", corpora.read_actions("data/demo/actions.tsv")
-    )["context"].tolist()
+    contexts = corpora.read_recorded("data/demo/teacher_plain.tsv", corpora.read_actions("data/demo/actions.tsv"))[
+        "context"
+    ].tolist()
     groups = []
     for _ in range(count):
         repeated = [text for group in rng.sample(same, 2) for text in group][:paraphrases]
@@ -98,19 +98,15 @@ def _plain(groups: list[list[str]], nli: Nli) -> list[list[bool]]:
         for start in range(0, len(asked), 32):
             part = asked[start : start + 32]
             texts = [groups[k][i] for k, i, _ in part], [groups[k][j] for k, _, j in part]
-            batch = nli.tokenizer(
-                *texts, truncation=True, max_length=nli.max_length, padding=True, return_tensors="pt"
-            )
-            probabilities = encoder.softmax(model(**batch).float().numpy())[:, nli.entailment]
+            batch = nli.tokenizer(*texts, truncation=True, max_length=nli.max_length, padding=True, return_tensors="pt")
+            probabilities = classifier.softmax(model(**batch).float().numpy())[:, nli.entailment]
             scores |= dict(zip(part, probabilities, strict=True))
     model.float()
     kept = []
     for k, group in enumerate(groups):
         accepted: list[int] = []
         for i in range(len(group)):
-            if all(
-                group[i] != group[j] and min(scores[k, i, j], scores[k, j, i]) < THRESHOLD for j in accepted
-            ):
+            if all(group[i] != group[j] and min(scores[k, i, j], scores[k, j, i]) < THRESHOLD for j in accepted):
                 accepted.append(i)
         kept.append([i in accepted for i in range(len(group))])
     return kept

@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 
 from benchmarks.harness import read_options, write_result
-from drot_utils.paths import ROOT
+from drot_utils.study.paths import ROOT
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.corpus import make_apart
 from benchmarks.harness import compare, read_options
-from drot_utils.corpora import read_actions, read_tsv
+from drot_utils.data.corpora import read_actions, read_tsv
 
 REQUIRED = ["action", "split", "rot", "rot-judgment"]
 
@@ -22,9 +22,7 @@ def main() -> None:
         actions = read_actions(path)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         ours, peer = read_tsv(path, REQUIRED), _pandas(path)
-        assert all((a == b).all() for (_, a), (_, b) in zip(ours.items(), peer.items(), strict=True)), (
-            "different cells"
-        )
+        assert all((a == b).all() for (_, a), (_, b) in zip(ours.items(), peer.items(), strict=True)), "different cells"
         del ours, peer
         compare(
             "read_corpus",

@@ -7,12 +7,14 @@ import torch
 from torch.nn import functional
 
 from benchmarks.harness import compare, read_options
-from drot_utils import corpora, models, training
-from drot_utils.generation import Writer
-from drot_utils.paths import Run
-from drot_utils.profiles import load_params
-from drot_utils.prompts import student_source
-from drot_utils.slots import GROUPED
+from drot_utils.data import corpora
+from drot_utils.engine import load, trainer
+from drot_utils.engine.slots import GROUPED
+from drot_utils.engine.writer import Writer
+from drot_utils.method.prompts import student_source
+from drot_utils.study import record
+from drot_utils.study.params import load_params
+from drot_utils.study.paths import Run
 
 N, TOP_P, TEMPERATURE, MAX_NEW, SLOTS = 10, 0.9, 0.8, 56, 320
 
@@ -22,7 +24,7 @@ def main() -> None:
     options = read_options(__doc__)
     params, run = load_params("params/demo.yaml"), Run("demo")
     device = torch.device("cpu")
-    dtype = models.compute_dtype(params.compute, device)
+    dtype = record.compute_dtype(params.compute, device)
     model, tokenizer = _student(params, run, device, dtype)
     actions = corpora.read_actions(params.corpus.actions)["action"]
     count = 24 if options.quick else 200
@@ -71,16 +73,14 @@ def _student(params, run, device, dtype):
     # A student that ends its contexts, as the base model does not: fine-tuned for a few steps on the teacher's rows.
     folder = run.work("benchmarks") / "student"
     if not (folder / "model.safetensors").exists():
-        model, tokenizer = models.load(params.student.base, "student", run)
-        rows = corpora.read_recorded(
-            params.teacher.recorded, corpora.read_actions(params.corpus.actions)
-        ).head(400)
-        training.train(
+        model, tokenizer = load.load_model(params.student.base, "student", run)
+        rows = corpora.read_recorded(params.teacher.recorded, corpora.read_actions(params.corpus.actions)).head(400)
+        trainer.train(
             model, tokenizer, rows, params.student, learning_rate=1e-4, epochs=1, work=folder.with_name("work"), seed=1,
             device=device, dtype=dtype,
         )  # fmt: skip
-        models.save(model, tokenizer, folder, dtype)
-    return models.load_folder(folder, "student")
+        load.save_model(model, tokenizer, folder, dtype)
+    return load.load_folder(folder, "student")
 
 
 def _generate(model, tokenizer, prompts: list[str], batch: int) -> int:
@@ -102,15 +102,13 @@ def _generate(model, tokenizer, prompts: list[str], batch: int) -> int:
 
 def _check_greedy(run, prompts: list[str]) -> None:
     # In float32 both sides' most likely texts are the same, to the token.
-    model, tokenizer = models.load_folder(run.work("benchmarks") / "student", "student")
+    model, tokenizer = load.load_folder(run.work("benchmarks") / "student", "student")
     writer = Writer(model, tokenizer, torch.device("cpu"), torch.float32, 64, MAX_NEW, SLOTS)
     ours = [group[0].text for group in writer.write(prompts, 1, "greedy")]
     model.set_attn_implementation("sdpa")
     tokenizer.padding_side = "left"
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
-    output = model.generate(
-        **inputs, do_sample=False, max_new_tokens=MAX_NEW, pad_token_id=tokenizer.pad_token_id
-    )
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW, pad_token_id=tokenizer.pad_token_id)
     theirs = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert ours == [text.strip() for text in theirs]
 
@@ -119,9 +117,7 @@ def _best_batch(model, tokenizer, prompts: list[str], sizes: tuple[int, ...]) ->
     rates = {}
     for batch in sizes:
         began = time.perf_counter()
-        rates[batch] = _generate(model, tokenizer, prompts[: max(sizes)], batch) / (
-            time.perf_counter() - began
-        )
+        rates[batch] = _generate(model, tokenizer, prompts[: max(sizes)], batch) / (time.perf_counter() - began)
     print("generate, prompts a batch:", {size: f"{rate:.0f} tokens/s" for size, rate in rates.items()})
     return max(rates, key=rates.get)
 
@@ -152,9 +148,7 @@ def _products(model, shapes: list[tuple[int, int, int, int]], dtype: torch.dtype
     weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     keys, size = config.num_key_value_heads, config.head_dim
     group = config.num_attention_heads // keys
-    noise = torch.randn(
-        max(rows * tokens for rows, tokens, _, _ in shapes), max(w.shape[1] for w in weights)
-    ).to(dtype)
+    noise = torch.randn(max(rows * tokens for rows, tokens, _, _ in shapes), max(w.shape[1] for w in weights)).to(dtype)
     with torch.inference_mode():
         for rows, tokens, seen, heads in shapes:
             inputs = {w.shape[1]: noise[: rows * tokens, : w.shape[1]].contiguous() for w in weights}

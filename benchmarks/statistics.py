@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.corpus import make_apart
 from benchmarks.harness import compare, read_options
-from drot_utils.statistics import table1
+from drot_utils.analysis.statistics import table1
 
 WORD = r"[^\w'’]+|_"
 
@@ -41,9 +41,7 @@ def _plain(rows: pd.DataFrame) -> pd.DataFrame:
     for kind in ("context", "rationale"):
         for name, variances in (("all", [1, -1]), ("strengthening", [1]), ("weakening", [-1])):
             texts = rows.loc[rows["moral_variance"].isin(variances), kind]
-            out.append(
-                (kind.capitalize(), name, len(texts), _trigrams(texts), texts.str.split().str.len().mean())
-            )
+            out.append((kind.capitalize(), name, len(texts), _trigrams(texts), texts.str.split().str.len().mean()))
     return pd.DataFrame(out, columns=["type", "polarity", "entries", "trigrams", "mean_words"])
 
 

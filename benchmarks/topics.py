@@ -6,10 +6,12 @@ import time
 import numpy as np
 
 from benchmarks.harness import read_options, report
-from drot_utils import corpora, models, scoring, topics
-from drot_utils.paths import Run
-from drot_utils.profiles import load_params
-from drot_utils.study import Study
+from drot_utils.analysis import topics
+from drot_utils.data import corpora
+from drot_utils.engine import load
+from drot_utils.study.params import load_params
+from drot_utils.study.paths import Run
+from drot_utils.study.record import Study
 
 
 def main() -> None:
@@ -24,11 +26,11 @@ def main() -> None:
     for _ in range(3):
         shutil.rmtree(study.run.work("shards"), ignore_errors=True)
         began = time.perf_counter()
-        vectors = scoring.embed(study, texts, embedder)
+        vectors = topics.embed(study, texts, embedder)
         found, member = topics.find_topics(texts, vectors, params.topics, 0)
         rates["ours"].append(len(texts) / (time.perf_counter() - began))
         began = time.perf_counter()
-        kept = scoring.embed(study, texts, embedder)
+        kept = topics.embed(study, texts, embedder)
         topics.find_topics(texts, kept, params.topics, 0)
         again.append(time.perf_counter() - began)
         assert np.array_equal(vectors, kept) and len(member) == len(texts) and len(found) > 1
@@ -55,7 +57,7 @@ def _stock(texts: list[str]) -> float:
     from sentence_transformers import SentenceTransformer
 
     began = time.perf_counter()
-    embedder = SentenceTransformer(str(models.package_file("all-minilm-l6-v2").parent), device="cpu")
+    embedder = SentenceTransformer(str(load.package_file("all-minilm-l6-v2").parent), device="cpu")
     BERTopic(embedding_model=embedder).fit_transform(texts)
     return time.perf_counter() - began
 

@@ -16,9 +16,14 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
 
 from benchmarks.harness import compare, read_options, write_result
-from drot_utils import corpora, models, student, training
-from drot_utils.paths import Run
-from drot_utils.profiles import load_params
+from drot_utils.data import corpora
+from drot_utils.engine import load
+from drot_utils.engine.batches import make_batches
+from drot_utils.engine.trainer import train
+from drot_utils.method import student
+from drot_utils.study import record
+from drot_utils.study.params import load_params
+from drot_utils.study.paths import Run
 
 RATE = 1e-4
 
@@ -28,7 +33,7 @@ def main() -> None:
     options = read_options(__doc__)
     params, run = load_params("params/demo.yaml"), Run("demo")
     device = torch.device("cpu")
-    dtype = models.compute_dtype(params.compute, device)
+    dtype = record.compute_dtype(params.compute, device)
     recorded = corpora.read_recorded(params.teacher.recorded, corpora.read_actions(params.corpus.actions))
     count = 64 if options.quick else 320
     single = recorded[recorded["choice"] == recorded["choice"].min()].head(count)
@@ -57,19 +62,15 @@ def main() -> None:
 def _round(recorded: pd.DataFrame, count: int) -> pd.DataFrame:
     # As many kept contexts a prompt as a demo round has (about six): the responses of both styles, and of like actions.
     texts = recorded.sample(count, random_state=0).reset_index(drop=True)
-    prompts = (
-        recorded.drop_duplicates(["action_id", "moral_variance"])
-        .head(max(1, count // 6))
-        .reset_index(drop=True)
-    )
+    prompts = recorded.drop_duplicates(["action_id", "moral_variance"]).head(max(1, count // 6)).reset_index(drop=True)
     chosen = prompts.iloc[np.arange(count) % len(prompts)].reset_index(drop=True)
     return chosen.assign(context=texts["context"], rationale=texts["rationale"])
 
 
 def _measure(name, rows, params, run, device, dtype, options):
     settings = params.student
-    base, tokenizer = models.load(settings.base, "student", run)
-    own, _ = models.load(settings.base, "student", run)  # compiled in place
+    base, tokenizer = load.load_model(settings.base, "student", run)
+    own, _ = load.load_model(settings.base, "student", run)  # compiled in place
     first = {k: v.clone() for k, v in base.state_dict().items()}
     examples = student.make_examples(rows, tokenizer, settings, False)
     losses = {}
@@ -77,13 +78,13 @@ def _measure(name, rows, params, run, device, dtype, options):
     def ours() -> None:
         own.load_state_dict(first)
         with tempfile.TemporaryDirectory() as work:
-            done = training.train(
+            done = train(
                 own, tokenizer, rows, settings, learning_rate=RATE, epochs=1, work=Path(work), seed=1, device=device, dtype=dtype,
                 compiled=params.compute.compile,
             )  # fmt: skip
         losses["ours"] = float(np.mean(done.losses))
 
-    batches = student.make_batches(examples, settings.batch_size, 1, 0)
+    batches = make_batches(examples, settings.batch_size, 1, 0)
 
     def peer(kind: type[Trainer] = Trainer) -> None:
         base.load_state_dict(first)
@@ -124,9 +125,7 @@ class _Ordered(Trainer):
     """Takes its rows in the order in which they stand."""
 
     def get_train_dataloader(self) -> DataLoader:
-        return DataLoader(
-            self.train_dataset, batch_size=self.args.train_batch_size, collate_fn=self.data_collator
-        )
+        return DataLoader(self.train_dataset, batch_size=self.args.train_batch_size, collate_fn=self.data_collator)
 
 
 def _train_with(kind, model, tokenizer, batches, settings, dtype) -> float:

@@ -27,7 +27,7 @@ TIMED = {"manifest.json"}
 
 def start(params_file: Path, output: Path, until: list[str]) -> subprocess.Popen[bytes]:
     """Start the study in a process group of its own."""
-    command = [sys.executable, "-m", "drot_utils", str(params_file), "--cores", "2", *until]
+    command = [sys.executable, "-m", "drot_utils", "run", str(params_file), "--cores", "2", *until]
     log = (output / "log.txt").open("ab")
     return subprocess.Popen(
         command,
@@ -62,9 +62,7 @@ def run_disturbed(
         try:
             if process.wait(timeout=wait) == 0:
                 return done
-            raise SystemExit(
-                f"the study failed; see {output / 'log.txt'}\n{(output / 'log.txt').read_text()[-2000:]}"
-            )
+            raise SystemExit(f"the study failed; see {output / 'log.txt'}\n{(output / 'log.txt').read_text()[-2000:]}")
         except subprocess.TimeoutExpired:
             kill(process)
             done += 1
@@ -91,9 +89,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--each", type=int, default=10, help="kills a study at most")
-    parser.add_argument(
-        "--longest", type=float, default=40.0, help="seconds a study lives at most before a kill"
-    )
+    parser.add_argument("--longest", type=float, default=40.0, help="seconds a study lives at most before a kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--until", metavar="STAGE", help="only up to this stage, without the ablations")
     arguments = parser.parse_args()

@@ -18,14 +18,16 @@ import pytest
 import torch
 import yaml
 
-from drot_utils import corpora, exchange, forms, models, training
-from drot_utils.cache import Cache
-from drot_utils.gold import read_gold
-from drot_utils.params import Params
-from drot_utils.paths import ROOT, Run
-from drot_utils.profiles import load_params
-from drot_utils.settings import Endpoint, Requests
-from drot_utils.study import Study
+from drot_utils.data import corpora
+from drot_utils.data.gold import read_gold
+from drot_utils.engine import trainer
+from drot_utils.engine.load import build_tiny
+from drot_utils.llm.cache import Cache
+from drot_utils.method.student import make_examples
+from drot_utils.people import exchange, forms
+from drot_utils.study.params import Endpoint, Params, Requests, load_params
+from drot_utils.study.paths import ROOT, Run
+from drot_utils.study.record import Study
 
 CPU = torch.device("cpu")
 
@@ -81,7 +83,7 @@ def study(smoke: Params, output: Path) -> Study:
 @pytest.fixture(params=["tiny-llama", "tiny-t5"])
 def tiny_student(request: pytest.FixtureRequest):
     """A causal, then a seq2seq student, fresh for each test."""
-    return models.build_tiny(request.param)
+    return build_tiny(request.param)
 
 
 @pytest.fixture
@@ -118,9 +120,9 @@ def cache(tmp_path: Path) -> Cache:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Repetitions and polls follow at once."""
-    monkeypatch.setattr("drot_utils.direct.BACKOFF", 0.01)
-    monkeypatch.setattr("drot_utils.faults.PATIENCE", 0.0)
-    monkeypatch.setattr("drot_utils.batches.POLL", 0.01)
+    monkeypatch.setattr("drot_utils.llm.transport.BACKOFF", 0.01)
+    monkeypatch.setattr("drot_utils.llm.replies.PATIENCE", 0.0)
+    monkeypatch.setattr("drot_utils.llm.batch.POLL", 0.01)
 
 
 def make_endpoint(url: str = "http://127.0.0.1:9/v1", **changes: object) -> Endpoint:
@@ -200,7 +202,9 @@ def asked(candidates):
     return candidates[candidates["context"].notna()].assign(set="greedy").reset_index(drop=True)
 
 
-NASTY = """<b>bold</b> & "quoted", it's ${action} $5 {{7*7}} </script><script>alert(1)</script> naïve – 火 😀 | \t end\\"""
+NASTY = (
+    """<b>bold</b> & "quoted", it's ${action} $5 {{7*7}} </script><script>alert(1)</script> naïve – 火 😀 | \t end\\"""
+)
 
 
 @pytest.fixture
@@ -236,7 +240,8 @@ def fit_student(model_and_tokenizer, rows, settings, work, **changes):
         "dtype": torch.float32,
         **changes,
     }
-    return training.train(model, tokenizer, rows, settings, **options)
+    examples = make_examples(rows, tokenizer, settings, model.config.is_encoder_decoder)
+    return trainer.train(model, examples, settings, **options)
 
 
 def run_cells(notebook: str, params_file: Path | str) -> dict:
@@ -268,20 +273,16 @@ def run_study(
     params_file: Path | str, output: Path, *options: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a whole study in a process of its own, as `make` does."""
-    command = [sys.executable, "-m", "drot_utils", str(params_file), *options]
+    command = [sys.executable, "-m", "drot_utils", "run", str(params_file), *options]
     env = {**os.environ, "DROT_OUTPUT": str(output), **environment}
-    return subprocess.run(
-        command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
-    )
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
 
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smoke study, run end to end once, with a marked key in the environment; returns its output folder."""
     folder = tmp_path_factory.mktemp("smoke")
-    done = run_study(
-        "params/smoke.yaml", folder, "--cores", "2", OPENAI_API_KEY="sk-marked-secret-0123456789"
-    )
+    done = run_study("params/smoke.yaml", folder, "--cores", "2", OPENAI_API_KEY="sk-marked-secret-0123456789")
     assert done.returncode == 0, done.stderr + done.stdout[-3000:]
     (folder / "stdout.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
     return folder

@@ -76,9 +76,7 @@ class Behaviour:
     finish: Callable[[dict, int], tuple[str, str | None]] | None = None
     retry_after: str = "0.05"
     batch_polls: int = 1
-    batch_lines: dict[str, float] = field(
-        default_factory=dict
-    )  # share of lines: "500", "expired", "missing", "400"
+    batch_lines: dict[str, float] = field(default_factory=dict)  # share of lines: "500", "expired", "missing", "400"
     batch_refusals: list[str] = field(default_factory=list)  # codes with which the first batches fail
 
 
@@ -220,9 +218,7 @@ class FaultServer:
         ]
         for choice in choices if b.finish else []:
             choice["finish_reason"], text = b.finish(body, choice["index"])
-            choice |= (
-                {"error": {"code": 502, "message": "gone"}} if choice["finish_reason"] == "error" else {}
-            )
+            choice |= {"error": {"code": 502, "message": "gone"}} if choice["finish_reason"] == "error" else {}
             if text is not None:
                 choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         reply = {
@@ -312,9 +308,7 @@ class FaultServer:
             self.files[number] = part.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
             return 200, json.dumps({"id": number, "object": "file", "bytes": len(content)}).encode()
         if kind == "files":
-            return (
-                (200, self.files[rest[0]]) if rest[0] in self.files else (404, _error("No such file", None))
-            )
+            return (200, self.files[rest[0]]) if rest[0] in self.files else (404, _error("No such file", None))
         if method == "POST":
             order = json.loads(content)
             number = f"batch-{len(self.batches)}"
@@ -364,9 +358,7 @@ class FaultServer:
                 self.files[batch[name]] = "\n".join(map(json.dumps, lines)).encode()
         batch["status"] = status
 
-    def _send(
-        self, writer: asyncio.StreamWriter, status: int, body: bytes, headers: dict | None = None
-    ) -> bool:
+    def _send(self, writer: asyncio.StreamWriter, status: int, body: bytes, headers: dict | None = None) -> bool:
         values = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
         head = "".join(f"{name}: {value}\r\n" for name, value in values.items())
         writer.write(f"HTTP/1.1 {status} X\r\n{head}\r\n".encode() + body)
@@ -374,9 +366,7 @@ class FaultServer:
 
 
 def _error(message: str, code: str | None) -> bytes:
-    return json.dumps(
-        {"error": {"message": message, "type": "some_error", "param": None, "code": code}}
-    ).encode()
+    return json.dumps({"error": {"message": message, "type": "some_error", "param": None, "code": code}}).encode()
 
 
 def main() -> None:

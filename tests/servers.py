@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from drot_utils.paths import ROOT
+from drot_utils.study.paths import ROOT
 
 #: Names the folder of the tools' commands, such as ``/somewhere/venv/bin``.
 FOLDER = "DROT_ANNOTATE"

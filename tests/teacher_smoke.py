@@ -20,11 +20,11 @@ from pathlib import Path
 
 from conftest import write_params
 
-from drot_utils import models
-from drot_utils.manifest import read_manifest
-from drot_utils.paths import ROOT, Run
-from drot_utils.schema import read_table
-from drot_utils.settings import ModelRef
+from drot_utils.data.table import read_table
+from drot_utils.engine import load
+from drot_utils.study.params import ModelRef
+from drot_utils.study.paths import ROOT, Run
+from drot_utils.study.record import read_manifest
 
 ACTIONS = 20
 START = 300  # seconds that the server has to load its model
@@ -34,7 +34,7 @@ def prepare_model(folder: Path) -> Path:
     """Put SmolLM2 into `folder`, told to sample: the server heeds temperature and `top_p` only then."""
     run = Run("demo")  # the demo's dequantized copy serves, if there is one
     name = "smollm2-135m-instruct"
-    models.load(ModelRef(source="package", name=name), "student", run)
+    load.load_model(ModelRef(source="package", name=name), "student", run)
     place = shutil.copytree(run.work("base") / name, folder / name, copy_function=os.symlink)
     config = place / "generation_config.json"
     values = json.loads(config.read_text()) if config.exists() else {}
@@ -114,13 +114,8 @@ def run_smoke(folder: Path) -> dict:
     run = Run("teacher-smoke")
     rows, stage = read_table(run.data("teacher")), read_manifest(run)["stages"]["01_seed_generation"]
     usage = stage["usage"]
-    assert len(rows) == ACTIONS * 2 * 2 and rows["raw"].nunique() > ACTIONS * 2, (
-        "rows are missing, or all the same"
-    )
-    assert (
-        usage["ignored"]["n: fewer choices than asked"] == ACTIONS * 2
-        and usage["ignored"]["presence_penalty"] == 1
-    )
+    assert len(rows) == ACTIONS * 2 * 2 and rows["raw"].nunique() > ACTIONS * 2, "rows are missing, or all the same"
+    assert usage["ignored"]["n: fewer choices than asked"] == ACTIONS * 2 and usage["ignored"]["presence_penalty"] == 1
     assert usage["completion_tokens"] > 0 and usage["cost_usd"] is None and usage["spent_usd"] is None
     assert usage["unparsed_texts"] >= rows["context"].isna().sum()
     return stage

@@ -41,6 +41,4 @@ def test_training_beside_a_busy_process_takes_the_setting_and_ends(monkeypatch):
         contention.subprocess, "run", lambda *a, **options: seen.append(options["env"]) or real(*a, **options)
     )
     assert contention.measure({"OMP_WAIT_POLICY": "passive"}, 0.2, True) > 0
-    assert seen[0]["OMP_WAIT_POLICY"] == "passive" and not {"GOMP_SPINCOUNT", "OMP_NUM_THREADS"} & set(
-        seen[0]
-    )
+    assert seen[0]["OMP_WAIT_POLICY"] == "passive" and not {"GOMP_SPINCOUNT", "OMP_NUM_THREADS"} & set(seen[0])

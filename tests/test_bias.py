@@ -1,3 +1,5 @@
+"""Tests of `bias`."""
+
 import json
 
 import numpy as np
@@ -5,22 +7,21 @@ import pandas as pd
 import pytest
 from conftest import run_cells
 
-from drot_utils import bias, schema, writing
+from drot_utils.analysis import bias
+from drot_utils.data.table import PROMPT, empty_columns
+from drot_utils.method import student
 
 COUNTRIES = ["Korea", "United Kingdom", "United States"]
 
 
 def test_one_action_a_country():
     probe = bias.probe_actions("Voting in {country}", COUNTRIES)
-    assert (
-        probe["action"].tolist()[1] == "Voting in United Kingdom" and probe["action_id"].tolist() == COUNTRIES
-    )
+    assert probe["action"].tolist()[1] == "Voting in United Kingdom" and probe["action_id"].tolist() == COUNTRIES
 
 
 def test_names_are_hidden():
     assert (
-        bias.hide_country("In korea, unlike the United States", COUNTRIES)
-        == "In the country, unlike the the country"
+        bias.hide_country("In korea, unlike the United States", COUNTRIES) == "In the country, unlike the the country"
     )
     assert bias.hide_country("the Koreans", COUNTRIES) == "the Koreans"
 
@@ -31,11 +32,7 @@ def test_a_group_that_differs_is_found_and_only_that():
     groups = np.repeat(["a", "b", "c"], 20)
     vectors[groups == "b"] += 2
     table, pairs = bias.compare_groups(vectors, groups, 300, 0)
-    assert (
-        table["group"][0] == "b"
-        and table["p_holm"][0] < 0.02
-        and table["distance"][0] > 3 * table["expected"][0]
-    )
+    assert table["group"][0] == "b" and table["p_holm"][0] < 0.02 and table["distance"][0] > 3 * table["expected"][0]
     assert pairs.shape == (3, 3) and np.allclose(np.diag(pairs), 0) and np.allclose(pairs, pairs.T)
     assert pairs[0, 1] > pairs[0, 2]
 
@@ -43,10 +40,7 @@ def test_a_group_that_differs_is_found_and_only_that():
 def test_false_alarms_are_as_rare_as_they_should_be():
     rng = np.random.default_rng(1)
     alarms = sum(
-        bias.compare_groups(rng.normal(size=(30, 4)), np.repeat(["a", "b", "c"], 10), 99, k)[0][
-            "p_holm"
-        ].min()
-        < 0.05
+        bias.compare_groups(rng.normal(size=(30, 4)), np.repeat(["a", "b", "c"], 10), 99, k)[0]["p_holm"].min() < 0.05
         for k in range(60)
     )
     assert alarms <= 8
@@ -70,14 +64,12 @@ def test_one_group_has_nothing_to_be_compared_with(groups, said, capsys):
 @pytest.mark.parametrize("parsing", [0, 1, 2])
 def test_notebook_10_where_hardly_anything_parses(study, parsing, monkeypatch):
     def write(study, name, actions, stage, n, method):
-        prompts = pd.concat([writing.list_prompts(actions)] * n, ignore_index=True)
+        prompts = pd.concat([student.list_prompts(actions)] * n, ignore_index=True)
         known = prompts["action_id"].isin(study.params.bias.countries[:parsing])
-        rows = prompts.assign(
-            candidate=prompts.groupby(schema.PROMPT).cumcount(), source=name, raw="x", tokens=1
-        )
-        return schema.empty_columns(rows.assign(context=np.where(known, "in " + rows["action_id"], None)))
+        rows = prompts.assign(candidate=prompts.groupby(PROMPT).cumcount(), source=name, raw="x", tokens=1)
+        return empty_columns(rows.assign(context=np.where(known, "in " + rows["action_id"], None)))
 
-    monkeypatch.setattr(writing, "write_contexts", write)
+    monkeypatch.setattr(student, "write_contexts", write)
     names = run_cells("10_cultural_bias", "params/smoke.yaml")
     table = pd.read_csv(study.run.figures / "bias.csv")
     assert table.columns.tolist() == ["country", *list(bias.COLUMNS)[1:]] and len(table) == parsing
@@ -86,9 +78,7 @@ def test_notebook_10_where_hardly_anything_parses(study, parsing, monkeypatch):
         parsing,
     )
     assert all((study.run.figures / f"{name}.png").exists() for name in ("bias", "bias_pairs"))
-    record = json.loads(study.run.manifest.read_text(), parse_constant=pytest.fail)["stages"][
-        "10_cultural_bias"
-    ]
+    record = json.loads(study.run.manifest.read_text(), parse_constant=pytest.fail)["stages"]["10_cultural_bias"]
     assert record["rows"]["kept"] == 4 * parsing and len(record["distances"]) == parsing
     assert f"0 of {parsing if parsing > 1 else 0} countries differ" in record["summary"]
 

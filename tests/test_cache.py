@@ -1,6 +1,7 @@
 """The file of answers: whole requests as keys, several processes at once, and every way in which a file can be wrong."""
 
 import errno
+import json
 import os
 import sqlite3
 import subprocess
@@ -12,9 +13,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drot_utils.cache import VERSION, Cache, Entry, request_key
-from drot_utils.errors import DataError, StorageError
-from drot_utils.paths import ROOT
+from drot_utils.__main__ import main
+from drot_utils.llm.cache import (
+    IGNORED,
+    METERED,
+    UNMETERED,
+    VERSION,
+    Cache,
+    Entry,
+    Line,
+    enter,
+    export_lines,
+    import_lines,
+    read_ignored,
+    read_ledger,
+    request_key,
+)
+from drot_utils.study.errors import DataError, StorageError
+from drot_utils.study.paths import ROOT
 
 BODY = {
     "model": "m",
@@ -27,8 +43,7 @@ BODY = {
 
 def test_the_key_is_the_whole_request_but_n():
     changed = [
-        {**BODY, name: value}
-        for name, value in (("model", "o"), ("temperature", 0.5), ("seed", 8), ("top_p", 0.9))
+        {**BODY, name: value} for name, value in (("model", "o"), ("temperature", 0.5), ("seed", 8), ("top_p", 0.9))
     ]
     changed.append({**BODY, "messages": [{"role": "user", "content": "Ça va!"}]})
     assert len({request_key(body) for body in [BODY, *changed]}) == 6
@@ -127,18 +142,14 @@ def test_a_file_that_is_no_database_and_a_damaged_one(cache, tmp_path):
 def test_a_cache_that_cannot_be_written(cache, tmp_path):
     cache.close()
     cache.file = sqlite3.connect(f"file:{cache.path}?mode=ro", uri=True, isolation_level=None)
-    with pytest.raises(
-        StorageError, match=r"could not be written \(attempt to write a readonly database\).*is kept"
-    ):
+    with pytest.raises(StorageError, match=r"could not be written \(attempt to write a readonly database\).*is kept"):
         cache.put([(BODY, {0: Entry("a")})])
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="could not be written"):
         Cache(tmp_path / "file" / "c.sqlite")
 
 
-@pytest.mark.parametrize(
-    ("file", "folder"), [(0o444, 0o777), (0o444, 0o555)], ids=["file", "file and folder"]
-)
+@pytest.mark.parametrize(("file", "folder"), [(0o444, 0o777), (0o444, 0o555)], ids=["file", "file and folder"])
 def test_a_read_only_file_for_somebody_who_is_not_root(file, folder):
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "c.sqlite"
@@ -171,7 +182,7 @@ def test_on_a_shared_disk_no_log_that_needs_shared_memory(tmp_path, monkeypatch)
     first.put([(BODY, {0: Entry("a")})])
     assert first.query("PRAGMA journal_mode") == [("wal",)]
     first.close()
-    monkeypatch.setattr("drot_utils.cache.file_system", lambda _: "nfs4")
+    monkeypatch.setattr("drot_utils.llm.cache.file_system", lambda _: "nfs4")
     second = Cache(path)  # brought there from elsewhere
     assert second.query("PRAGMA journal_mode") == [("delete",)] and second.present([request_key(BODY)])
     assert Cache(tmp_path / "new.sqlite").query("PRAGMA journal_mode") == [("delete",)]
@@ -200,3 +211,126 @@ def test_without_locks_processes_still_come_one_at_a_time(tmp_path, no_locks):
     assert cache.query("PRAGMA integrity_check") == [("ok",)]
     assert cache.query("PRAGMA journal_mode") == [("delete",)]
     assert not list(tmp_path.glob("*.held"))
+
+
+def test_lines_add_up_over_restarts(cache):
+    enter(cache, Line("m", "direct", METERED, 1, 10, 5))
+    enter(Cache(cache.path), Line("m", "direct", METERED, 2, 20, 6))
+    enter(cache, Line("m", "batch", METERED, 1, 1, 1))
+    enter(cache, Line("o", "direct", UNMETERED, 1, 7, 0))
+    assert read_ledger(cache) == [
+        Line("m", "batch", METERED, 1, 1, 1), Line("m", "direct", METERED, 3, 30, 11), Line("o", "direct", UNMETERED, 1, 7, 0),
+    ]  # fmt: skip
+    assert read_ledger(cache, "o") == [Line("o", "direct", UNMETERED, 1, 7, 0)]
+
+
+def test_what_was_ignored_is_counted_over_transports(cache):
+    for transport in ("direct", "batch", "direct"):
+        enter(cache, Line("m", transport, f"{IGNORED}n"))
+    enter(cache, Line("o", "direct", f"{IGNORED}seed"))
+    enter(cache, Line("m", "direct", METERED, 1, 1, 1))
+    assert read_ignored(cache, "m") == {"n": 3} and read_ignored(cache, "o") == {"seed": 1}
+
+
+BODIES = [{"model": "m", "prompt": f"Ça va {k}?\n\u2028", "n": 2, "seed": k} for k in range(20)]
+
+
+@pytest.fixture
+def filled(cache):
+    cache.put(
+        (body, {0: Entry(f"a{k}\n", "stop", 5, 2, "m-1"), 1: Entry("é", None, 0, 2)}) for k, body in enumerate(BODIES)
+    )
+    return cache
+
+
+def test_there_and_back_gives_the_same_bytes_whatever_the_order(filled, tmp_path):
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    assert export_lines(filled, one) == 40
+    lines = one.read_text(encoding="utf-8").split("\n")[:-1]
+    assert json.loads(lines[1])["request"]["prompt"].startswith("Ça va") and len(lines) == 41
+    other = Cache(tmp_path / "other.sqlite")
+    one.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n", encoding="utf-8")
+    assert import_lines(other, one) == (40, 0) and import_lines(other, one) == (0, 40)
+    assert export_lines(other, two) == 40
+    assert two.read_text(encoding="utf-8").split("\n")[:-1] == lines
+    keys = [request_key(body) for body in BODIES]
+    assert other.read(keys) == filled.read(keys)
+
+
+def test_a_mark_before_the_first_line_is_skipped(filled, tmp_path):
+    export_lines(filled, tmp_path / "x.jsonl")
+    text = (tmp_path / "x.jsonl").read_bytes()
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + text)
+    assert import_lines(Cache(tmp_path / "other.sqlite"), tmp_path / "x.jsonl") == (40, 0)
+
+
+def test_what_is_there_stays(filled, tmp_path):
+    export_lines(filled, tmp_path / "x.jsonl")
+    other = Cache(tmp_path / "other.sqlite")
+    other.put([(BODIES[0], {0: Entry("mine")})])
+    assert import_lines(other, tmp_path / "x.jsonl") == (39, 1)
+    assert other.read([request_key(BODIES[0])])[request_key(BODIES[0])][0] == Entry("mine")
+
+
+GOOD = json.dumps({"request": {"model": "m", "prompt": "new"}, "choice": 0, "text": "t"})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{", "", "[]", "3", "null", '{"request": 1, "choice": 0, "text": "t"}', '{"request": {}, "choice": -1, "text": "t"}',
+        '{"request": {}, "choice": true, "text": "t"}', '{"request": {}, "choice": 0}', '{"choice": 0, "text": "t"}',
+        '{"request": {}, "choice": 0, "text": null}', '{"request": {}, "choice": 0, "text": "t", "key": "sk-1"}',
+        '{"request": {}, "choice": 0, "text": "t", "prompt_tokens": "5"}', '{"request": {}, "choice": 0, "text": "t", "finish": 5}',
+        '{"format": "drot-answers", "version": 99}',
+    ],
+)  # fmt: skip
+def test_a_malformed_line_is_named_and_nothing_is_lost(filled, tmp_path, line):
+    file = tmp_path / "x.jsonl"
+    file.write_text("\n".join(['{"format": "drot-answers", "version": 1}', GOOD, line, GOOD]) + "\n")
+    with pytest.raises(DataError, match=r"nothing was taken over") as caught:
+        import_lines(filled, file)
+    assert f"{file}, line 3" in str(caught.value)
+    assert filled.query("SELECT count(*) FROM answers") == [(40,)]
+
+
+def test_files_of_other_kinds(filled, tmp_path):
+    (tmp_path / "x.jsonl").write_text(GOOD + "\n")
+    with pytest.raises(DataError, match=r'expected \{"format": "drot-answers"'):
+        import_lines(filled, tmp_path / "x.jsonl")
+    (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="line 1"):
+        import_lines(filled, tmp_path / "x.jsonl")
+    with pytest.raises(DataError, match="cannot be read"):
+        import_lines(filled, tmp_path / "nothing.jsonl")
+
+
+def test_command_line(filled, tmp_path, capsys):
+    file, new = tmp_path / "x.jsonl", tmp_path / "new.sqlite"
+    assert main(["answers", "export", str(filled.path), str(file)]) == 0
+    assert main(["answers", "import", str(new), str(file), str(file)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{file}: 40 answers", f"{file}: 40 answers taken over, 0 were there already",
+        f"{file}: 0 answers taken over, 40 were there already",
+    ]  # fmt: skip
+    assert main(["answers", "export", str(tmp_path / "nothing.sqlite"), str(file)]) == 1
+    assert "error: " in capsys.readouterr().err and not (tmp_path / "nothing.sqlite").exists()
+
+
+def test_it_is_called_cache_on_the_command_line(filled, tmp_path):
+    import subprocess
+    import sys
+
+    from drot_utils.study.paths import ROOT
+
+    command = [
+        sys.executable,
+        "-m",
+        "drot_utils",
+        "answers",
+        "export",
+        str(filled.path),
+        str(tmp_path / "x.jsonl"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "40 answers" in done.stdout, done.stderr

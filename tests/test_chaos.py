@@ -5,7 +5,7 @@ import sys
 
 from chaos import differences, files_of
 
-from drot_utils.paths import ROOT
+from drot_utils.study.paths import ROOT
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes():

@@ -1,3 +1,5 @@
+"""Tests of `consensus`."""
+
 import time
 
 import numpy as np
@@ -8,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.stats import spearmanr, truncnorm
 
-from drot_utils import consensus
-from drot_utils.errors import DataError
+from drot_utils.method import consensus
+from drot_utils.study.errors import DataError
 
 SIGMAS = [0.08, 0.15, 0.3, 0.6]
 
@@ -18,9 +20,7 @@ def draw_scores(items, sigmas, seed, missing=0.0):
     """Return latent levels, and scores of judges drawn from the model of `fit_reliability`."""
     rng = np.random.default_rng(seed)
     truth = rng.random(items)
-    columns = [
-        truncnorm.rvs(-truth / s, (1 - truth) / s, loc=truth, scale=s, random_state=rng) for s in sigmas
-    ]
+    columns = [truncnorm.rvs(-truth / s, (1 - truth) / s, loc=truth, scale=s, random_state=rng) for s in sigmas]
     scores = np.stack(columns, axis=1)
     scores[rng.random(scores.shape) < missing] = np.nan
     return truth, pd.DataFrame(scores, columns=[f"judge{k}" for k in range(len(sigmas))])
@@ -105,9 +105,7 @@ def test_any_scores_give_null_or_a_score(values, method):
 
 
 def test_majority_and_mean():
-    scores = pd.DataFrame(
-        {"a": [0.9, 0.2, None, 0.6], "b": [0.6, 0.5, None, 0.1], "c": [0.1, 0.9, None, None]}
-    )
+    scores = pd.DataFrame({"a": [0.9, 0.2, None, 0.6], "b": [0.6, 0.5, None, 0.1], "c": [0.1, 0.9, None, None]})
     assert consensus.merge(scores, "majority")[[0, 1, 3]].tolist() == [1, 1, 0.5]  # .5 is a yes; a tie is .5
     assert consensus.merge(scores, "mean")[[0, 3]] == pytest.approx([1.6 / 3, 0.35])
     assert np.isnan(consensus.merge(scores, "majority")[2]) and np.isnan(consensus.merge(scores, "mean")[2])
@@ -151,9 +149,7 @@ def test_identical_judges_come_to_the_floor():
 def test_nobody_is_infallible_after_a_few_votes():
     rng = np.random.default_rng(1)
     truth = rng.random(100) < 0.4
-    votes = {
-        f"a{k}": np.where(np.isin(np.arange(100), 3 * np.arange(3) + k), ~truth, truth) for k in range(3)
-    }
+    votes = {f"a{k}": np.where(np.isin(np.arange(100), 3 * np.arange(3) + k), ~truth, truth) for k in range(3)}
     sigma = consensus.fit_reliability(pd.DataFrame(votes).astype(float)).sigma
     assert sigma.max() / sigma.min() < 1.1  # three errors each
 
@@ -197,3 +193,60 @@ def test_ten_thousand_items_take_seconds():
     began = time.perf_counter()
     assert consensus.fit_reliability(scores).usable
     assert time.perf_counter() - began < 60  # 4 seconds on two slow cores; generous, as tests share a machine
+
+
+def describe(scores):
+    found = consensus.fit_reliability(scores)
+    merged = consensus.merge(scores, "reliability", found)
+    return consensus.describe_judges(scores, merged, found).set_index("judge")
+
+
+def test_who_answers_at_random_or_the_wrong_way_is_named():
+    truth, scores = draw_scores(400, [0.1, 0.12, 0.15], 9)
+    scores["random"] = np.random.default_rng(1).random(400)
+    scores["contrary"] = 1 - truth
+    table = describe(scores)
+    assert table.index[table["far"]].tolist() == ["random", "contrary"]
+    assert table["weight"].sum() == pytest.approx(1) and table.loc["random", "weight"] < 0.02
+    assert "of the median" in table.loc["random", "why"] and "bits" in table.loc["contrary", "why"]
+
+
+def test_equals_are_not_named():
+    _, scores = draw_scores(200, [0.1, 0.12, 0.15], 3)
+    table = describe(scores)
+    assert not table["far"].any() and (table["why"] == "").all()
+    assert table["leaning"].abs().max() < 0.05 and (table["scored"] == 200).all()
+
+
+def test_a_constant_judge_is_named_and_has_no_weight():
+    table = describe(draw_scores(200, SIGMAS[:3], 6)[1].assign(stubborn=0.9))
+    assert table.loc["stubborn", "far"] and "all scores the same" in table.loc["stubborn", "why"]
+    assert np.isnan(table.loc["stubborn", "weight"]) and table["weight"].sum() == pytest.approx(1)
+
+
+def test_without_reliabilities_the_divergence_still_names():
+    scores = pd.DataFrame({"a": [0.9, 0.1] * 10, "b": [0.1, 0.9] * 10, "c": [np.nan] * 20})
+    table = describe(scores)
+    assert table["weight"].isna().all() and table["sigma"].isna().all()
+    assert table["far"].tolist() == [True, True, False] and np.isnan(table.loc["c", "divergence"])
+
+
+def test_divergence():
+    assert consensus.divergence_bits(np.array([0.0, 0.5, 1.0]), np.array([1.0, 0.5, 1.0])).tolist() == [
+        1,
+        0,
+        0,
+    ]
+    assert consensus.divergence_bits(np.array([0.3]), np.array([0.7]))[0] == pytest.approx(0.1187, abs=1e-4)
+
+
+def test_pairs():
+    scores = pd.DataFrame({"a": [0.9, 0.1, np.nan], "b": [0.7, 0.6, 0.2], "c": [0.5, 0.5, np.nan], "d": [np.nan] * 3})
+    table = consensus.compare_pairs(scores).set_index(["one", "other"])
+    assert len(table) == 6 and table.loc[("a", "b"), "both"] == 2
+    assert table.loc[("a", "b"), "same_decision"] == 0.5
+    assert table.loc[("b", "c"), "same_decision"] == 1  # .5 reaches .5
+    assert table.loc[("a", "b"), "difference"] == pytest.approx(0.35)
+    assert table.loc[("a", "b"), "correlation"] == pytest.approx(1) and np.isnan(table.loc[("a", "c"), "correlation"])
+    assert table.loc[("a", "d"), "both"] == 0 and np.isnan(table.loc[("a", "d"), "same_decision"])
+    assert consensus.compare_pairs(scores[["a"]]).empty

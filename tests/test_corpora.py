@@ -1,3 +1,5 @@
+"""Tests of `corpora`."""
+
 import csv
 import json
 import time
@@ -9,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drot_utils import corpora
-from drot_utils.errors import DataError
+from drot_utils.data import corpora
+from drot_utils.study.errors import DataError
 
 HEADER = "action\tsplit\trot\trot-judgment\n"
 CELL = st.text(
@@ -37,9 +39,7 @@ def test_every_cell_comes_back_as_text(tmp_path_factory, rows):
     assert [tuple(r) for r in frame.itertuples(index=False)] == [*rows, STRAY]
 
 
-TEXT = st.text(
-    st.sampled_from("\"'\t\n,;a é\u2028\x85") | st.characters(categories=["L", "P", "Zs"]), max_size=8
-)
+TEXT = st.text(st.sampled_from("\"'\t\n,;a é\u2028\x85") | st.characters(categories=["L", "P", "Zs"]), max_size=8)
 
 
 @given(

@@ -1,3 +1,5 @@
+"""Tests of `critic`."""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,11 +8,13 @@ from conftest import CPU, write_published_gold
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drot_utils import corpora, critic, models
-from drot_utils.errors import DataError, MissingInputError
-from drot_utils.gold import read_gold
-from drot_utils.paths import Run
-from drot_utils.settings import ModelRef, Threshold
+from drot_utils.data import corpora
+from drot_utils.data.gold import read_gold
+from drot_utils.engine.load import build_tiny
+from drot_utils.method import critic
+from drot_utils.study.errors import DataError, MissingInputError
+from drot_utils.study.params import ModelRef, Threshold
+from drot_utils.study.paths import Run
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +24,7 @@ def gold(actions, smoke):
 
 @pytest.fixture(scope="module")
 def binary(smoke):
-    return smoke.critic.model_copy(
-        update={"head": "binary", "teacher_rows": None, "max_steps": 6, "evaluations": 2}
-    )
+    return smoke.critic.model_copy(update={"head": "binary", "teacher_rows": None, "max_steps": 6, "evaluations": 2})
 
 
 def test_no_action_is_on_two_sides(gold):
@@ -40,9 +42,7 @@ def test_teacher_rows_go_to_the_critic_that_owns_their_action(gold, actions):
     recorded = corpora.read_recorded("data/demo/teacher_plain.tsv", actions)
     rows = critic.teacher_as_gold(recorded, gold)
     owner = (
-        gold[gold["part"].isin(["train", "independent"])]
-        .drop_duplicates("action_id")
-        .set_index("action_id")["part"]
+        gold[gold["part"].isin(["train", "independent"])].drop_duplicates("action_id").set_index("action_id")["part"]
     )
     known = rows[rows["action_id"].isin(owner.index)]
     assert (known["part"] == known["action_id"].map(owner)).all()
@@ -63,9 +63,7 @@ def test_labels_of_the_shift_head_turn_with_the_direction():
 
 @pytest.mark.parametrize("head", ["binary", "shift"])
 def test_train_save_load_score(smoke, binary, gold, tmp_path, head):
-    settings = (
-        binary if head == "binary" else smoke.critic.model_copy(update={"max_steps": 6, "evaluations": 2})
-    )
+    settings = binary if head == "binary" else smoke.critic.model_copy(update={"max_steps": 6, "evaluations": 2})
     rows = gold[gold["shift"].notna()]
     place = (Run("smoke"), CPU, torch.float32)
     judge, fit = critic.train_critic(rows.head(120), rows.tail(60), settings, *place, seed=0)
@@ -78,9 +76,7 @@ def test_train_save_load_score(smoke, binary, gold, tmp_path, head):
     np.testing.assert_array_equal(again.score(asked), scores)
     assert critic.read_record(tmp_path / "c")["thresholds"] == {"distill": 0.5}
     if head == "shift":
-        both = pd.concat(
-            [asked.iloc[2:], asked.iloc[2:].assign(moral_variance=-asked["moral_variance"].iloc[2:])]
-        )
+        both = pd.concat([asked.iloc[2:], asked.iloc[2:].assign(moral_variance=-asked["moral_variance"].iloc[2:])])
         total = judge.score(both).reshape(2, -1).sum(axis=0)
         assert (total < 1).all()  # what is left is the neutral class
 
@@ -105,7 +101,7 @@ def test_threshold_rules():
 @pytest.mark.parametrize("head", ["binary", "shift"])
 @pytest.mark.parametrize("kind", ["padded", "short"])
 def test_a_base_whose_rows_are_not_its_tokens_is_loaded_again(smoke, gold, tmp_path, head, kind):
-    base, tokenizer = models.build_tiny("tiny-bert")
+    base, tokenizer = build_tiny("tiny-bert")
     if kind == "padded":  # as DeBERTa-v3, which has more rows than tokens
         base.resize_token_embeddings(len(tokenizer) + 40)
     else:  # tokens that were added to the tokenizer only

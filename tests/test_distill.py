@@ -1,10 +1,15 @@
+"""Tests of `distill`."""
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from drot_utils import cards, distill, schema, statistics
-from drot_utils.errors import DataError
-from drot_utils.nli import filter_unique
+from drot_utils.analysis import statistics
+from drot_utils.data import corpora, table
+from drot_utils.method import distill, student
+from drot_utils.method.nli import filter_unique
+from drot_utils.report import release
+from drot_utils.study.errors import DataError
 
 
 class FixedCritic:
@@ -26,7 +31,7 @@ class LettersNli:
 
 
 def test_actions_are_sampled_without_replacement(actions, smoke):
-    parts = distill.sample_actions(actions, smoke.corpus, 1)
+    parts = corpora.sample_actions(actions, smoke.corpus, 1)
     ids = [set(part["action_id"]) for part in parts.values()]
     assert sum(map(len, ids)) == len(set().union(*ids)) and [len(p) for p in parts.values()] == [
         40,
@@ -36,15 +41,15 @@ def test_actions_are_sampled_without_replacement(actions, smoke):
         12,
     ]
     assert set(parts["test"]["split"]) == {"test"}
-    again = distill.sample_actions(actions, smoke.corpus, 1)
+    again = corpora.sample_actions(actions, smoke.corpus, 1)
     assert all(parts[k].equals(again[k]) for k in parts) and not parts["seed"].equals(
-        distill.sample_actions(actions, smoke.corpus, 2)["seed"]
+        corpora.sample_actions(actions, smoke.corpus, 2)["seed"]
     )
 
 
 def test_all_that_remain(actions, smoke):
     plan = smoke.corpus.model_copy(update={"final_actions": None, "test_actions": None})
-    parts = distill.sample_actions(actions, plan, 1)
+    parts = corpora.sample_actions(actions, plan, 1)
     assert len(parts["final"]) == 670 - 40 - 24 and len(parts["test"]) == 120
 
 
@@ -52,10 +57,8 @@ def test_all_that_remain(actions, smoke):
     "changes", [{"seed_actions": 700}, {"test_actions": 121}, {"seed_actions": 646, "final_actions": None}]
 )
 def test_fewer_actions_than_asked_for(actions, smoke, changes):
-    with pytest.raises(
-        DataError, match=r"asked for \d+ actions of the (train|test) split, found|no action remains"
-    ):
-        distill.sample_actions(actions, smoke.corpus.model_copy(update=changes), 1)
+    with pytest.raises(DataError, match=r"asked for \d+ actions of the (train|test) split, found|no action remains"):
+        corpora.sample_actions(actions, smoke.corpus.model_copy(update=changes), 1)
 
 
 def test_filters_flag_and_never_delete(candidates):
@@ -65,9 +68,7 @@ def test_filters_flag_and_never_delete(candidates):
     )
     rows = distill.flag_valid(rows, FixedCritic(), 0.45)
     assert rows["kept"].tolist() == [True, False, True, True, False, False]
-    assert distill.count_dropped(rows) == {"unparsed": 1, "nli": 1, "critic": 1} and len(rows) == len(
-        candidates
-    )
+    assert distill.count_dropped(rows) == {"unparsed": 1, "nli": 1, "critic": 1} and len(rows) == len(candidates)
     assert filtered.pairs_possible == 3 * 2 + 2
 
 
@@ -85,17 +86,15 @@ def test_a_score_at_the_threshold_passes(candidates):
 
 def test_fine_tune_keeps_a_record_and_is_not_done_twice(study, candidates, monkeypatch):
     rows = candidates[candidates["context"].notna()]
-    record = distill.fine_tune(study, rows, "distill_base", start=None, learning_rate=1e-3, epochs=2)
-    assert record["rows"] == 5 and record == distill.read_training(study, "distill_base")
+    record = student.fine_tune(study, rows, "distill_base", start=None, learning_rate=1e-3, epochs=2)
+    assert record["rows"] == 5 and record == student.read_training(study, "distill_base")
     monkeypatch.setattr(distill.training, "train", lambda *a, **k: pytest.fail("trained again"))
-    assert distill.fine_tune(study, rows, "distill_base", start=None, learning_rate=1e-3, epochs=2) == record
+    assert student.fine_tune(study, rows, "distill_base", start=None, learning_rate=1e-3, epochs=2) == record
 
 
 def test_nothing_kept_is_an_error(study, candidates):
     with pytest.raises(DataError, match="lower the critic threshold"):
-        distill.fine_tune(
-            study, candidates.iloc[:0], "distill_base", start=None, learning_rate=1e-3, epochs=1
-        )
+        student.fine_tune(study, candidates.iloc[:0], "distill_base", start=None, learning_rate=1e-3, epochs=1)
 
 
 def test_a_round_in_which_nothing_is_kept_is_counted_and_can_be_kept(candidates, study):
@@ -103,9 +102,9 @@ def test_a_round_in_which_nothing_is_kept_is_counted_and_can_be_kept(candidates,
     rows = distill.flag_valid(rows, FixedCritic(), 2.0)
     kept, dropped = rows[rows["kept"]], distill.count_dropped(rows)
     assert kept.empty and sum(dropped.values()) == len(rows)
-    path = schema.write_candidates(kept, study.run.data("d1"))
-    union = pd.concat([schema.read_table(path), rows], ignore_index=True)
+    path = table.write_candidates(kept, study.run.data("d1"))
+    union = pd.concat([table.read_table(path), rows], ignore_index=True)
     union = distill.flag_valid(distill.flag_repeats(union, LettersNli(), 0.5)[0], FixedCritic(), 2.0)
     assert union["kept"].sum() == 0 and len(union) == len(rows)
     assert statistics.table1(union[union["kept"]])["entries"].sum() == 0
-    assert "written by\nnobody;" in cards.data_card(kept, [], study.params, 0.5)
+    assert "written by\nnobody;" in release.data_card(kept, [], study.params, 0.5)

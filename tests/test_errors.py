@@ -1,8 +1,10 @@
+"""Tests of `errors`."""
+
 import errno
 
 import pytest
 
-from drot_utils.errors import DataError, DrotError, wrap_os_error
+from drot_utils.study.errors import DataError, DrotError, wrap_os_error
 
 
 def test_says_where_what_and_what_to_do():
@@ -16,8 +18,6 @@ def test_parts_are_fields_for_callers():
     assert (error.found, error.where, error.todo) == ("x", "y", "")
 
 
-@pytest.mark.parametrize(
-    ("number", "word"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "may be written")]
-)
+@pytest.mark.parametrize(("number", "word"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "may be written")])
 def test_full_disk_and_refused_write_differ(number, word):
     assert word in str(wrap_os_error(OSError(number, "no"), "f"))

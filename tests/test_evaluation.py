@@ -1,8 +1,10 @@
+"""Tests of `evaluation`."""
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from drot_utils import evaluation
+from drot_utils.analysis import evaluation
 
 
 @pytest.fixture
@@ -25,9 +27,7 @@ def test_unique_valid_ones_are_counted_a_prompt(rows):
     ten = pd.DataFrame({
         "action_id": ["a"] * 4, "moral_variance": [1, 1, 1, -1], "candidate": [0, 1, 2, 0], "context": ["x", "x", "w", "y"],
     })  # fmt: skip
-    table = evaluation.score_sampled(
-        ten, np.array([0.9, 0.9, 0.9, 0.1]), 0.6, lambda p, h: np.zeros(len(p)), 0.5
-    )
+    table = evaluation.score_sampled(ten, np.array([0.9, 0.9, 0.9, 0.1]), 0.6, lambda p, h: np.zeros(len(p)), 0.5)
     assert table.loc["a"].tolist() == [1.5, 1.0]  # 3 and 0 valid, 2 and 0 of them different
 
 
@@ -67,11 +67,7 @@ def test_summary_leaves_what_a_model_lacks_null():
     index = pd.Index(["a", "b"], name="action_id")
     tables = {"teacher": pd.DataFrame({"vld": [1.0, 0.0], "avg": [0.9, 0.2]}, index=index)}
     row = evaluation.summarize(tables, 50, 0).iloc[0]
-    assert (
-        row["auto_vld"] == 0.5
-        and np.isnan(row["auto_n_vld"])
-        and row["auto_vld_low"] <= 0.5 <= row["auto_vld_high"]
-    )
+    assert row["auto_vld"] == 0.5 and np.isnan(row["auto_n_vld"]) and row["auto_vld_low"] <= 0.5 <= row["auto_vld_high"]
 
 
 def test_paired_differences_pair_by_action():
@@ -103,9 +99,7 @@ def test_judges_against_the_gold():
     table = evaluation.compare_with_gold(scores, valid, 200, 3).set_index("judge")
     assert table.loc["good", "roc_auc"] == pytest.approx(roc_auc_score(valid, scores["good"]))
     assert table.loc["good", "roc_auc_low"] < table.loc["good", "roc_auc"] < table.loc["good", "roc_auc_high"]
-    assert table.loc["flat", "roc_auc"] == 0.5 and table.loc["flat", "accuracy"] == pytest.approx(
-        valid.mean()
-    )
+    assert table.loc["flat", "roc_auc"] == 0.5 and table.loc["flat", "accuracy"] == pytest.approx(valid.mean())
     assert table.loc["some", ["scored", "unscored"]].tolist() == [50, 150]
     assert np.isnan(table.loc["none", "accuracy"]) and table.loc["none", "scored"] == 0
     assert np.isnan(evaluation.compare_with_gold(scores[["good"]], valid | True, 20, 3)["roc_auc_low"][0])

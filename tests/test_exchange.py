@@ -1,3 +1,5 @@
+"""Tests of `exchange`."""
+
 import html
 import json
 import re
@@ -13,9 +15,10 @@ from test_labelstudio import exported
 from test_mturk import batch, flat
 from test_potato import state
 
-from drot_utils import annotation, exchange, forms
-from drot_utils.errors import DataError
-from drot_utils.spreadsheet import read_csv
+from drot_utils.people import exchange, forms
+from drot_utils.people.spreadsheet import read_csv
+from drot_utils.people.votes import spread_votes
+from drot_utils.study.errors import DataError
 
 
 def read(tmp_path, key, form=FORM):
@@ -70,7 +73,7 @@ def test_four_tools_in_one_folder_make_one_table(key, tmp_path):
     assert list(votes) == ["row_id", "annotator", *FORM.questions] and len(votes) == 4 * len(key)
     assert set(votes["annotator"]) == {"ann", "W1", "1", "dee"}
     assert counts == {"files": 4, "votes": 20, "annotators": 4, "unanswered": 1, "other_form": 0, "repeated": 0, "copies": [], "not_read": [], "rejected": 0, "skipped": 0}  # fmt: skip
-    spread = annotation.spread_votes(votes, "q2")
+    spread = spread_votes(votes, "q2")
     assert spread["ann"].isna().sum() == 1 and spread["dee"].eq("Y").all()
 
 
@@ -220,9 +223,7 @@ def test_the_exported_folder_itself_may_be_filled(key, tmp_path):
     (tmp_path / "filled" / f"{FORM.name}-ann.csv").rename(forms_ / f"{FORM.name}-ann.csv")
     (forms_ / "notes.docx").write_bytes(b"PK")
     write_state(forms_ / "potato" / FORM.name, state(key, [ALL_YES] * 5, user="dee"))
-    (forms_ / "potato" / FORM.name / "annotation_output" / "dee" / "annotation_history.jsonl").write_text(
-        "{}\n"
-    )
+    (forms_ / "potato" / FORM.name / "annotation_output" / "dee" / "annotation_history.jsonl").write_text("{}\n")
     votes, counts = exchange.read_filled(FORM, forms_, key)
     assert set(votes["annotator"]) == {"ann", "dee"} and counts["votes"] == 10
     seen = [p for p in forms_.rglob("*") if p.is_file()]

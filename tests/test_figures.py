@@ -1,14 +1,70 @@
+"""Tests of `figures`."""
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from drot_utils import charts, evaluation, figures
-from drot_utils.paths import Run
+from drot_utils.analysis import evaluation
+from drot_utils.report import figures
+from drot_utils.study.paths import Run
 
 
 @pytest.fixture(autouse=True)
 def close():
+    yield
+    plt.close("all")
+
+
+def test_stacked_bars_add_up():
+    table = pd.DataFrame({"kept": [3, 1], "dropped": [2, 5]}, index=["d0", "d1"])
+    axes = figures.draw_stacked(table, "rows", "t").axes[0]
+    ends = [bar.get_x() + bar.get_width() for bar in axes.containers[1]]
+    assert ends == [5, 6] and [t.get_text() for t in axes.get_yticklabels()] == ["d0", "d1"]
+
+
+def test_a_confusion_matrix_shows_every_count():
+    axes = figures.draw_confusion(pd.DataFrame([[7, 2], [0, 30]], ["a", "b"], ["a", "b"]), "t").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["7", "2", "0", "30"]
+
+
+def test_what_was_found_stands_against_chance():
+    table = pd.DataFrame({"c": ["x", "y"], "found": [0.2, 0.1], "chance": [0.15, 0.05]})
+    axes = figures.draw_against(table, "c", "found", "chance", "t").axes[0]
+    assert [bar.get_width() for bar in axes.containers[0]] == [0.2, 0.1]
+    assert axes.lines[0].get_xdata().tolist() == [0.15, 0.05]
+
+
+def test_intervals_are_drawn_where_they_are():
+    table = pd.DataFrame({"text": ["x"], "percent": [2.0], "low": [1.0], "high": [5.0]})
+    axes = figures.draw_bars(table, "text", "percent", "t", "low", "high").axes[0]
+    (interval,) = [c for c in axes.collections if hasattr(c, "get_segments")]
+    assert interval.get_segments()[0][:, 0].tolist() == [1.0, 5.0]
+
+
+def test_an_interval_may_end_at_its_value_but_for_rounding():
+    table = pd.DataFrame({"text": ["x"], "percent": [0.0], "low": [1e-17], "high": [5.0]})
+    assert figures.draw_bars(table, "text", "percent", "t", "low", "high").axes
+
+
+def test_nothing_to_draw_is_said_in_the_figure():
+    columns = pd.DataFrame(columns=["name", "found", "low", "high"])
+    drawn = [
+        figures.draw_confusion(pd.DataFrame(), "t"),
+        figures.draw_stacked(columns.set_index("name"), "rows", "t"),
+        figures.draw_bars(columns, "name", "found", "t", "low", "high"),
+        figures.draw_against(columns, "name", "found", "low", "t"),
+        figures.draw_matrix(pd.DataFrame(), "t"),
+    ]
+    for k, figure in enumerate(drawn):
+        assert [text.get_text() for text in figure.axes[0].texts] == ["There is nothing to draw."]
+        figures.save_figure(figure, Run("smoke"), f"empty{k}")
+    alone = figures.draw_matrix(pd.DataFrame([[0.0]], ["x"], ["x"]), "t")
+    assert not alone.axes[0].texts
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
     yield
     plt.close("all")
 
@@ -21,11 +77,7 @@ def test_figures_are_written_twice_and_the_same_each_time():
         figure = figures.draw_precision_recall({"dev": (valid, scores)}, 0.65, "dev")
         figures.save_figure(figure, run, "figure8")
         written.append([(run.figures / f"figure8{end}").read_bytes() for end in (".png", ".pdf")])
-    assert (
-        written[0] == written[1]
-        and written[0][0].startswith(b"\x89PNG")
-        and written[0][1].startswith(b"%PDF")
-    )
+    assert written[0] == written[1] and written[0][0].startswith(b"\x89PNG") and written[0][1].startswith(b"%PDF")
 
 
 def test_the_chosen_threshold_is_marked_where_it_lies():
@@ -42,7 +94,7 @@ def test_rounds_show_ours_the_other_critic_and_the_papers():
     index = pd.Index(["a", "b", "c"], name="action_id")
     table = pd.DataFrame({m: [0.2, 0.5, 0.8] for m in evaluation.METRICS}, index=index)
     rows = evaluation.summarize({"distill_base": table, "distill_final": table}, 50, 0)
-    from drot_utils.paper import TABLE2
+    from drot_utils.data.paper import TABLE2
 
     rows = rows.merge(TABLE2, on="model")
     figure = figures.draw_rounds(rows, ["distill_base", "distill_final"], {"auto_": "same critic"})
@@ -57,14 +109,14 @@ def test_every_kind_draws_on_small_and_odd_input():
         figures.draw_calibration(np.array([True, False]), np.array([0.9, 0.1])),
         figures.draw_fit(pd.DataFrame({"step": [1], "train_loss": [1.0], "dev_loss": [1.0]}), 1, "t"),
         figures.draw_losses({"distill_base": [1.0]}),
-        charts.draw_confusion(pd.DataFrame([[1, 2], [0, 3]], ["a", "b"], ["a", "b"]), "t"),
+        figures.draw_confusion(pd.DataFrame([[1, 2], [0, 3]], ["a", "b"], ["a", "b"]), "t"),
         figures.draw_flow({"d0": {"kept": 1, "nli": 0}, "d1": {"kept": 2, "critic": 1}}, "t"),
         figures.draw_scores({"x": few}, None, "t"),
         figures.draw_lengths({"x": pd.Series(["a b", None])}, "t"),
         figures.draw_topics({"contexts": topics, "rationales": topics.iloc[:0]}, 5),
-        charts.draw_bars(against, "c", "distance", "t", "expected", "distance"),
-        charts.draw_against(against, "c", "distance", "expected", "t"),
-        charts.draw_matrix(pd.DataFrame([[0, 1], [1, 0]], ["x", "y"], ["x", "y"]), "t"),
+        figures.draw_bars(against, "c", "distance", "t", "expected", "distance"),
+        figures.draw_against(against, "c", "distance", "expected", "t"),
+        figures.draw_matrix(pd.DataFrame([[0, 1], [1, 0]], ["x", "y"], ["x", "y"]), "t"),
     ]
     for k, figure in enumerate(drawn):
         figures.save_figure(figure, Run("smoke"), f"f{k}")

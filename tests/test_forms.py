@@ -1,16 +1,16 @@
+"""Tests of `forms`."""
+
 import pandas as pd
 import pytest
 from conftest import FORM
 
-from drot_utils import forms
-from drot_utils.errors import DataError
+from drot_utils.people import forms
+from drot_utils.study.errors import DataError
 
 
 def votes_on(key, **answers):
     """Votes of one annotator on all rows, Y where nothing else is said."""
-    return key[["row_id"]].assign(
-        annotator="ann", where="here", **{**dict.fromkeys(FORM.questions, "Y"), **answers}
-    )
+    return key[["row_id"]].assign(annotator="ann", where="here", **{**dict.fromkeys(FORM.questions, "Y"), **answers})
 
 
 def test_the_key_is_shuffled_and_numbered(asked):

@@ -1,17 +1,17 @@
+"""Tests of `gold`."""
+
 import pytest
 from test_corpora import write
 
-from drot_utils.errors import DataError
-from drot_utils.gold import read_gold, read_votes
+from drot_utils.data.gold import read_gold, read_votes
+from drot_utils.study.errors import DataError
 
 
 def test_votes_become_labels(tmp_path, actions):
     head = "action-id\tmoral-variance\tcontext\trationale\tsource\tq1-a1\tq1-a2\tq1-a3\n"
     first = actions["action_id"][0]
     votes = ["Y\tY\tN", "O\tO\tO", "Y\tN\tO", "N\tN\tY"]
-    path = write(
-        tmp_path / "g.tsv", head + "".join(f"{first}\t-1\tc{i}\tr\ts\t{v}\n" for i, v in enumerate(votes))
-    )
+    path = write(tmp_path / "g.tsv", head + "".join(f"{first}\t-1\tc{i}\tr\ts\t{v}\n" for i, v in enumerate(votes)))
     gold = read_gold([str(path)], actions)
     assert gold["valid"].tolist() == [True, False, False, False]
     assert gold["shift"].fillna(9).tolist() == [

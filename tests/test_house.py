@@ -1,17 +1,20 @@
 """The house rules of the project, as far as a program can check them."""
 
 import ast
+import json
 import re
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from notebook_hygiene import problems_of, rebound_names
 
-from drot_utils.paths import NOTEBOOKS, ROOT
+from drot_utils.study.paths import NOTEBOOKS, ROOT
 
-MODULES = sorted((ROOT / "drot_utils").glob("*.py"))
+MODULES = sorted((ROOT / "drot_utils").rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
@@ -44,9 +47,7 @@ def test_names_that_each_cell_assigns_for_itself_are_no_hidden_state():
     ("change", "message"),
     [
         (
-            lambda cells: cells[1]["outputs"].append(
-                {"output_type": "stream", "name": "stdout", "text": "x"}
-            ),
+            lambda cells: cells[1]["outputs"].append({"output_type": "stream", "name": "stdout", "text": "x"}),
             "has outputs",
         ),
         (lambda cells: cells[1].update(source=["x = 1\n"] * 16), "code cell of 16 lines"),
@@ -71,48 +72,96 @@ def test_the_notebook_check_can_fail(tmp_path, change, message):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_public_functions_have_docstrings(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    public = [
-        n
-        for n in ast.walk(tree)
-        if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")
-    ]
+    public = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
     inner = [n for n in public if any(n in f.body for f in ast.walk(tree) if isinstance(f, ast.FunctionDef))]
-    assert [
-        n.name for n in public if n not in inner and not ast.get_docstring(n)
-    ] == [] and ast.get_docstring(tree)
+    assert [n.name for n in public if n not in inner and not ast.get_docstring(n)] == [] and ast.get_docstring(tree)
 
 
-def test_modules_import_downwards():
-    floors = [
-        {"errors", "markup", "memory", "precision", "compiling"}, {"settings", "params", "paths", "progress", "paper", "parsing", "consensus", "dissent", "scores"},
-        {"profiles", "schema", "manifest", "executors", "checkpoint"},
-        {"corpora", "gold", "prompts", "tiny", "models", "shards", "nucleus", "slots", "study", "cards"},
-        {"cache", "replay", "ledger", "limits", "tokens", "usage"}, {"faults", "prices"}, {"answers"},
-        {"forecast", "intake", "parcels", "transport"}, {"direct"}, {"batches"}, {"endpoint"}, {"probes"},
-        {"teacher", "encoder", "fitting", "critic", "nli", "student", "generation"},
-        {"toxicity", "scoring", "training", "parallel", "vllm_writer", "judges", "panel", "opinions"},
-        {"writing", "baselines", "distill"},
-        {"evaluation", "forms", "spreadsheet", "mturk", "labelstudio", "potato", "exchange", "annotation"},
-        {"topics", "bias", "statistics", "export"},
-        {"charts", "figures", "tables"}, {"stages", "execute", "quotes", "plan", "__main__"},
-    ]  # fmt: skip
-    floor_of = {name: k for k, names in enumerate(floors) for name in names}
-    assert set(floor_of) == {p.stem for p in MODULES} - {"__init__"}
-    for path in MODULES:
-        for name in re.findall(
-            r"^from drot_utils\.(\w+) import|^from drot_utils import (.+)$", path.read_text(), re.MULTILINE
-        ):
-            for used in re.findall(r"\w+", " ".join(name)):
-                assert floor_of.get(used, 0) <= floor_of.get(path.stem, 99), f"{path.stem} imports {used}"
+ROOMS = ("study", "data", "engine", "llm", "method", "analysis", "people", "report")
+APART = ({"engine", "llm"}, {"analysis", "people", "report"})
+
+
+def list_imports(path: Path, package: Path) -> set[str]:
+    """Return the package's modules that a file imports, at its top or inside functions, as ``room/file``."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:  # relative
+                above = path.relative_to(package.parent).parts[: -node.level]
+                module = ".".join([*above, *filter(None, [module])])
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == package.name and (package.joinpath(*parts[1:]).with_suffix(".py")).is_file():
+                found.add("/".join(parts[1:]))
+    return found
+
+
+def list_problems(package: Path) -> list[str]:
+    """Return each import that goes up, sideways between rooms that do not know each other, or round in a circle."""
+    uses = {f"{path.parent.name}/{path.stem}": list_imports(path, package) for path in sorted(package.glob("*/*.py"))}
+    problems = []
+    for name, used in uses.items():
+        room = name.split("/")[0]
+        for other in sorted({u.split("/")[0] for u in used} - {room}):
+            if ROOMS.index(other) > ROOMS.index(room):
+                problems.append(f"{name} imports upwards, from {other}")
+            elif any({room, other} <= apart for apart in APART):
+                problems.append(f"{name} imports from {other}, and the two do not know each other")
+    for name in uses:
+        seen, waiting = set(), set(uses[name])
+        while waiting:
+            one = waiting.pop()
+            seen.add(one)
+            waiting |= uses.get(one, set()) - seen
+        if name in seen:
+            problems.append(f"{name} is part of a circle")
+    return problems
+
+
+def test_rooms_import_downwards():
+    assert list_problems(ROOT / "drot_utils") == []
+
+
+def test_notebooks_see_no_machinery():
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        assert not re.findall(r"drot_utils\.(?:engine|llm)\b.*|from drot_utils import .*\b(?:engine|llm)\b", source), (
+            path.name
+        )
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "problem"),
+    [
+        ("study/paths", "from drot_utils.method import critic", "study/paths imports upwards, from method"),
+        (
+            "data/table",
+            "def f():\n    from drot_utils.report.tables import save_table",
+            "imports upwards, from report",
+        ),
+        ("llm/cache", "import drot_utils.engine.load", "llm/cache imports from engine"),
+        ("people/forms", "from ..analysis import bias", "people/forms imports from analysis"),
+        ("data/table", "def f():\n    from drot_utils.data import gold", "data/table is part of a circle"),
+    ],
+)
+def test_a_planted_import_is_found(tmp_path, file, line, problem):
+    package = shutil.copytree(ROOT / "drot_utils", tmp_path / "drot_utils")
+    path = package / f"{file}.py"
+    path.write_text(path.read_text(encoding="utf-8") + f"\n\n{line}\n", encoding="utf-8")
+    assert any(problem in found for found in list_problems(package))
 
 
 def test_import_is_light():
     began = time.perf_counter()
     code = "import drot_utils, sys; assert not {'torch', 'pandas', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-    assert (
-        time.perf_counter() - began < 5
-    )  # generous: the claim is about what is imported, not about this machine
+    assert time.perf_counter() - began < 5  # generous: the claim is about what is imported, not about this machine
 
 
 def test_nothing_of_ours_is_pickled_or_trusts_remote_code():
@@ -128,12 +177,9 @@ def test_locks_are_hashed_and_torch_is_pinned_apart():
     for name in ("core", "dev", "models", "extras", "annotate"):
         text = (ROOT / f"requirements/{name}.txt").read_text()
         pins = re.findall(r"^[a-z0-9][\w.\[\]-]*==", text, re.MULTILINE)
-        assert (
-            pins and text.count("--hash=") >= len(pins) and not re.search("^torch==|://", text, re.MULTILINE)
-        )
+        assert pins and text.count("--hash=") >= len(pins) and not re.search("^torch==|://", text, re.MULTILINE)
     assert (
-        "torch==2.13.0" in (ROOT / "pyproject.toml").read_text()
-        and "torch==2.13.0" in (ROOT / "Makefile").read_text()
+        "torch==2.13.0" in (ROOT / "pyproject.toml").read_text() and "torch==2.13.0" in (ROOT / "Makefile").read_text()
     )
 
 
@@ -148,9 +194,6 @@ def test_builtin_data_is_what_its_datasheet_describes():
         "critic_annotations_single": 1600,
     }
     for name, expected in rows.items():
-        assert (
-            len(pd.read_csv(ROOT / f"data/demo/{name}.tsv", sep="\t", quoting=3, keep_default_na=False))
-            == expected
-        )
+        assert len(pd.read_csv(ROOT / f"data/demo/{name}.tsv", sep="\t", quoting=3, keep_default_na=False)) == expected
     sheet = (ROOT / "data/demo/README.md").read_text()
     assert "CC BY 4.0" in sheet and "machine-written and machine-labelled" in sheet

@@ -1,15 +1,123 @@
+"""Tests of `judges`."""
+
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_endpoint
+from conftest import CUT, WRAPPERS, make_endpoint
 from fault_server import FaultServer
+from hypothesis import given
+from hypothesis import strategies as st
 from test_corpora import write
 
-from drot_utils import judges, models
-from drot_utils.answers import Answer
-from drot_utils.errors import DataError, EndpointError, ModelError
-from drot_utils.settings import ModelRef, Respondent
+from drot_utils.analysis.evaluation import compare_with_gold
+from drot_utils.data.table import read_table
+from drot_utils.engine.load import build_tiny
+from drot_utils.llm.replies import Answer
+from drot_utils.method import consensus, distill, judges
+from drot_utils.method.judges import (
+    Panel,
+    choose_thresholds,
+    load_opinions,
+    load_panel,
+    parse_score,
+    spread,
+    write_answers,
+)
+from drot_utils.study.errors import DataError, EndpointError, MissingInputError, ModelError
+from drot_utils.study.params import Judges, ModelRef, Respondent, Threshold
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ('{"score": 0.8}', 0.8),
+        (' {"score": 1}\n', 1.0),
+        ('```json\n{"score": 0.25}\n```', 0.25),
+        ('Sure! Here it is:\n```\n{"Score": "0.25"}\n```\nHope this helps with the 2 questions.', 0.25),
+        ('My judgment: {"reason": "it is 3 in the morning", "score": 0.3} as asked', 0.3),
+        ('{"probability": "85%"}', 0.85),
+        ('{"answer": "8/10"}', 0.8),
+        ('{"thoughts": {"a": 1}, "score": 0.5}', 0.5),
+        ('{"score": 0.8', 0.8),
+        ("0.7", 0.7),
+        (".7", 0.7),
+        ("1.", 1.0),
+        ("0", 0.0),
+        ("1e-3", 0.001),
+        ("85%", 0.85),
+        ("About 85 percent of people would say so.", 0.85),
+        ("**Score:** 0.65", 0.65),
+        ("1. The beach is crowded.\n2. Fires spread.\nProbability = 0.1", 0.1),
+        ("On a scale from 0 to 1, I would say 0.9.", 0.9),
+        ("I give it 0.9, as it is safe there", 0.9),
+        ("7 out of 10", 0.7),
+        ("score: 7/10", 0.7),
+        ("<think>0.1? No, 0.2.</think>\n0.6", 0.6),
+        ("0.6 ... so, again: 0.6", 0.6),
+    ],
+)
+def test_what_models_say(text, score):
+    assert parse_score(text) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "probably", "yes", "85", "1.2", "-0.3", "120%", "0.6 to 0.8", "0,8", '{"score": 85}', '{"score": null}',
+        '{"score": true}', '{"score": NaN}', '{"score": Infinity}', '{"score": "high"}', '{"score": [0.1, 0.2]}', "3/0",
+        "from 0 to 10, it is 8", "score: -0.3", "score: 0.2, or a score of 0.4", "<think>perhaps 0.3", "1.2.3", "GPT4", "Answer 1: 0.8", "{" * 5000,
+        '{"a": 1, "b": 2}',
+    ],
+)  # fmt: skip
+def test_nothing_is_guessed(text):
+    assert parse_score(text) is None
+
+
+JSON = [
+    '{"score": #}',
+    '```json\n{"score": #}\n```',
+    'I think {"score": #} fits.',
+    '{"why": "2 people", "score": "#"}',
+]
+PROSE = [
+    "#",
+    "Score: #",
+    "I would say #.",
+    "**#**",
+    "On a scale of 0 to 1: #",
+    "<think>hm, 0.123456</think>#",
+]
+
+
+@given(st.integers(0, 10_000), st.sampled_from([*JSON, *PROSE]))
+def test_a_score_survives_its_wrapping(number, form):
+    assert parse_score(form.replace("#", f"{number / 10_000:.4f}")) == number / 10_000
+
+
+@given(st.integers(0, 10_000), st.sampled_from([*PROSE, JSON[-1]]))
+def test_a_per_cent_survives_its_wrapping(number, form):
+    assert parse_score(form.replace("#", f"{number / 100:.2f}%")) == pytest.approx(number / 10_000)
+
+
+@given(st.integers(0, 10_000), st.sampled_from(JSON[:1] + PROSE[:-1]), st.sampled_from(WRAPPERS))
+def test_a_score_survives_thoughts_and_special_tokens(number, form, wrapper):
+    answer = form.replace("#", f"{number / 10_000:.4f}")
+    assert parse_score(wrapper.replace("#", answer).replace("@", "0.2? Score: 0.3")) == number / 10_000
+
+
+@pytest.mark.parametrize("wrapper", CUT)
+def test_a_thought_that_was_cut_off_gives_no_score(wrapper):
+    assert parse_score(wrapper.replace("@", "perhaps 0.3")) is None
+
+
+@given(st.text(alphabet=st.sampled_from('0123456789.,%/-{}":`\n score eE</think>'), max_size=60))
+def test_any_text_gives_null_or_a_score(text):
+    score = parse_score(text)
+    assert score is None or 0 <= score <= 1
+
 
 HEAD = "action\tmoral-variance\tcontext\tscore\n"
 TINY = Respondent(name="tiny", model=ModelRef(source="random", name="tiny-llama"))
@@ -46,9 +154,7 @@ def test_recorded_scores_are_joined_and_missing_ones_are_null(study, rows, tmp_p
 
 def test_recorded_scores_of_an_action_typed_otherwise(study, tmp_path):
     given = recorded(tmp_path, HEAD + "Don’t  lie.\t1\tat a campsite\t0.9\n")
-    rows = pd.DataFrame(
-        {"action": ["Don't lie", "don't lie"], "moral_variance": 1, "context": "at a campsite"}
-    )
+    rows = pd.DataFrame({"action": ["Don't lie", "don't lie"], "moral_variance": 1, "context": "at a campsite"})
     assert judges.ask_judge(study, given, rows)["score"].tolist() == [0.9, 0.9]
 
 
@@ -85,7 +191,7 @@ def test_judgments_of_unknown_actions(actions, tmp_path):
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
 def test_a_local_judge_gives_the_probability_of_yes(name):
-    model, tokenizer = models.build_tiny(name)
+    model, tokenizer = build_tiny(name)
     prompts = [judges.judge_prompt("Lying", 1, "x " * n) for n in (40, 1, 9)]
     both = judges.yes_and_no(model, tokenizer, prompts)
     assert both.shape == (3, 2) and (both > 0).all() and (both.sum(axis=1) < 1).all()
@@ -99,7 +205,7 @@ def test_a_local_judge_gives_the_probability_of_yes(name):
 
 
 def test_more_batches_change_nothing(monkeypatch):
-    model, tokenizer = models.build_tiny("tiny-llama")
+    model, tokenizer = build_tiny("tiny-llama")
     prompts = [judges.judge_prompt("Lying", 1, f"{'very ' * n}late") for n in range(7)]
     whole = judges.yes_and_no(model, tokenizer, prompts)
     monkeypatch.setattr(judges, "BATCH", 3)
@@ -107,14 +213,14 @@ def test_more_batches_change_nothing(monkeypatch):
 
 
 def test_a_chat_model_is_asked_as_a_user():
-    model, tokenizer = models.build_tiny("tiny-llama")
+    model, tokenizer = build_tiny("tiny-llama")
     plain = judges.yes_and_no(model, tokenizer, ["A"])
     tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}!"
     assert not np.allclose(judges.yes_and_no(model, tokenizer, ["A"]), plain)
 
 
 def test_a_tokenizer_that_cannot_tell_yes_from_no(monkeypatch):
-    model, tokenizer = models.build_tiny("tiny-llama")
+    model, tokenizer = build_tiny("tiny-llama")
     monkeypatch.setattr(judges, "_first_tokens", lambda tokenizer, word: {5})
     with pytest.raises(ModelError, match="begins yes and no alike"):
         judges.yes_and_no(model, tokenizer, ["A"])
@@ -188,3 +294,184 @@ def test_an_endpoint_that_is_not_there(study, rows, quick):
     judge = Respondent(name="gone", endpoint=make_endpoint(max_retries=0))
     with pytest.raises(EndpointError):
         judges.ask_judge(study, judge, rows)
+
+
+@pytest.fixture
+def rows_panel():
+    """Forty contexts of two actions, and one that is missing."""
+    contexts = [f"in place {k}" for k in range(40)]
+    rows_panel = pd.DataFrame({"action": ["Lying", "Setting a fire"] * 20, "moral_variance": 1, "context": contexts})
+    return pd.concat([rows_panel, rows_panel.iloc[:1].assign(context=None)], ignore_index=True)
+
+
+def with_judges(study, tmp_path, rows_panel, scores, **changes):
+    """Give a study a panel of recorded judges: name to scores, one a row with a context."""
+    asked, members = rows_panel.dropna(subset="context"), []
+    for name, values in scores.items():
+        lines = [
+            f"{r.action}\t{r.moral_variance}\t{r.context}\t{'' if np.isnan(v) else v}\n"
+            for r, v in zip(asked.itertuples(), values, strict=True)
+        ]
+        path = write(tmp_path / f"{name}.tsv", "action\tmoral-variance\tcontext\tscore\n" + "".join(lines))
+        members.append(Respondent(name=name, recorded=str(path)))
+    judges = Judges(**{"panel": members, "aggregate": "reliability", "sample": None, "filter": "judges", **changes})
+    study.params = study.params.model_copy(update={"judges": judges})
+    return study
+
+
+@pytest.fixture
+def judged(study, tmp_path, rows_panel):
+    """A study with three judges who more or less agree; each left out some contexts."""
+    rng = np.random.default_rng(1)
+    truth = rng.random(40)
+    scores = {f"j{k}": np.clip(truth + rng.normal(0, 0.1 + 0.1 * k, 40), 0, 1).round(3) for k in range(3)}
+    for k, values in enumerate(scores.values()):
+        values[[30 + k, 39]] = np.nan
+    return with_judges(study, tmp_path, rows_panel, scores)
+
+
+def test_a_panel_scores_as_a_critic_does(judged, rows_panel):
+    board = Panel(judged)
+    scores = board.score(rows_panel.set_index(pd.Index(range(100, 141))))
+    assert scores.shape == (41,) and np.isnan(scores[[39, 40]]).all() and not np.isnan(scores[:39]).any()
+    assert ((scores[:39] >= 0) & (scores[:39] <= 1)).all()
+
+
+@pytest.mark.parametrize("aggregate", ["majority", "mean", "reliability"])
+def test_all_ways_of_merging(judged, rows_panel, aggregate):
+    section = judged.params.judges.model_copy(update={"aggregate": aggregate})
+    judged.params = judged.params.model_copy(update={"judges": section})
+    scores = Panel(judged).score(rows_panel)
+    assert (set(scores[:39]) <= {0, 0.5, 1}) == (aggregate == "majority")
+
+
+def test_answers_are_kept_with_their_words(judged, rows_panel):
+    board = Panel(judged)
+    answers = board.ask(rows_panel)
+    assert len(answers) == 3 * 41 and answers["judge"].unique().tolist() == ["j0", "j1", "j2"]
+    kept = read_table(write_answers(answers, judged.run.data("judgments")))
+    assert kept["score"].isna().sum() == answers["score"].isna().sum() == 3 * 3
+    wide = spread(answers, rows_panel.index)
+    assert wide.columns.tolist() == ["j0", "j1", "j2"] and wide.index.tolist() == rows_panel.index.tolist()
+
+
+def test_what_notebook_2_found_is_used_later(judged, rows_panel):
+    board = Panel(judged)
+    merged = board.fit(board.ask(rows_panel), rows_panel.index)
+    assert board.reliability.usable
+    board.save({"thresholds": {"distill": 0.6, "dataset": 0.8}})
+    again = load_panel(judged)
+    pd.testing.assert_series_equal(again.reliability.sigma, board.reliability.sigma, check_names=False)
+    some = rows_panel.iloc[[3, 12]]
+    assert np.allclose(again.score(some), merged[[3, 12]])  # whatever else is scored
+    text = (judged.run.model("judges") / "settings.json").read_text()
+    assert json.loads(text)["thresholds"] == {"distill": 0.6, "dataset": 0.8} and "NaN" not in text
+
+
+def test_one_judge_is_a_panel_whose_record_can_be_read(study, tmp_path, rows_panel):
+    study = with_judges(study, tmp_path, rows_panel, {"alone": np.linspace(0, 1, 40)})
+    board = Panel(study)
+    merged = board.fit(board.ask(rows_panel), rows_panel.index)
+    assert np.allclose(merged[:40], np.linspace(0, 1, 40)) and "of 1 judges" in board.reliability.note
+    board.save({"thresholds": {}})
+    assert np.allclose(load_panel(study).score(rows_panel)[:40], np.linspace(0, 1, 40))
+
+
+def test_another_panel_or_none(judged, rows_panel, tmp_path):
+    with pytest.raises(MissingInputError, match="02_critic"):
+        load_panel(judged)
+    Panel(judged).save({"thresholds": {}})
+    other = with_judges(judged, tmp_path, rows_panel, {"new": np.full(40, 0.3)})
+    with pytest.raises(DataError, match="expected the judges new, found the record of j0, j1, j2"):
+        load_panel(other)
+
+
+def test_nobody_on_the_panel(study, rows_panel):
+    section = Judges(panel=[], aggregate="mean", sample=None, filter="critic")
+    study.params = study.params.model_copy(update={"judges": section})
+    answers = Panel(study).ask(rows_panel)
+    assert answers.empty and spread(answers, rows_panel.index).shape == (41, 0)
+
+
+def with_rules(study, **rules):
+    section = study.params.critic.model_copy(update={f"threshold_{k}": v for k, v in rules.items()})
+    study.params = study.params.model_copy(update={"critic": section})
+    return study
+
+
+def test_the_critics_rules_are_read_off_the_panels_scores(judged):
+    valid = np.array([True, False, True, True, False])
+    scores = np.array([0.9, 0.8, 0.7, np.nan, 0.1])
+    study = with_rules(judged, distill=Threshold(recall=1.0), dataset=Threshold(value=0.75))
+    assert choose_thresholds(study, valid, scores) == {"distill": 0.7, "dataset": 0.75}
+    with pytest.raises(DataError, match="none of the 1 dev contexts"):
+        choose_thresholds(study, ~valid[:1], scores[:1])
+    section = study.params.judges.model_copy(update={"filter": "critic"})
+    study.params = study.params.model_copy(update={"judges": section})
+    assert choose_thresholds(study, ~valid, scores) == {}
+
+
+def test_a_panel_filters_in_the_critics_place(judged, rows_panel, monkeypatch):
+    board = Panel(judged)
+    board.fit(board.ask(rows_panel), rows_panel.index)
+    board.save({"thresholds": {"distill": 0.5, "dataset": 0.8}})
+    monkeypatch.setattr(distill, "ShardedNli", lambda study: None)
+    critic, _, record = distill.load_filters(judged)
+    assert isinstance(critic, Panel)
+    candidates = rows_panel.assign(nli_kept=True, candidate=0, source="s", action_id="a")
+    flagged = distill.flag_valid(candidates, critic, record["thresholds"]["distill"])
+    scored = flagged["critic_score"]
+    assert flagged["kept"].sum() == (scored > 0.5).sum() > 5 and not flagged["kept"][39] and not flagged["kept"][40]
+    dropped = distill.count_dropped(flagged)
+    assert dropped["unparsed"] == dropped["unscored"] == 1
+    assert sum(dropped.values()) + flagged["kept"].sum() == len(rows_panel)
+
+
+def test_a_local_judge_on_the_panel(study, rows_panel):
+    board = Panel(study)
+    assert [j.model for j in board.settings.panel] == [ModelRef(source="random", name="tiny-llama")]
+    scores = board.score(rows_panel)
+    assert np.isnan(scores[40]) and ((scores[:40] > 0) & (scores[:40] < 1)).all()
+
+
+def test_opinions_are_whom_the_parameters_name(judged, rows_panel, monkeypatch):
+    monkeypatch.setattr(judges, "ShardedCritic", lambda study, name: name)
+    monkeypatch.setattr(judges, "load_panel", lambda study: "the judges")
+    for name in ("critic", "critic_independent", "judges"):
+        judged.run.model(name).mkdir(parents=True, exist_ok=True)
+        (judged.run.model(name) / "settings.json").write_text(json.dumps({"thresholds": {"distill": 0.5}}))
+    expected = {
+        ("critic", "same"): ["critic", "critic_independent"],
+        ("critic", "independent"): ["critic_independent", "critic"],
+        ("critic", "judges"): ["the judges", "critic_independent"],
+        ("judges", "same"): ["the judges", "critic_independent"],
+        ("judges", "independent"): ["critic_independent", "the judges"],
+    }
+    for (filters, evaluates), critics in expected.items():
+        section = judged.params.judges.model_copy(update={"filter": filters})
+        evaluation = judged.params.evaluation.model_copy(update={"critic": evaluates})
+        judged.params = judged.params.model_copy(update={"judges": section, "evaluation": evaluation})
+        found = load_opinions(judged)
+        assert [o.critic for o in found.values()] == critics and list(found) == ["auto_", "independent_"]
+        assert [o.label.endswith("that filtered") for o in found.values()].count(True) == (evaluates != "judges")
+    (judged.run.model("critic_independent") / "settings.json").unlink()
+    with pytest.raises(MissingInputError, match="02_critic"):
+        load_opinions(judged)  # names it first
+    evaluation = judged.params.evaluation.model_copy(update={"critic": "same"})
+    judged.params = judged.params.model_copy(update={"evaluation": evaluation})
+    assert list(load_opinions(judged)) == ["auto_"]
+
+
+def test_a_panel_that_answers_nothing_and_a_panel_that_is_asked_nothing(study, tmp_path, rows_panel):
+    study = with_judges(study, tmp_path, rows_panel, {name: np.full(40, np.nan) for name in ("a", "b")})
+    board = Panel(study)
+    answers = board.ask(rows_panel)
+    assert np.isnan(board.fit(answers, rows_panel.index)).all() and "0 of 2 judges" in board.reliability.note
+    scores = spread(answers, rows_panel.index)
+    standing = consensus.describe_judges(scores, np.full(41, np.nan), board.reliability)
+    assert standing["scored"].tolist() == [0, 0] and not standing["far"].any()
+    against = compare_with_gold(scores, np.arange(41) > 20, 20, 0)
+    assert against["unscored"].tolist() == [41, 41] and against["accuracy"].isna().all()
+    board.save({"thresholds": {}})
+    assert np.isnan(load_panel(study).score(rows_panel)).all()
+    assert board.score(rows_panel.iloc[:0]).shape == (0,)

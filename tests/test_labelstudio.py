@@ -1,3 +1,5 @@
+"""Tests of `labelstudio`."""
+
 import json
 from xml.etree import ElementTree as ET
 
@@ -5,8 +7,8 @@ import pytest
 import servers
 from conftest import FORM, NASTY
 
-from drot_utils import exchange, forms, labelstudio
-from drot_utils.errors import DataError
+from drot_utils.people import exchange, forms, labelstudio
+from drot_utils.study.errors import DataError
 
 
 def result(question, *choices):
@@ -57,15 +59,11 @@ def test_the_project_shows_the_texts_and_nothing_else(nasty, tmp_path):
 
 @pytest.mark.parametrize("as_text", [False, True])
 def test_an_export_comes_back(key, tmp_path, as_text):
-    given = [
-        {q: FORM.questions[q].answers[c] if as_text else c for q, c in choice.items()} for choice in CHOICES
-    ]
+    given = [{q: FORM.questions[q].answers[c] if as_text else c for q, c in choice.items()} for choice in CHOICES]
     filled = read(tmp_path, exported(key, given))
     assert filled.votes["row_id"].tolist() == key["row_id"].tolist() and filled.counts == {"skipped": 0}
     assert filled.votes[list(FORM.questions)].to_dict("records") == CHOICES
-    assert filled.votes["where"][2].endswith("task 2, annotation 12") and set(filled.votes["annotator"]) == {
-        "1"
-    }
+    assert filled.votes["where"][2].endswith("task 2, annotation 12") and set(filled.votes["annotator"]) == {"1"}
 
 
 def test_an_export_of_the_small_kind_comes_back(key, tmp_path):
@@ -115,9 +113,7 @@ def test_a_real_server_is_filled_and_read_back(nasty, tmp_path):
         "--username", "ann@example.org", "--password", "throwaway-1234", "--user-token", TOKEN, "--enable-legacy-api-token",
     ]  # fmt: skip
     quiet = {"LATEST_VERSION_CHECK": "false", "COLLECT_ANALYTICS": "false", "SENTRY_DSN": ""}
-    with servers.serving(
-        start, port, tmp_path, LABEL_STUDIO_BASE_DATA_DIR=str(tmp_path / "data"), **quiet
-    ) as client:
+    with servers.serving(start, port, tmp_path, LABEL_STUDIO_BASE_DATA_DIR=str(tmp_path / "data"), **quiet) as client:
         client.headers["Authorization"] = f"Token {TOKEN}"
         interface = (tmp_path / "labelstudio" / f"{FORM.name}.xml").read_text()
         made = client.post("/api/projects", json={"title": "form", "label_config": interface})
@@ -125,20 +121,14 @@ def test_a_real_server_is_filled_and_read_back(nasty, tmp_path):
         project = f"/api/projects/{made.json()['id']}"
         tasks = json.loads((tmp_path / "labelstudio" / f"{FORM.name}.json").read_text())
         assert client.post(f"{project}/import", json=tasks).json()["task_count"] == len(key)
-        numbers = [
-            t["id"] for t in client.get("/api/tasks", params={"project": made.json()["id"]}).json()["tasks"]
-        ]
+        numbers = [t["id"] for t in client.get("/api/tasks", params={"project": made.json()["id"]}).json()["tasks"]]
         for number, choice in zip(numbers[:4], CHOICES, strict=False):
             results = [result(q, c) for q, c in choice.items()]
-            assert (
-                client.post(f"/api/tasks/{number}/annotations/", json={"result": results}).status_code == 201
-            )
+            assert client.post(f"/api/tasks/{number}/annotations/", json={"result": results}).status_code == 201
         skip = {"result": [], "was_cancelled": True}
         assert client.post(f"/api/tasks/{numbers[4]}/annotations/", json=skip).status_code == 201
         for kind in ("JSON", "JSON_MIN"):
-            export = client.get(
-                f"{project}/export", params={"exportType": kind, "download_all_tasks": "true"}
-            )
+            export = client.get(f"{project}/export", params={"exportType": kind, "download_all_tasks": "true"})
             (tmp_path / kind).mkdir()
             (tmp_path / kind / "export.json").write_bytes(export.content)
     for kind, skipped in (("JSON", 1), ("JSON_MIN", 0)):  # the small kind does not tell of skipped tasks

@@ -1,3 +1,5 @@
+"""Tests of `mturk`."""
+
 import html
 import json
 from html.parser import HTMLParser
@@ -6,9 +8,9 @@ import pandas as pd
 import pytest
 from conftest import ALL_YES, FORM, NASTY
 
-from drot_utils import exchange, mturk
-from drot_utils.errors import DataError
-from drot_utils.spreadsheet import read_csv
+from drot_utils.people import exchange, mturk
+from drot_utils.people.spreadsheet import read_csv
+from drot_utils.study.errors import DataError
 
 
 class Page(HTMLParser):
@@ -64,10 +66,7 @@ def test_a_hit_shows_the_texts_as_they_are_and_nothing_else(nasty, tmp_path):
     for name, value in rows.iloc[0].items():
         hit = hit.replace(f"${{{name}}}", value)  # Mechanical Turk replaces text by text
     page = Page(hit)
-    assert (
-        key["context"][0].replace("\t", " ") in page.texts
-        and f"=1+1;{NASTY}".replace("\t", " ") in page.texts
-    )
+    assert key["context"][0].replace("\t", " ") in page.texts and f"=1+1;{NASTY}".replace("\t", " ") in page.texts
     assert "${" not in hit and "alert(1)" in "".join(page.texts) and hit.count("<script") == 1
     assert page.choices == [(q, code) for q, question in FORM.questions.items() for code in question.answers]
     assert any("some are unpleasant" in text for text in page.texts)
@@ -94,9 +93,7 @@ def test_rejected_assignments_are_left_out_and_counted(key, tmp_path):
 
 def test_missing_and_double_answers(key, tmp_path):
     answers = [flat({"q1": "Y", "q2": "Y", "q3": "Y"})] * 5
-    votes = read(
-        tmp_path, batch(key, answers).assign(**{"Answer.q1.N": "true", "Answer.q2.Y": "false"})
-    ).votes
+    votes = read(tmp_path, batch(key, answers).assign(**{"Answer.q1.N": "true", "Answer.q2.Y": "false"})).votes
     assert votes.loc[0, ["q1", "q2", "q3", "q4"]].tolist() == ["Y+N", "", "Y", ""]
 
 
@@ -106,9 +103,7 @@ def test_a_flag_in_another_language_is_not_taken_for_no_answer(key, tmp_path, sp
     read(tmp_path, frame.replace({"true": "TRUE", "false": "FALSE"}))
     spelled = '"WAHR"' if spell is nested else "WAHR"
     other = frame.map(lambda value: value.replace("true", spelled) if isinstance(value, str) else value)
-    with pytest.raises(
-        DataError, match=r"line 2, Answer.q1.Y: expected true, false or nothing, found 'wahr'"
-    ):
+    with pytest.raises(DataError, match=r"line 2, Answer.q1.Y: expected true, false or nothing, found 'wahr'"):
         read(tmp_path, other)
 
 

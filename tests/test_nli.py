@@ -1,3 +1,5 @@
+"""Tests of `nli`."""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,10 +8,11 @@ from conftest import CPU
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drot_utils import corpora, nli
-from drot_utils.errors import MissingInputError, ModelError
-from drot_utils.paths import Run
-from drot_utils.settings import ModelRef
+from drot_utils.data import corpora
+from drot_utils.method import nli
+from drot_utils.study.errors import MissingInputError, ModelError
+from drot_utils.study.params import ModelRef
+from drot_utils.study.paths import Run
 
 LETTERS = "abcdefgh"
 GROUPS = st.lists(st.lists(st.sampled_from(LETTERS), max_size=7), max_size=5)
@@ -21,10 +24,7 @@ def table_entails(table, asked=None):
         if asked is not None:
             asked.extend(zip(premises, hypotheses, strict=True))
         return np.array(
-            [
-                table[LETTERS.index(p) * 8 + LETTERS.index(h)]
-                for p, h in zip(premises, hypotheses, strict=True)
-            ]
+            [table[LETTERS.index(p) * 8 + LETTERS.index(h)] for p, h in zip(premises, hypotheses, strict=True)]
         )
 
     return entails
@@ -62,9 +62,9 @@ def test_only_accepted_candidates_block():
 
 
 def test_one_direction_is_not_enough():
-    assert nli.filter_unique(
-        [["a", "b"]], lambda p, h: np.array([1.0 if x == "a" else 0.0 for x in p]), 0.5
-    ).kept == [[True, True]]
+    assert nli.filter_unique([["a", "b"]], lambda p, h: np.array([1.0 if x == "a" else 0.0 for x in p]), 0.5).kept == [
+        [True, True]
+    ]
 
 
 def test_repetitions_and_single_candidates_need_no_model():
@@ -90,9 +90,7 @@ def test_what_settles_most_is_asked_first():
 
     def entails(premises, hypotheses):
         asked.extend(zip(premises, hypotheses, strict=True))
-        return np.array(
-            [float(set(h.split()) <= set(p.split())) for p, h in zip(premises, hypotheses, strict=True)]
-        )
+        return np.array([float(set(h.split()) <= set(p.split())) for p, h in zip(premises, hypotheses, strict=True)])
 
     group = ["at a campsite", "in the rain", "with his dog", "for no money", "a campsite at"]
     assert nli.filter_unique([group], entails, 0.5).kept == [[True, True, True, True, False]]
@@ -131,7 +129,7 @@ def test_save_and_load(trained, tmp_path):
 def test_a_ready_model_must_name_entailment(trained, tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
 
-    from drot_utils.tiny import build_tiny
+    from drot_utils.engine.load import build_tiny
 
     _, tokenizer = build_tiny("tiny-bert")
     size = {
@@ -142,9 +140,7 @@ def test_a_ready_model_must_name_entailment(trained, tmp_path):
         "intermediate_size": 16,
     }
     for labels, place in ((["contradiction", "entailment", "neutral"], "good"), (["a", "b", "c"], "bad")):
-        config = BertConfig(
-            **size, id2label=dict(enumerate(labels)), label2id={v: i for i, v in enumerate(labels)}
-        )
+        config = BertConfig(**size, id2label=dict(enumerate(labels)), label2id={v: i for i, v in enumerate(labels)})
         BertForSequenceClassification(config).save_pretrained(tmp_path / place)
         tokenizer.save_pretrained(tmp_path / place)
     settings = trained[0].model_copy(

@@ -1,9 +1,12 @@
-from drot_utils import paper
+"""Tests of `paper`."""
+
+from drot_utils.data import paper
+from drot_utils.study import graph
 
 
 def test_students_and_table2_name_the_same_models():
-    assert set(paper.TABLE2["model"]) == set(paper.STUDENTS) - {"base"}
-    assert len(paper.ABLATIONS) == 6
+    assert set(paper.TABLE2["model"]) == set(graph.STUDENTS) - {"base"}
+    assert len(graph.ABLATIONS) == 6
 
 
 def test_numbers_copied_from_the_paper():

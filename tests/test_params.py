@@ -1,11 +1,45 @@
+"""Models, endpoints and who answers: what is refused."""
+
 import pytest
-from conftest import write_params
+import yaml
+from conftest import make_endpoint, write_params
 from pydantic import ValidationError
 
-from drot_utils.errors import ParamsError
-from drot_utils.params import Params
-from drot_utils.profiles import load_params
-from drot_utils.settings import Executor, ModelRef, Threshold
+from drot_utils.study.errors import ParamsError
+from drot_utils.study.params import Executor, ModelRef, Params, Respondent, Threshold, load_params
+
+LOCAL = ModelRef(source="package", name="smollm2-135m-instruct")
+
+
+def test_a_hub_model_without_a_commit_is_refused():
+    with pytest.raises(ValidationError, match="pinned"):
+        ModelRef(source="hub", name="google/flan-t5-xl", revision="main")
+
+
+def test_a_respondent_answers_in_exactly_one_way():
+    assert Respondent(name="local", model=LOCAL).model == LOCAL
+    with pytest.raises(ValidationError, match="exactly one"):
+        Respondent(name="nobody")
+    with pytest.raises(ValidationError, match="exactly one"):
+        Respondent(name="both", model=LOCAL, recorded="data/demo/teacher_rich.tsv")
+
+
+def test_a_respondents_name_can_be_a_files():
+    with pytest.raises(ValidationError):
+        Respondent(name="../elsewhere", model=LOCAL)
+
+
+def test_an_endpoint_is_an_address_without_secrets_and_names_a_variable():
+    assert make_endpoint("https://api.openai.com/v1", api_key_env="OPENAI_API_KEY").model == "m"
+    for wrong in (
+        {"url": "ftp://host/v1"},
+        {"url": "host"},
+        {"url": "http://u:p@host/v1"},
+        {"api_key_env": "sk-1"},
+        {"concurrency": 5000},
+    ):
+        with pytest.raises(ValidationError):
+            make_endpoint(**wrong)
 
 
 def test_values_do_not_change(smoke):
@@ -44,11 +78,7 @@ def test_a_size_of_zero_is_refused_by_name(tmp_path, key):
 
 
 def test_every_section_is_strict():
-    sections = [
-        field.annotation
-        for field in Params.model_fields.values()
-        if hasattr(field.annotation, "model_config")
-    ]
+    sections = [field.annotation for field in Params.model_fields.values() if hasattr(field.annotation, "model_config")]
     assert len(sections) >= 12
     for section in sections:
         assert (
@@ -65,3 +95,170 @@ def test_sampling_settings_may_be_null_and_an_endpoint_may_call_them_otherwise(t
     assert all(getattr(teacher, name) is None for name in names) and teacher.endpoint.names == {}
     with pytest.raises(ParamsError, match=r"teacher.endpoint.names.top_q"):
         load_params(write_params(tmp_path / "p.yaml", "smoke", teacher__endpoint__names={"top_q": None}))
+
+
+TWICE = {"name": "x", "recorded": "scores.tsv"}
+
+
+def keys_of(value, prefix=""):
+    if not isinstance(value, dict):
+        return {prefix}
+    return set().union(*(keys_of(v, f"{prefix}.{k}") for k, v in value.items()))
+
+
+@pytest.mark.parametrize("profile", ["smoke", "demo", "paper"])
+def test_committed_profiles_are_valid(profile):
+    assert load_params(f"params/{profile}.yaml").profile == profile
+
+
+def test_all_profiles_have_the_same_keys():
+    from drot_utils.study.paths import ROOT
+
+    values = [yaml.safe_load((ROOT / f"params/{p}.yaml").read_text()) for p in ("smoke", "demo", "paper")]
+    models_and_rules = ("base", "embedder", "model", "threshold_distill", "threshold_dataset")
+
+    def plain(value):
+        return (
+            {k: None if k in models_and_rules else plain(v) for k, v in value.items()}
+            if isinstance(value, dict)
+            else None
+        )
+
+    assert plain(values[0]) == plain(values[1]) == plain(values[2])
+
+
+def test_paper_profile_holds_the_papers_numbers():
+    params = load_params("params/paper.yaml")
+    assert params.corpus.seed_actions == 60_000 and params.corpus.test_actions == 6_000
+    assert params.critic.threshold_distill.value == 0.8 and params.critic.threshold_dataset.value == 0.96
+    assert (params.critic.learning_rate, params.critic.batch_size, params.critic.max_steps) == (
+        5e-6,
+        4,
+        15_000,
+    )
+    assert params.student.learning_rate == 5e-5 and params.student.epochs == 3
+    assert params.student.batch_size * params.student.accumulate == 64
+    assert params.generation.candidates == 10 and params.generation.top_p == 0.9 and params.nli.threshold == 0.5
+    assert params.teacher.presence_penalty == params.teacher.frequency_penalty == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"generation__top_pp": 0.9}, r"unknown key `generation.top_pp` \(did you mean `top_p`\?\)"),
+        ({"generation__top_p": "0.9"}, "generation.top_p"),
+        ({"generation__top_p": 1.5}, "less than or equal to 1"),
+        ({"generation__batch_size": 0}, "greater than 0"),
+        ({"generation__shard_size": 0}, "greater than 0"),
+        ({"seed": True}, "seed"),
+        ({"critic__splits": [0.5, 0.5, 0.5]}, "must sum to 1"),
+        ({"critic__head": "binary"}, "teacher_rows"),
+        ({"critic__threshold_distill": {"value": 0.5, "recall": 0.5}}, "exactly one of"),
+        ({"student__base": {"source": "hub", "name": "gpt2"}}, "pinned"),
+        ({"student__base": {"source": "random", "name": "x", "revision": "a" * 40}}, "hub"),
+        ({"toxicity__scorer": "recorded"}, "path of the scores"),
+        ({"toxicity__scorer": "model"}, "pinned"),
+        ({"bias__action": "No country here"}, "{country}"),
+        ({"corpus__round_actions": [1]}, "round_actions"),
+        ({"critic__independent_share": 0.0, "evaluation__critic": "independent"}, "above 0"),
+        ({"profile": "../escape"}, "profile"),
+        ({"judges__filter": "judges", "judges__panel": []}, "at least one judge in `panel`"),
+        ({"evaluation__critic": "judges", "judges__panel": []}, r"at least one judge in `judges\.panel`"),
+        ({"judges__panel": [TWICE, TWICE]}, "judges.panel.*'x' is given twice"),
+        ({"evaluation__baselines": [TWICE, TWICE]}, "evaluation.baselines.*'x' is given twice"),
+        ({"evaluation__baselines": [{**TWICE, "name": "distill_final"}]}, "name of a model of the study"),
+        ({"evaluation__baselines": [{"name": "x"}]}, "exactly one of `endpoint`, `model`, `recorded`"),
+        (
+            {"judges__panel": [{**TWICE, "model": {"source": "random", "name": "tiny-llama"}}]},
+            "exactly one of",
+        ),
+        ({"judges__aggregate": "median"}, "judges.aggregate"),
+        (
+            {"teacher__endpoint__base_url": "localhost:8000"},
+            r"`teacher.endpoint.base_url`: must be the http\(s\) address",
+        ),
+        ({"teacher__endpoint__transport": "post"}, "'direct' or 'batch'"),
+        ({"teacher__endpoint__concurrency": 0}, "greater than 0"),
+        ({"requests__cache": "always"}, "requests.cache"),
+        ({"requests__budget_usd": 0.0}, "greater than 0"),
+    ],
+)
+def test_bad_values_are_named_with_file_and_rule(tmp_path, changes, message):
+    path = write_params(tmp_path / "p.yaml", "demo", **changes)
+    with pytest.raises(ParamsError, match=message) as caught:
+        load_params(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("base_url", "https://user:sk-secret@host/v1"),
+        ("base_url", "https://host/v1?key=sk-secret"),
+        ("api_key_env", "sk-secret"),
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(tmp_path, key, value):
+    path = write_params(tmp_path / "p.yaml", "demo", **{f"teacher__endpoint__{key}": value})
+    with pytest.raises(ParamsError, match=key) as caught:
+        load_params(path)
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_missing_key_missing_file_and_broken_yaml(tmp_path):
+    with pytest.raises(ParamsError, match="no such parameter file"):
+        load_params("params/nope.yaml")
+    (tmp_path / "a.yaml").write_text("profile: demo\n")
+    with pytest.raises(ParamsError, match="missing key `corpus`"):
+        load_params(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("a: [")
+    with pytest.raises(ParamsError, match="no YAML text"):
+        load_params(tmp_path / "b.yaml")
+    (tmp_path / "c.yaml").write_text("- 1\n")
+    with pytest.raises(ParamsError, match="expected keys and values"):
+        load_params(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "  learning_rate: 1e-4",
+            r"`critic.learning_rate`: .* \(found '1e-4', which YAML reads as text: write 1\.0e-4\)",
+        ),
+        ("  learning_rate: 2.5e5", r"write 2\.5e\+5\)"),
+        ("  learning_rate: '0.1'", r"write 0\.1\)"),
+        ("  batch_size: 1e2", r"`critic.batch_size`: .* write 100\)"),
+        ("  learning_rate: fast", r"found 'fast'\)"),
+    ],
+)
+def test_a_number_that_yaml_takes_for_text_is_named_with_its_spelling(tmp_path, line, message):
+    text = write_params(tmp_path / "p.yaml", "demo").read_text()
+    head, tail = text.split("\ncritic:\n")
+    key = line.split(":")[0]
+    kept = [
+        old
+        for old in tail.splitlines()
+        if not (old.startswith(key) and old == next(o for o in tail.splitlines() if o.startswith(key)))
+    ]
+    (tmp_path / "p.yaml").write_text("\n".join([head, "critic:", line, *kept]))
+    with pytest.raises(ParamsError, match=message):
+        load_params(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("seed: 1\nprofile: a\nseed: 1\n", 3, "seed"),
+        ("critic:\n  base: x\n  base: y\n", 3, "base"),
+        ("a:\n- {name: x, name: y}\n", 2, "name"),
+    ],
+)
+def test_a_key_given_twice_is_refused(tmp_path, text, line, key):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=rf"p.yaml, line {line}: .* the key `{key}` is given twice"):
+        load_params(tmp_path / "p.yaml")
+    (tmp_path / "p.yaml").write_text("api_key_env: sk-secret\napi_key_env: sk-secret\n")
+    with pytest.raises(ParamsError, match="twice") as caught:
+        load_params(tmp_path / "p.yaml")
+    assert "sk-secret" not in str(caught.value)

@@ -1,3 +1,5 @@
+"""Tests of `parsing`."""
+
 import time
 
 import pandas as pd
@@ -6,10 +8,9 @@ from conftest import CUT, WRAPPERS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drot_utils.markup import clean, unwrap
-from drot_utils.parsing import DIAGNOSES, Parsed, diagnose, parse_teacher
-from drot_utils.paths import ROOT
-from drot_utils.prompts import teacher_prompt, teacher_response
+from drot_utils.data.parsing import DIAGNOSES, Parsed, clean, diagnose, parse_teacher, unwrap
+from drot_utils.method.prompts import teacher_prompt, teacher_response
+from drot_utils.study.paths import ROOT
 
 CAMP = Parsed("at a campsite", "the fire is safe there")
 

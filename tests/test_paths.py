@@ -1,3 +1,5 @@
+"""Tests of `paths`."""
+
 import errno
 import os
 import socket
@@ -9,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from drot_utils import paths
-from drot_utils.errors import DrotError, MissingInputError, StorageError
-from drot_utils.paths import (
+from drot_utils.study import paths
+from drot_utils.study.errors import DrotError, MissingInputError, StorageError
+from drot_utils.study.paths import (
     ROOT,
     Run,
     atomic,
@@ -154,9 +156,7 @@ def test_a_file_takes_the_locks_place_where_there_are_none(tmp_path, no_locks, n
 
 
 @pytest.mark.filterwarnings("ignore:.*has no locks")
-def test_a_lock_file_of_a_killed_process_is_taken_over_and_another_machines_is_not(
-    tmp_path, no_locks, monkeypatch
-):
+def test_a_lock_file_of_a_killed_process_is_taken_over_and_another_machines_is_not(tmp_path, no_locks, monkeypatch):
     no_locks(errno.ENOSYS)
     code = (
         "import errno,fcntl,sys,time,pathlib;from drot_utils.paths import exclusive\n"

@@ -1,9 +1,15 @@
-import pytest
+"""Tests of `plan`."""
 
-from drot_utils import plan
-from drot_utils.errors import DrotError
-from drot_utils.profiles import load_params
-from drot_utils.settings import ModelRef
+import pytest
+from conftest import make_endpoint, write_params
+
+from drot_utils.data import corpora
+from drot_utils.llm.cache import Cache
+from drot_utils.method import teacher
+from drot_utils.report import plan
+from drot_utils.study.errors import DrotError
+from drot_utils.study.params import ModelRef, load_params
+from drot_utils.study.paths import Run
 
 
 def test_the_papers_own_numbers_come_back():
@@ -33,3 +39,70 @@ def test_unknown_size_says_where_to_add_it():
     params = params.model_copy(update={"student": params.student.model_copy(update={"base": base})})
     with pytest.raises(DrotError, match="add it to SIZES"):
         plan.plan_run(params)
+
+
+def test_requests_are_planned_with_their_cost_and_the_budget(tmp_path, monkeypatch):
+    changes = {
+        "teacher__recorded": None,
+        "teacher__endpoint__model": "gpt-4o-mini",
+        "requests__budget_usd": 5.0,
+    }
+    params = load_params(write_params(tmp_path / "p.yaml", "smoke", **changes))
+    table = plan.plan_requests(params).set_index("notebook")
+    seed = table.loc["01 seed generation"]
+    assert (seed["requests"], seed["to_ask"], seed["choices"]) == (80, 80, 160)
+    assert seed["completion_tokens"] == 160 * 128 and 80 * 60 < seed["prompt_tokens"] < 80 * 140
+    expected = (0.15 * seed["prompt_tokens"] + 0.6 * seed["completion_tokens"]) / 1e6
+    assert seed["cost_usd"] == pytest.approx(expected)
+    text = plan.say_requests(params)
+    assert "gpt-4o-mini" in text and "than $5.00" in text and "2026" in text
+    assert not Run("smoke").root.exists()  # a plan writes nothing
+    cache = Cache(Run("smoke").root / "data" / "answers.sqlite")
+    actions = corpora.read_actions(params.corpus.actions)
+    recorded = corpora.read_recorded("data/demo/teacher_plain.tsv", actions)
+    teacher.fill_cache(cache, recorded, params.teacher, params.seed)
+    assert plan.plan_requests(params)["to_ask"].tolist() == [0, 0]
+
+
+def test_a_model_without_a_price_and_a_corpus_that_is_not_there():
+    text = plan.say_requests(load_params("params/paper.yaml"))
+    assert (
+        "120,000" in text
+        and "unknown" in text
+        and "cost unknown" in text
+        and "'Setting a fire' stands for its actions" in text
+    )
+    assert "Nobody is asked for what" in plan.say_requests(load_params("params/demo.yaml"))
+
+
+def test_baselines_and_judges_at_endpoints_are_planned_too(tmp_path):
+    endpoint = make_endpoint(model="gpt-4o-mini").model_dump()
+    changes = {
+        "evaluation__baselines": [{"name": "far", "endpoint": endpoint}],
+        "judges__panel": [{"name": "judge", "endpoint": endpoint}],
+        "judges__sample": 7,
+    }
+    params = load_params(write_params(tmp_path / "p.yaml", "smoke", **changes))
+    table = plan.plan_requests(params)
+    others = table[table["model"] == "gpt-4o-mini"].set_index("notebook")
+    test = params.evaluation.baseline_actions or params.corpus.test_actions
+    assert others.loc["07 evaluation", "requests"] == 2 * test and others.loc["02 critic", "requests"] == 7
+    assert (others["cost_usd"] > 0).all() and others.loc["02 critic", "completion_tokens"] == 7 * 64
+
+
+def test_models_that_are_known_to_refuse_settings_are_warned_of(tmp_path):
+    endpoint = make_endpoint(model="gpt-5-mini")
+    told = endpoint.model_copy(update={"names": {"temperature": None}})
+    changes = {
+        "teacher__recorded": None,
+        "teacher__endpoint__model": "gpt-5",
+        "teacher__presence_penalty": None,
+        "evaluation__baselines": [{"name": "far", "endpoint": endpoint.model_dump()}],
+        "judges__panel": [{"name": "judge", "endpoint": told.model_dump()}],
+    }
+    params = load_params(write_params(tmp_path / "p.yaml", "smoke", **changes))
+    teachers, baselines = plan.warn_refused(params)
+    assert "gpt-5 (teacher) is known to refuse top_p, frequency_penalty:" in teachers
+    assert "gpt-5-mini (far) is known to refuse temperature:" in baselines
+    assert teachers in plan.say_requests(params)
+    assert plan.warn_refused(load_params("params/demo.yaml")) == []

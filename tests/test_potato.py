@@ -1,3 +1,5 @@
+"""Tests of `potato`."""
+
 import html
 import json
 import re
@@ -8,8 +10,8 @@ import servers
 import yaml
 from conftest import FORM, NASTY
 
-from drot_utils import exchange, forms, potato
-from drot_utils.errors import DataError
+from drot_utils.people import exchange, forms, potato
+from drot_utils.study.errors import DataError
 
 
 def state(key, answers, user="ann"):
@@ -33,10 +35,7 @@ def test_the_project_shows_the_texts_as_they_are_and_nothing_else(nasty, tmp_pat
     place = tmp_path / "potato" / FORM.name
     config = yaml.safe_load((place / "config.yaml").read_text())
     assert "some are unpleasant" in config["annotation_instructions"] and config["host"] == "127.0.0.1"
-    found = {
-        q["name"]: {c["name"]: c["displayed_label"] for c in q["labels"]}
-        for q in config["annotation_schemes"]
-    }
+    found = {q["name"]: {c["name"]: c["displayed_label"] for c in q["labels"]} for q in config["annotation_schemes"]}
     assert found == {name: question.answers for name, question in FORM.questions.items()}
     text = (place / config["data_files"][0]).read_text()
     rows = [json.loads(line) for line in text.splitlines()]
@@ -90,9 +89,7 @@ def test_a_real_server_is_filled_and_read_back(nasty, tmp_path):
         with servers.serving(start, port, place) as client:
             page = client.post("/auth", data={"action": "login", "email": user, "pass": ""}).text
             assert "some are unpleasant" in page and "&lt;/script&gt;" in page
-            assert (
-                "<b>bold" not in page and "<script>alert" not in page and "</script><script>alert" not in page
-            )
+            assert "<b>bold" not in page and "<script>alert" not in page and "</script><script>alert" not in page
             for row_id, choices in zip(key["row_id"], answers, strict=False):
                 votes = {f"{q}:{c}": c for q, c in choices.items()}
                 told = {"instance_id": row_id, "annotations": votes, "span_annotations": []}

@@ -1,9 +1,11 @@
+"""Tests of `progress`."""
+
 import json
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drot_utils.progress import Progress, bar_left, study_left, track
+from drot_utils.study.progress import Progress, bar_left, study_left, track
 
 
 def test_status_file_for_the_runner(tmp_path, monkeypatch):
@@ -64,9 +66,7 @@ def test_time_left_never_stands_still(usual, so_far, bar):
     needs = dict.fromkeys(usual, ())
     first, *_ = usual
     now, later = (
-        study_left(
-            usual, needs, {}, {first: (so_far + more, None if bar is None else max(bar - more, 0.0))}, 1
-        )
+        study_left(usual, needs, {}, {first: (so_far + more, None if bar is None else max(bar - more, 0.0))}, 1)
         for more in (0, 60)
     )
     assert later is None or later <= now - 59.9

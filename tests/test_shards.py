@@ -1,17 +1,110 @@
+"""Tests of `shards`."""
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from conftest import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drot_utils.errors import StorageError
-from drot_utils.shards import derive_seed, fingerprint, map_shards
+from drot_utils.analysis import topics, toxicity
+from drot_utils.engine import classifier, load, shards
+from drot_utils.engine.load import build_tiny
+from drot_utils.engine.shards import derive_seed, fingerprint, map_shards
+from drot_utils.method import critic, nli
+from drot_utils.method.critic import load_critic
+from drot_utils.study.errors import DrotError, MissingInputError, StorageError
+from drot_utils.study.params import Executor, ModelRef
+
+LOCAL = Executor(kind="local", workers=1, address=None)
+
+
+def open_work():
+    return work
 
 
 def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
+    time.sleep(0.01 * (seed % 5))  # so that shards do not end in the order in which they began
+    return pd.DataFrame({"x": part["x"] * 10, "seed": seed})
+
+
+def open_suicide(mark: Path):
+    return partial(suicide, mark)
+
+
+def suicide(mark: Path, part: pd.DataFrame, seed: int) -> pd.DataFrame:
+    if part["x"].iloc[0] == 4 and not mark.exists():
+        mark.write_text("once")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(part, seed)
+
+
+def run(folder, executor, opened=open_work, n=11):
+    rows = pd.DataFrame({"x": range(n)})
+    return map_shards(rows, 2, opened, folder, seed=3, stage="test", executor=executor)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 9])
+def test_processes_give_the_rows_of_one(tmp_path, workers):
+    expected = run(tmp_path / "local", LOCAL)
+    found = run(tmp_path / "many", Executor(kind="processes", workers=workers, address=None))
+    pd.testing.assert_frame_equal(found, expected)
+    for path in (tmp_path / "local").iterdir():
+        assert path.read_bytes() == (tmp_path / "many" / path.name).read_bytes()
+
+
+def test_a_killed_worker_is_a_clear_error_and_nothing_is_lost(tmp_path):
+    executor = Executor(kind="processes", workers=2, address=None)
+    opened = partial(open_suicide, tmp_path / "mark")
+    with pytest.raises(DrotError, match="finished shards are kept"):
+        run(tmp_path / "s", executor, opened)
+    pd.testing.assert_frame_equal(run(tmp_path / "s", executor, opened), run(tmp_path / "local", LOCAL))
+
+
+def test_ray_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(DrotError, match="make extras"):
+        run(tmp_path, Executor(kind="ray", workers=2, address=None))
+
+
+@pytest.mark.slow
+def test_ray_gives_the_rows_of_one_even_when_a_worker_is_killed(tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="extra: make extras")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where its workers find this module
+    executor = Executor(kind="ray", workers=2, address=None)
+    found = run(tmp_path / "ray", executor, partial(open_suicide, tmp_path / "mark"))
+    assert (tmp_path / "mark").exists()
+    pd.testing.assert_frame_equal(found, run(tmp_path / "local", LOCAL))
+
+
+def test_a_students_samples_are_the_same_from_several_processes(study, actions):
+    from drot_utils.engine import load
+    from drot_utils.method import student
+
+    model, tokenizer = build_tiny("tiny-llama")
+    load.save_model(model, tokenizer, study.run.model("distill_base"), study.dtype)
+    expected = student.write_contexts(study, "distill_base", actions.head(8), "round_1", 2, "nucleus")
+    compute = study.params.compute.model_copy(update={"executor": Executor(kind="processes", workers=2, address=None)})
+    study.params = study.params.model_copy(update={"compute": compute})
+    for path in study.run.work("shards").rglob("*.parquet"):
+        path.unlink()
+    pd.testing.assert_frame_equal(
+        student.write_contexts(study, "distill_base", actions.head(8), "round_1", 2, "nucleus"), expected
+    )
+
+
+def work_shards(part: pd.DataFrame, seed: int) -> pd.DataFrame:
     return pd.DataFrame({"x": part["x"].repeat(2) * 10, "seed": seed})
 
 
-def run(rows, folder, size=3, do=work):
+def run_shards(rows, folder, size=3, do=work_shards):
     return map_shards(rows, size, lambda: do, folder, seed=7, stage="test")
 
 
@@ -20,32 +113,32 @@ def run(rows, folder, size=3, do=work):
 def test_rows_and_order_do_not_hang_on_anything_but_the_shard_size(tmp_path_factory, n, size):
     rows = pd.DataFrame({"x": range(n)})
     folder = tmp_path_factory.mktemp("s")
-    out = run(rows, folder, size)
+    out = run_shards(rows, folder, size)
     assert out["x"].tolist() == [x * 10 for x in range(n) for _ in range(2)]
-    again = run(rows, folder, size, do=lambda part, seed: pytest.fail("done work was done again"))
+    again = run_shards(rows, folder, size, do=lambda part, seed: pytest.fail("done work_shards was done again"))
     pd.testing.assert_frame_equal(out, again)
 
 
 def test_after_a_kill_only_what_is_missing_is_done(tmp_path):
     rows = pd.DataFrame({"x": range(10)})
-    whole = run(rows, tmp_path / "whole")
+    whole = run_shards(rows, tmp_path / "whole")
     calls = []
 
     def dies_in_the_third(part, seed):
         calls.append(seed)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return work(part, seed)
+        return work_shards(part, seed)
 
     with pytest.raises(KeyboardInterrupt):
-        run(rows, tmp_path / "killed", do=dies_in_the_third)
+        run_shards(rows, tmp_path / "killed", do=dies_in_the_third)
     calls.clear()
 
     def counts(part, seed):
         calls.append(seed)
-        return work(part, seed)
+        return work_shards(part, seed)
 
-    again = run(rows, tmp_path / "killed", do=counts)
+    again = run_shards(rows, tmp_path / "killed", do=counts)
     assert calls == [derive_seed(7, "test", k) for k in (2, 3)]
     pd.testing.assert_frame_equal(again, whole)
     for path in (tmp_path / "whole").iterdir():
@@ -55,11 +148,11 @@ def test_after_a_kill_only_what_is_missing_is_done(tmp_path):
 @pytest.mark.parametrize("harm", [b"", b"PAR1 not parquet", None])
 def test_a_shard_that_is_not_whole_is_done_again(tmp_path, harm):
     rows = pd.DataFrame({"x": range(9)})
-    whole = run(rows, tmp_path)
+    whole = run_shards(rows, tmp_path)
     (shard,) = tmp_path.glob("000001-*.parquet")
     data = shard.read_bytes()
     shard.write_bytes(harm if harm is not None else data[: len(data) // 2])
-    pd.testing.assert_frame_equal(run(rows, tmp_path), whole)
+    pd.testing.assert_frame_equal(run_shards(rows, tmp_path), whole)
     assert shard.read_bytes() == data
 
 
@@ -68,13 +161,13 @@ def test_a_shard_that_is_not_whole_is_done_again(tmp_path, harm):
 def test_no_changed_byte_of_a_shard_goes_unseen(tmp_path_factory, where, change):
     folder = tmp_path_factory.mktemp("s")
     rows = pd.DataFrame({"x": range(3)})
-    whole = run(rows, folder)
+    whole = run_shards(rows, folder)
     (shard,) = folder.iterdir()
     data = bytearray(shard.read_bytes())
     data[int(where * len(data))] ^= change
     shard.write_bytes(data)
     calls = []
-    again = run(rows, folder, do=lambda part, seed: calls.append(seed) or work(part, seed))
+    again = run_shards(rows, folder, do=lambda part, seed: calls.append(seed) or work_shards(part, seed))
     pd.testing.assert_frame_equal(again, whole)
     assert len(calls) == 1 and len(list(folder.iterdir())) == 1
 
@@ -83,20 +176,18 @@ def test_a_full_disk_loses_no_finished_shard(tmp_path, full_disk):
     rows = pd.DataFrame({"x": range(9)})
 
     def grows(part, seed):  # the third shard is too large
-        return pd.DataFrame(
-            {"x": [f"{i * (part['x'].min() + seed)}" for i in range(100 ** (part["x"].min() // 3))]}
-        )
+        return pd.DataFrame({"x": [f"{i * (part['x'].min() + seed)}" for i in range(100 ** (part["x"].min() // 3))]})
 
-    whole = run(rows, tmp_path / "whole", do=grows)
+    whole = run_shards(rows, tmp_path / "whole", do=grows)
     with full_disk(10_000), pytest.raises(StorageError, match="free some space"):
-        run(rows, tmp_path / "full", do=grows)
+        run_shards(rows, tmp_path / "full", do=grows)
     assert [p.name[:6] for p in sorted((tmp_path / "full").iterdir())] == ["000000", "000001"]
-    pd.testing.assert_frame_equal(run(rows, tmp_path / "full", do=grows), whole)
+    pd.testing.assert_frame_equal(run_shards(rows, tmp_path / "full", do=grows), whole)
 
 
 def test_a_shard_needs_a_row(tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
-        run(pd.DataFrame({"x": [1]}), tmp_path, size=0)
+        run_shards(pd.DataFrame({"x": [1]}), tmp_path, size=0)
 
 
 def test_seeds_differ_by_each_part():
@@ -108,3 +199,119 @@ def test_fingerprint_changes_with_any_part():
     frame = pd.DataFrame({"x": [1]})
     assert fingerprint(frame, 1) != fingerprint(frame, 2) != fingerprint(frame.assign(x=2), 2)
     assert fingerprint(frame, {"a": 1}) == fingerprint(frame.copy(), {"a": 1})
+
+
+MINILM = ModelRef(source="package", name="all-minilm-l6-v2")
+PROCESSES = Executor(kind="processes", workers=2, address=None)
+
+
+@pytest.fixture
+def judges(study):
+    """An untrained critic and entailment model in the run directory, and both as they are used without shards."""
+    settings, place = study.params.critic, (CPU, torch.float32)
+    torch.manual_seed(0)
+    base, tokenizer = build_tiny("tiny-bert")
+    model = classifier.PairClassifier(
+        base, critic.CLASSES[settings.head], settings.pooling, settings.hidden, settings.dropout
+    )
+    one = critic.Critic(model.eval(), tokenizer, settings.head, settings.max_length, *place)
+    one.save(study.run.model("critic"), {})
+    base, tokenizer = build_tiny("tiny-bert")
+    model = classifier.PairClassifier(base, len(nli.LABELS), **nli.HEAD)
+    two = nli.Nli(model.eval(), tokenizer, 2, study.params.nli.max_length, *place)
+    nli.save_nli(two, study.params.nli, study.run.model("nli"), {})
+    return one, two
+
+
+def change(study, **compute):
+    study.params = study.params.model_copy(
+        update={"compute": study.params.compute.model_copy(update={"dtype": "float32", **compute})}
+    )
+
+
+@pytest.fixture
+def rows(actions):
+    contexts = [f"{'very ' * (i % 5)}near person {i % 13}" for i in range(40)]
+    contexts[7] = contexts[31] = None
+    return actions.head(40).assign(moral_variance=[1, -1] * 20, context=contexts)
+
+
+def shards_of(study):
+    return sorted(study.run.work("shards").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("executor", [None, PROCESSES])
+def test_a_critics_shards_give_its_scores(study, judges, rows, executor):
+    change(study, shard_rows=16, **({"executor": executor} if executor else {}))
+    scores = critic.ShardedCritic(study).score(rows)
+    np.testing.assert_allclose(scores, judges[0].score(rows), atol=1e-6)
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [7, 31] and len(shards_of(study)) == 3
+
+
+def test_what_was_scored_is_not_scored_again_unless_something_changed(study, judges, rows, monkeypatch):
+    change(study, shard_rows=16)
+    first = critic.ShardedCritic(study).score(rows)
+    shards_of(study)[1].write_bytes(b"PAR1 cut")
+    opened = []
+    load = load_critic
+    monkeypatch.setattr(critic, "load_critic", lambda *a: opened.append(a) or load(*a))
+    np.testing.assert_array_equal(critic.ShardedCritic(study).score(rows), first)
+    np.testing.assert_array_equal(critic.ShardedCritic(study).score(rows), first)
+    assert len(opened) == 1  # for the broken shard
+    critic.ShardedCritic(study).score(rows.assign(context="at night"))
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize("executor", [None, PROCESSES])
+def test_the_filters_shards_give_its_decisions(study, judges, executor):
+    change(study, shard_rows=3, **({"executor": executor} if executor else {}))
+    rng = np.random.default_rng(0)
+    texts = ["at night", "at a camp", "in a field", "to a friend", "in court"]
+    groups = [[texts[i] for i in rng.integers(0, 5, size)] for size in (6, 1, 0, 5, 7, 2, 4)]
+    expected = nli.filter_unique(groups, judges[1], 0.3)
+    assert nli.ShardedNli(study).filter(groups, 0.3) == expected
+    assert len(shards_of(study)) == 3 and 0 < sum(map(sum, expected.kept)) < 25
+
+
+def test_the_models_must_be_there(study):
+    with pytest.raises(MissingInputError, match="02_critic"):
+        critic.ShardedCritic(study)
+    with pytest.raises(MissingInputError, match="03_nli_filter"):
+        nli.ShardedNli(study)
+
+
+def test_embeddings_are_unit_length_and_like_goes_with_like(study, monkeypatch):
+    change(study, shard_rows=2)
+    texts = ["a dog barks", "the puppy is barking", "tax law reform"]
+    found = topics.embed(study, texts, MINILM)
+    a, b, c = found
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert a @ b > 0.6 > 0.3 > a @ c
+    monkeypatch.setattr(load, "load", lambda *a: pytest.fail("embedded again"))
+    np.testing.assert_array_equal(topics.embed(study, texts, MINILM), found)
+
+
+def test_recorded_toxicity_is_read_again_when_the_record_changes(study, tmp_path):
+    record = tmp_path / "scores.tsv"
+    record.write_text("text\ttoxicity\na\t0.25\n")
+    settings = study.params.toxicity.model_copy(update={"scorer": "recorded", "recorded": str(record)})
+    study.params = study.params.model_copy(update={"toxicity": settings})
+    np.testing.assert_array_equal(toxicity.score_toxicity(study, ["a", "b"]), [0.25, np.nan])
+    record.write_text("text\ttoxicity\na\t0.5\nb\t0.1\n")
+    np.testing.assert_array_equal(toxicity.score_toxicity(study, ["a", "b"]), [0.5, 0.1])
+
+
+def test_nothing_to_score(study, judges):
+    assert critic.ShardedCritic(study).score(pd.DataFrame(columns=["action", "moral_variance", "context"])).shape == (
+        0,
+    )
+    assert nli.ShardedNli(study).filter([], 0.5).kept == []
+
+
+def test_no_rows_have_no_results_of_the_right_shape(study, judges, tmp_path):
+    assert topics.embed(study, [], study.params.topics.embedder).shape == (0, 32)
+    assert toxicity.score_toxicity(study, []).shape == (0,)
+    assert judges[1].probabilities([], []).shape == (0, 3) and judges[1]([], []).shape == (0,)
+    none = pd.DataFrame(columns=["text"])
+    found = shards.map_rows(study, none, lambda: lambda part, seed: part.assign(n=1), "work", "rows")
+    assert found.empty and list(found) == ["text", "n"]

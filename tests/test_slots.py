@@ -1,10 +1,12 @@
+"""Tests of `slots`."""
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drot_utils.slots import write_sequences
-from drot_utils.tiny import build_tiny
+from drot_utils.engine.load import build_tiny
+from drot_utils.engine.slots import write_sequences
 
 MODEL, TOKENIZER = build_tiny("tiny-llama")
 PROMPTS = st.lists(st.lists(st.integers(5, 500), min_size=1, max_size=9), min_size=1, max_size=7)
@@ -54,7 +56,7 @@ def test_each_sequence_is_told_apart_by_number_and_step():
 
 
 def test_broken_logits_stop_the_work():
-    from drot_utils.nucleus import nucleus_sample
+    from drot_utils.engine.writer import nucleus_sample
 
     def choose(logits, sequence, step):
         return nucleus_sample(logits * float("nan"), torch.rand(len(logits)), 0.9)

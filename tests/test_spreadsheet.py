@@ -1,9 +1,11 @@
+"""Tests of `spreadsheet`."""
+
 import pandas as pd
 import pytest
 from conftest import FORM, NASTY
 
-from drot_utils import exchange, forms, spreadsheet
-from drot_utils.errors import DataError
+from drot_utils.people import exchange, forms, spreadsheet
+from drot_utils.study.errors import DataError
 
 
 def test_the_form_is_blind_and_empty(key, tmp_path):

@@ -1,3 +1,5 @@
+"""Tests of `statistics`."""
+
 import re
 
 import pandas as pd
@@ -6,7 +8,7 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drot_utils import statistics
+from drot_utils.analysis import statistics
 
 TEXTS = st.lists(st.one_of(st.none(), st.text(st.sampled_from("abA c,.'é-"), max_size=20)), max_size=12)
 
@@ -30,10 +32,7 @@ def test_table1_counts_by_direction(candidates):
     table = statistics.table1(rows).set_index(["type", "polarity"])
     assert table.loc[("Action", "all"), "entries"] == 2
     assert table.loc[("Context", "all"), "entries"] == 5
-    assert (
-        table.loc[("Context", "strengthening"), "entries"] + table.loc[("Context", "weakening"), "entries"]
-        == 5
-    )
+    assert table.loc[("Context", "strengthening"), "entries"] + table.loc[("Context", "weakening"), "entries"] == 5
     assert table.loc[("Context", "weakening"), "trigrams"] == 1  # "to a judge"
     assert table.loc[("Context", "weakening"), "mean_words"] == 2.5
 
@@ -49,11 +48,7 @@ def test_a_column_in_pieces_counts_as_one(tmp_path):
 
 def test_no_rows_and_one_row_are_counted(candidates):
     none = statistics.table1(candidates.iloc[:0])
-    assert (
-        len(none) == 7
-        and (none[["entries", "trigrams"]] == 0).all(axis=None)
-        and none["mean_words"].isna().all()
-    )
+    assert len(none) == 7 and (none[["entries", "trigrams"]] == 0).all(axis=None) and none["mean_words"].isna().all()
     one = statistics.table1(candidates.iloc[:1]).set_index(["type", "polarity"])
     assert one.loc[("Action", "all")].tolist() == [1, 1, 3] and one.loc[("Context", "all")].tolist() == [
         1,

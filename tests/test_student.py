@@ -1,81 +1,78 @@
+"""Tests of `student`."""
+
 import pandas as pd
 import pytest
 import torch
-from conftest import CPU
+from tokenizers import processors
 
-from drot_utils import student
+from drot_utils.engine import load
+from drot_utils.engine.load import build_tiny
+from drot_utils.engine.writer import Written
+from drot_utils.method import judges, student
+from drot_utils.method.prompts import parse_student
+from drot_utils.study.errors import MissingInputError
+
+
+def test_raw_text_is_kept_when_it_does_not_parse():
+    prompts = pd.DataFrame({"action_id": ["a"], "action": ["Lying"], "moral_variance": [1]})
+    rows = student.to_rows(
+        prompts, [[Written("nonsense", 2), Written("Update: x. Explanation: y.", 7)]], "s", parse_student
+    )
+    assert rows["context"].fillna("null").tolist() == ["null", "x"] and rows["raw"].tolist() == [
+        "nonsense",
+        "Update: x. Explanation: y.",
+    ]
 
 
 @pytest.fixture
-def settings(smoke):
-    return smoke.student
+def student_on_disk(study):
+    model, tokenizer = build_tiny("tiny-llama")
+    load.save_model(model, tokenizer, study.run.model("distill_base"), study.dtype)
+    return study
 
 
-def plain_loss(model, tokenizer, student_rows, settings):
-    """The loss as one would write it: a row at a time, through the model's own labels."""
-    total = count = 0.0
-    seq2seq = model.config.is_encoder_decoder
-    for _, row in student_rows.iterrows():
-        (example,) = student.make_examples(row.to_frame().T, tokenizer, settings, seq2seq)
-        target = example.targets[0]
-        if seq2seq:
-            out = model(input_ids=torch.tensor([example.prompt]), labels=torch.tensor([target]))
-        else:
-            ids = example.prompt + target
-            labels = [-100] * len(example.prompt) + target
-            out = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels]))
-        total, count = total + out.loss.item() * len(target), count + len(target)
-    return total / count
+def test_writing_is_resumable_and_counted(student_on_disk, actions):
+    study, some = student_on_disk, actions.head(7)
+    rows = student.write_contexts(study, "distill_base", some, "round_1", 3, "nucleus")
+    assert len(rows) == 7 * 2 * 3 and rows["kept"].isna().all() and set(rows["source"]) == {"distill_base"}
+    shards = sorted(study.run.work("shards").rglob("*.parquet"))
+    assert len(shards) == 2  # 14 prompts, ten a shard
+    shards[1].unlink()
+    pd.testing.assert_frame_equal(student.write_contexts(study, "distill_base", some, "round_1", 3, "nucleus"), rows)
+    other = student.write_contexts(study, "distill_base", some, "round_2", 3, "nucleus")
+    assert not other["raw"].equals(rows["raw"])
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_shared_prompts_give_the_losses_of_separate_rows(tiny_student, student_rows, settings, attention):
-    model, tokenizer = tiny_student
-    model.set_attn_implementation(attention)
-    examples = student.make_examples(student_rows, tokenizer, settings, model.config.is_encoder_decoder)
-    assert [len(e.targets) for e in examples] == [1, 2, 1]
-    with torch.no_grad():
-        loss, tokens = student.batch_loss(model, examples, CPU)
-        assert loss.item() == pytest.approx(plain_loss(model, tokenizer, student_rows, settings), abs=1e-5)
-    assert tokens == sum(len(t) for e in examples for t in e.targets)
+def test_base_model_is_asked_the_teachers_prompt(study):
+    author = student.open_author(study, "base")
+    assert author.writer.tokenizer.decode(author.ask("Lying", -1)).startswith("Given an action")
 
 
-def test_contexts_beyond_the_most_behind_one_prompt_get_a_copy_of_their_own(tiny_student, settings):
-    model, tokenizer = tiny_student
-    rows = pd.DataFrame(
-        {"action_id": "a", "action": "Setting a fire", "moral_variance": 1, "context": [f"on day {i}" for i in range(9)],
-         "rationale": "it is allowed then"}
-    )  # fmt: skip
-    examples = student.make_examples(rows, tokenizer, settings, model.config.is_encoder_decoder)
-    assert [len(e.targets) for e in examples] == [student.MOST_TARGETS, student.MOST_TARGETS, 1]
-    assert len({tuple(e.prompt) for e in examples}) == 1
-    assert len({tuple(t) for e in examples for t in e.targets}) == len(rows)
-    with torch.no_grad():
-        loss, _ = student.batch_loss(model, examples, CPU)
-        assert loss.item() == pytest.approx(plain_loss(model, tokenizer, rows, settings), abs=1e-5)
+BOS = "<unk>"  # the tiny tokenizer has no other to spare
 
 
-def test_every_epoch_holds_every_target_once(tiny_student, student_rows, settings):
-    _model, tokenizer = tiny_student
-    many = pd.concat(
-        [student_rows.assign(action_id=student_rows["action_id"] + str(i)) for i in range(15)],
-        ignore_index=True,
+@pytest.mark.parametrize("writes_bos", [True, False])
+def test_a_chat_prompt_has_the_special_tokens_of_its_template_only(study, monkeypatch, writes_bos):
+    model, tokenizer = build_tiny("tiny-llama")
+    tokenizer.bos_token = BOS
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.bos_token_id)]
     )
-    examples = student.make_examples(many, tokenizer, settings, False)
-    for epoch in range(2):
-        batches = student.make_batches(examples, 4, 0, epoch)
-        assert sum(len(e.targets) for b in batches for e in b) == len(many)
-        assert sorted(sum(len(e.targets) for e in b) for b in batches)[1:] == [4] * (
-            len(many) // 4 - (len(many) % 4 == 0)
-        )
-        learnt = sorted((tuple(e.prompt), tuple(t)) for b in batches for e in b for t in e.targets)
-        assert learnt == sorted((tuple(e.prompt), tuple(t)) for e in examples for t in e.targets)
-    assert student.make_batches(examples, 4, 0, 0) != student.make_batches(examples, 4, 0, 1)
+    assert tokenizer("Lying")["input_ids"][0] == tokenizer.bos_token_id
+    tokenizer.chat_template = "{{ bos_token }}" * writes_bos + "{{ messages[0]['content'] }}!"
+    monkeypatch.setattr(load, "load", lambda *a: (model, tokenizer))
+    author, read = student.open_author(study, "base"), []
+    monkeypatch.setattr(author.writer, "_causal", lambda prompts, *a: read.extend(prompts) or [[1]])
+    author.writer.write([author.ask("Lying", -1)], 1, "greedy")
+    monkeypatch.setattr(
+        judges, "_next_logits", lambda model, tokenizer, prompts: read.extend(prompts) or torch.zeros(1, 600)
+    )
+    judges.yes_and_no(model, tokenizer, ["Lying"])
+    assert [ids.count(tokenizer.bos_token_id) for ids in read] == [int(writes_bos)] * 2
+    tokenizer.chat_template = None
+    assert author.ask("Lying", -1).count(tokenizer.bos_token_id) == 1
 
 
-def test_long_targets_are_cut_and_still_end(tiny_student, student_rows, settings):
-    _, tokenizer = tiny_student
-    short = settings.model_copy(update={"max_target_length": 6})
-    for example in student.make_examples(student_rows, tokenizer, short, False):
-        for target in example.targets:
-            assert len(target) == 6 and target[-1] == tokenizer.eos_token_id
+def test_a_student_that_does_not_exist_names_its_notebook(study, actions):
+    with pytest.raises(MissingInputError, match="05_self_distill"):
+        student.write_contexts(study, "self_distill_1", actions.head(1), "x", 1, "greedy")

@@ -1,3 +1,5 @@
+"""Tests of `tables`."""
+
 import re
 import subprocess
 from shutil import which
@@ -6,14 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from drot_utils import tables
-from drot_utils.paths import ROOT, Run
+from drot_utils.report import tables
+from drot_utils.study.paths import ROOT, Run
 
 
 def test_three_files_and_an_unknown_value_is_empty():
-    frame = pd.DataFrame(
-        {"model": ["a_b", "c"], "vld": [0.12345, np.nan], "rows": pd.array([12, None], "Int64")}
-    )
+    frame = pd.DataFrame({"model": ["a_b", "c"], "vld": [0.12345, np.nan], "rows": pd.array([12, None], "Int64")})
     run = Run("smoke")
     path = tables.save_table(frame, run, "table2", "Table 2: 50% & more.")
     again = pd.read_csv(path)
@@ -86,9 +86,7 @@ def test_every_latex_table_compiles(tmp_path):
         f"\\begin{{document}}\n{inputs}\n\\end{{document}}\n",
         encoding="utf-8",
     )
-    command = (
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error"] if which("pdflatex") else ["tectonic"]
-    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error"] if which("pdflatex") else ["tectonic"]
     done = subprocess.run(
         [*command, document.name], cwd=tmp_path, capture_output=True, text=True, check=False, errors="replace"
     )

@@ -1,10 +1,13 @@
+"""Tests of `teacher`."""
+
 import pytest
 from conftest import USE, make_endpoint
 from fault_server import FaultServer, expected_text
 
-from drot_utils import corpora, teacher
-from drot_utils.cache import Cache, Entry, request_key
-from drot_utils.errors import EndpointError
+from drot_utils.data import corpora
+from drot_utils.llm.cache import Cache, Entry, request_key
+from drot_utils.method import teacher
+from drot_utils.study.errors import EndpointError
 
 
 def settings_for(smoke, server=None, kind="chat", **changes):
@@ -67,8 +70,7 @@ def test_a_real_endpoint(smoke, cache, actions, kind, n):
     calls = 4 if n == "given" else 8
     assert len(asked.rows) == 8 and asked.rows["context"].nunique() == 8 and len(server.asked) == calls
     assert (
-        asked.rows["candidate"].tolist() == [0, 1] * 4
-        and asked.rows["moral_variance"].tolist() == [1, 1, -1, -1] * 2
+        asked.rows["candidate"].tolist() == [0, 1] * 4 and asked.rows["moral_variance"].tolist() == [1, 1, -1, -1] * 2
     )
     assert asked.usage.calls == calls and asked.usage.completion_tokens == 8 * 7
     assert again.usage.calls == 0 and again.rows.equals(asked.rows)
@@ -97,13 +99,9 @@ def test_what_does_not_parse_is_asked_again_with_other_seeds(smoke, cache, actio
         request = teacher.make_request(actions["action"][0], 1, settings, 1)
         cache.put([(request, {0: Entry(BAD), 1: Entry(GOOD)})])
         asked = teacher.ask_teacher(actions.head(1), settings, USE, cache, 1)
-        again = teacher.ask_teacher(
-            actions.head(1), settings, USE.model_copy(update={"cache": "only"}), cache, 1
-        )
+        again = teacher.ask_teacher(actions.head(1), settings, USE.model_copy(update={"cache": "only"}), cache, 1)
     assert [body["seed"] == 1 for _, body in server.asked] == [True, False] and "n" not in server.asked[1][1]
-    assert asked.rows["context"].notna().all() and asked.rows["raw"][0] == expected_text(
-        server.asked[1][1], 0
-    )
+    assert asked.rows["context"].notna().all() and asked.rows["raw"][0] == expected_text(server.asked[1][1], 0)
     assert asked.unparsed[["candidate", "attempt", "raw"]].values.tolist() == [[0, 0, BAD]]
     assert asked.usage.requests == 3 and asked.describe()["unparsed_texts"] == 1
     assert again.rows.equals(asked.rows) and again.unparsed.equals(asked.unparsed)
@@ -132,9 +130,7 @@ def test_trying_the_teacher(smoke, cache):
     with FaultServer(deaf_to=("presence_penalty", "frequency_penalty")) as server:
         settings = settings_for(smoke, server)
         found = teacher.try_teacher("Lying", settings, USE, cache, 1)
-        asked = teacher.ask_teacher(
-            corpora.read_actions("data/demo/actions.tsv").head(1), settings, USE, cache, 1
-        )
+        asked = teacher.ask_teacher(corpora.read_actions("data/demo/actions.tsv").head(1), settings, USE, cache, 1)
     assert found == {"presence_penalty": "ignored", "frequency_penalty": "ignored"}
     assert asked.usage.ignored == {"presence_penalty": 1, "frequency_penalty": 1}
 

@@ -1,3 +1,5 @@
+"""Tests of `topics`."""
+
 import re
 
 import numpy as np
@@ -5,8 +7,9 @@ import pandas as pd
 import pytest
 from conftest import run_cells, write_params
 
-from drot_utils import schema, topics
-from drot_utils.paths import Run
+from drot_utils.analysis import topics
+from drot_utils.data.table import write_candidates
+from drot_utils.study.paths import Run
 
 SUBJECTS = {
     "dog": "the dog barks at the cat",
@@ -85,7 +88,7 @@ def test_notebook_8_without_a_topic(output, tmp_path, what, candidates):
     rows = pd.concat([candidates.iloc[:1]] * len(texts), ignore_index=True)
     rows = rows.assign(candidate=range(len(rows)), context=texts, rationale=texts)
     run = Run("smoke")
-    schema.write_candidates(rows, run.data("drot"))
+    write_candidates(rows, run.data("drot"))
     names = run_cells("08_topics", write_params(tmp_path / "p.yaml", "smoke", topics__min_topic_size=20))
     assert all(is_empty_topic_table(table) for table in names["found"].values()) and names["lean"].empty
     for name in ("table7", "table8"):

@@ -1,13 +1,15 @@
+"""Tests of `toxicity`."""
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import CPU
 
-from drot_utils import toxicity
-from drot_utils.errors import DataError, ModelError
-from drot_utils.paths import Run
-from drot_utils.settings import ModelRef
+from drot_utils.analysis import toxicity
+from drot_utils.study.errors import DataError, ModelError
+from drot_utils.study.params import ModelRef
+from drot_utils.study.paths import Run
 
 PLACE = (Run("smoke"), CPU, torch.float32)
 
@@ -29,7 +31,7 @@ def test_recorded_scores_are_joined_by_text_and_the_rest_is_null(smoke, tmp_path
 def test_a_local_classifier_scores_by_its_toxic_label(smoke, tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
 
-    from drot_utils.tiny import build_tiny
+    from drot_utils.engine.load import build_tiny
 
     _, tokenizer = build_tiny("tiny-bert")
     for labels, place in ((["insult", "toxic"], "good"), (["a", "b"], "bad")):

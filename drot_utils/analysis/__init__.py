@@ -1,0 +1,1 @@
+"""Sections 4 and 5: evaluation, baselines, topics, toxicity, bias, the data set's statistics."""

@@ -1,0 +1,231 @@
+"""The automatic evaluation on held-out actions: validity and diversity, with intervals (section 4, tables 2 and 3)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from drot_utils.data.gold import count_valid
+from drot_utils.data.table import PROMPT, make_table
+from drot_utils.method.nli import Entails, filter_unique
+
+METRICS = ["vld", "avg", "n_vld", "n_unq_vld"]
+#: Columns of `paired_differences`.
+DIFFERENCES = {
+    **dict.fromkeys(("earlier", "later", "metric"), "str"),
+    **dict.fromkeys(("difference", "low", "high"), "float64"),
+}
+
+
+def score_greedy(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> pd.DataFrame:
+    """Return Vld and Avg of top-1 contexts for each action (section 4.2).
+
+    Parameters
+    ----------
+    rows : DataFrame
+        One row an action and moral variance.
+    scores : ndarray of float, shape (rows,)
+        Scores; NaN where the text did not parse, which is not valid and has no score to average, or where the judges gave
+        none, which is left out.
+    threshold : float
+        A context is valid if its score is at or above it.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by ``action_id``: ``vld`` and ``avg``.
+    """
+    frame = pd.DataFrame({"action_id": rows["action_id"], "vld": _valid(rows, scores, threshold), "avg": scores})
+    return frame.groupby("action_id").mean()
+
+
+def score_sampled(
+    rows: pd.DataFrame, scores: np.ndarray, threshold: float, entails: Entails, nli_threshold: float
+) -> pd.DataFrame:
+    """Return #Vld and #Unq.Vld, out of the candidates of a prompt, for each action (section 4.2).
+
+    A valid context is unique if the paper's filter accepts it among the valid ones of its prompt. A context without a score
+    counts as the scored ones of its prompt do; a prompt with fewer than half scored has no #Vld, one with any unscored no
+    #Unq.Vld.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by ``action_id``: ``n_vld`` and ``n_unq_vld``, means over the two moral variances.
+    """
+    valid = rows.assign(valid=_valid(rows, scores, threshold))
+    prompts = [prompt for _, prompt in valid.groupby(PROMPT, sort=False)]
+    groups = [p.loc[p["valid"] == 1, "context"].tolist() for p in prompts]
+    kept = filter_unique(groups, entails, nli_threshold, what="unique contexts").kept
+    count = [count_valid(p["valid"], p["context"].notna(), least=0.5) for p in prompts]
+    unique = [sum(k) if p["valid"].notna().all() else np.nan for k, p in zip(kept, prompts, strict=True)]
+    keys = valid.drop_duplicates(PROMPT)["action_id"].to_numpy()
+    frame = pd.DataFrame({"action_id": keys, "n_vld": count, "n_unq_vld": unique})
+    return frame.groupby("action_id").mean()
+
+
+def _valid(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """Return 1 for valid, 0 for not valid or not parsed, NaN for a context without a score."""
+    unscored = np.isnan(scores) & rows["context"].notna().to_numpy()
+    return np.where(unscored, np.nan, scores >= threshold)
+
+
+def bootstrap_mean(values: np.ndarray, draws: int, seed: int) -> tuple[float, float, float]:
+    """Return the mean of per-action values with its 95% percentile interval over resampled actions.
+
+    Parameters
+    ----------
+    values : ndarray of float, shape (actions,)
+        NaN entries are left out of means.
+    draws : int
+        Bootstrap resamples.
+
+    Returns
+    -------
+    mean, low, high : float
+        NaN when there is no value at all.
+    """
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return (float("nan"),) * 3
+    index = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.quantile(values[index].mean(axis=1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def summarize(per_action: dict[str, pd.DataFrame], draws: int, seed: int, prefix: str = "auto_") -> pd.DataFrame:
+    """Return one row a model with every metric and its interval.
+
+    Parameters
+    ----------
+    per_action : dict of DataFrame
+        Model name to a table indexed by ``action_id`` with some of `METRICS`; a metric that a model lacks is null.
+    """
+    rows = []
+    for model, table in per_action.items():
+        row: dict[str, float | str] = {"model": model}
+        for metric in METRICS:
+            values = table[metric].to_numpy() if metric in table else np.array([])
+            names = (f"{prefix}{metric}", f"{prefix}{metric}_low", f"{prefix}{metric}_high")
+            row.update(zip(names, bootstrap_mean(values, draws, seed), strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def paired_differences(
+    per_action: dict[str, pd.DataFrame], pairs: list[tuple[str, str]], draws: int, seed: int
+) -> pd.DataFrame:
+    """Return later minus earlier, action by action, for pairs of models.
+
+    Returns
+    -------
+    DataFrame
+        ``earlier later metric difference low high``; an interval that excludes 0 is a difference that resampling the
+        test actions does not wash away.
+    """
+    rows = []
+    for earlier, later in pairs:
+        for metric in METRICS:
+            if metric in per_action[earlier] and metric in per_action[later]:
+                both = per_action[later][metric] - per_action[earlier][metric]
+                rows.append((earlier, later, metric, *bootstrap_mean(both.to_numpy(), draws, seed)))
+    return make_table(rows, DIFFERENCES)
+
+
+def bootstrap_metrics(
+    valid: np.ndarray,
+    scores: np.ndarray,
+    threshold: float,
+    draws: int,
+    seed: int,
+    names: Sequence[str] = ("accuracy", "f1", "pr_auc", "roc_auc"),
+) -> dict[str, tuple[float, float, float]]:
+    """Return accuracy, F1, average precision and ROC AUC of a critic with 95% intervals over rows (table 5).
+
+    A metric that the rows do not define (none, or one class only) is NaN.
+
+    Parameters
+    ----------
+    valid : ndarray of bool, shape (rows,)
+    scores : ndarray of float, shape (rows,)
+    names : sequence of str
+        Which of them.
+    """
+    rows = len(valid)
+    if not rows:
+        return dict.fromkeys(names, (np.nan,) * 3)
+    rng = np.random.default_rng(seed)
+    together = max(1, 1_000_000 // rows)  # resamples, so that memory stays within bounds
+    points = _measure(valid, scores, threshold, np.ones((1, rows), dtype=int))
+    parts = [
+        _measure(valid, scores, threshold, _draw(rng, min(together, draws - start), rows))
+        for start in range(0, draws, together)
+    ]
+    out = {}
+    for name in names:
+        (point,), drawn = points[name], np.concatenate([part[name] for part in parts])
+        drawn = drawn[~np.isnan(drawn)]
+        low, high = np.nan, np.nan
+        if len(drawn) and not np.isnan(point):
+            low, high = np.quantile(drawn, [0.025, 0.975])
+        out[name] = (float(point), float(low), float(high))
+    return out
+
+
+def compare_with_gold(scores: pd.DataFrame, valid: np.ndarray, draws: int, seed: int) -> pd.DataFrame:
+    """Return how far judges, and what is merged from them, agree with the gold, with 95% bootstrap intervals over rows.
+
+    Parameters
+    ----------
+    scores : DataFrame of float, shape (rows, judges)
+        Null where a judge gave none; such rows are left out for that judge and counted.
+    valid : ndarray of bool, shape (rows,)
+
+    Returns
+    -------
+    DataFrame
+        ``judge scored unscored``, and ``accuracy`` (at .5) and ``roc_auc`` with their ``_low`` and ``_high``; NaN where the
+        rows do not define it.
+    """
+    rows = []
+    for judge in scores.columns:
+        seen = scores[judge].notna().to_numpy()
+        truth, values = valid[seen], scores[judge].to_numpy(dtype=float, na_value=np.nan)[seen]
+        row = {"judge": judge, "scored": int(seen.sum()), "unscored": int((~seen).sum())}
+        found = bootstrap_metrics(truth, values, 0.5, draws, seed, ("accuracy", "roc_auc"))
+        for name, (point, low, high) in found.items():
+            row |= {name: point, f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _draw(rng: np.random.Generator, draws: int, rows: int) -> np.ndarray:
+    """Return how often each row is in each bootstrap resample, shape (draws, rows)."""
+    drawn = rng.integers(0, rows, (draws, rows)) + rows * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * rows).reshape(draws, rows)
+
+
+def _measure(valid: np.ndarray, scores: np.ndarray, threshold: float, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the metrics of many resamples at once, each of shape (draws,), from how often each row is in them."""
+    order = np.argsort(-scores, kind="stable")
+    valid, scores, counts = valid[order].astype(bool), scores[order], counts[:, order]
+    last = np.append(scores[1:] != scores[:-1], True)  # of rows with the same score
+    yes, seen = np.cumsum(counts * valid, axis=1)[:, last], np.cumsum(counts, axis=1)[:, last]
+    here = np.diff(yes, axis=1, prepend=0)
+    no = seen - yes
+    no_here = np.diff(no, axis=1, prepend=0)
+    all_yes, all_no, called = yes[:, -1], no[:, -1], scores >= threshold
+    hits = counts @ (valid & called)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where a resample has one class only
+        # Precision at each score times the recall won there; pairs of a valid and an invalid row in order, ties half.
+        precision = np.where(seen > 0, yes / seen, 0)
+        pr_auc = (here * precision).sum(axis=1) / all_yes
+        roc_auc = (here * (all_no[:, None] - no + no_here / 2)).sum(axis=1) / (all_yes * all_no)
+        f1 = 2 * hits / (all_yes + counts @ called)
+    return {
+        "accuracy": counts @ (valid == called) / counts.sum(axis=1),
+        "f1": np.nan_to_num(f1),
+        "pr_auc": np.where(all_no > 0, pr_auc, np.nan),
+        "roc_auc": roc_auc,
+    }

@@ -1,0 +1,132 @@
+"""Topics of contexts and rationales: BERTopic on embeddings computed once (section 5.2, appendix E.1)."""
+
+import re
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from drot_utils.data.table import make_table
+from drot_utils.engine import classifier, load
+from drot_utils.engine.shards import Work, map_rows, source_hash
+from drot_utils.study.params import ModelRef
+from drot_utils.study.params import Topics as Settings
+from drot_utils.study.record import Study
+
+#: Columns of a topic table.
+COLUMNS = {"topic": "str", "count": "int64", "words": "str", "example": "str"}
+#: Dimensions that UMAP leaves, and what BERTopic takes out of English texts before it looks for words.
+DIMENSIONS, NO_WORD = 5, re.compile(r"[^A-Za-z0-9 ]+")
+
+
+def find_topics(
+    texts: list[str], embeddings: np.ndarray, settings: Settings, seed: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Cluster texts into topics.
+
+    UMAP is seeded, which makes it use one thread and give the same topics each time. Where there is no topic (too few texts,
+    none large enough, no words to name one by), a sentence is printed that says why, and the table is empty.
+
+    Parameters
+    ----------
+    texts : list of str
+    embeddings : ndarray of float32, shape (texts, width)
+    settings : Topics
+        Neighbours (UMAP) and smallest topic (HDBSCAN).
+
+    Returns
+    -------
+    topics : DataFrame
+        ``topic`` (its most typical word that no larger topic has), ``count``, ``words`` (five of them) and ``example``
+        (the text nearest to the topic's centre); most frequent first. Texts that belong to no topic are not counted. Words
+        are English ones: a cluster of texts in another script, or of stop words only, is no topic.
+    member : ndarray of int, shape (texts,)
+        Row of `topics` that a text belongs to; -1 for none.
+    """
+    rows, member, reason = _cluster(texts, embeddings, settings, seed)
+    if not rows:
+        print(f"No topic in {len(texts)} texts: {reason}.")
+    return make_table(rows, COLUMNS), member
+
+
+def _cluster(
+    texts: list[str], embeddings: np.ndarray, settings: Settings, seed: int
+) -> tuple[list[tuple], np.ndarray, str]:
+    """Return the rows of the topic table, each text's row, and why there are no rows if there are none."""
+    rows, used, member = [], set(), np.full(len(texts), -1)
+    # UMAP's first layout needs more texts than one more than the dimensions that it leaves.
+    if len(texts) < max(settings.neighbors, DIMENSIONS) + 2:
+        reason = (
+            f"they are too few for {settings.neighbors} neighbours; lower `topics.neighbors`, or make a larger data set"
+        )
+        return rows, member, reason
+    from bertopic import BERTopic
+    from hdbscan import HDBSCAN
+    from sklearn.feature_extraction.text import CountVectorizer
+    from umap import UMAP
+
+    vectorizer = CountVectorizer(stop_words="english")
+    find_words = vectorizer.build_analyzer()
+    found = {word for text in texts for word in find_words(NO_WORD.sub("", text))}
+    if sum(not word.isdigit() for word in found) < 2:
+        reason = "stop words aside, they hold fewer than two English words, by which topics are named"
+        return rows, member, reason
+    model = BERTopic(
+        umap_model=UMAP(
+            n_neighbors=settings.neighbors,
+            n_components=DIMENSIONS,
+            min_dist=0.0,
+            metric="cosine",
+            random_state=seed,
+            n_jobs=1,
+        ),
+        hdbscan_model=HDBSCAN(min_cluster_size=settings.min_topic_size, core_dist_n_jobs=1),
+        vectorizer_model=vectorizer,
+        calculate_probabilities=False,
+    )
+    found, _ = model.fit_transform(texts, embeddings)
+    found = np.asarray(found)
+    numbers, counts = np.unique(found[found >= 0], return_counts=True)
+    for k in np.argsort(-counts, kind="stable"):
+        inside = np.flatnonzero(found == numbers[k])
+        words = [word for word, _ in model.get_topic(int(numbers[k])) if word]
+        if not words:
+            continue
+        names = [*words, " ".join(words[:2]), f"{words[0]} ({len(rows) + 1})"]
+        name = next(name for name in names if name not in used)
+        used.add(name)
+        centre = embeddings[inside].mean(axis=0)
+        example = texts[inside[int(np.argmax(embeddings[inside] @ centre))]]
+        member[inside] = len(rows)
+        rows.append((name, int(counts[k]), ", ".join(words[:5]), example))
+    reason = f"no {settings.min_topic_size} of them with words are alike; lower `topics.min_topic_size`, or make a larger data set"
+    return rows, member, reason
+
+
+def embed(study: Study, texts: list[str], ref: ModelRef, what: str = "embedding") -> np.ndarray:
+    """Embed texts with a sentence encoder; what was embedded before in this run is read from its shards.
+
+    Returns
+    -------
+    ndarray of float32, shape (texts, width)
+        Rows of unit length.
+    """
+    if not texts:  # an empty shard does not know the width
+        return embed(study, [""], ref, what)[:0]
+    asked = pd.DataFrame({"text": texts})
+    key = (load.describe_model(ref), source_hash("engine/classifier"))
+    found = map_rows(study, asked, partial(_open_embedder, study, ref), what, "texts", *key)
+    return np.stack(found["vector"].to_list()).astype(np.float32)
+
+
+def _open_embedder(study: Study, ref: ModelRef) -> Work:
+    base, tokenizer = load.load_model(ref, "encoder", study.run)
+    model = classifier.in_dtype(classifier.SentenceEncoder(base), study.dtype).to(study.device)
+    return partial(_embed, model, tokenizer, study.device)
+
+
+def _embed(
+    model: classifier.SentenceEncoder, tokenizer: object, device: object, part: pd.DataFrame, seed: int
+) -> pd.DataFrame:
+    rows = classifier.encode(tokenizer, (part["text"].tolist(), None), min(256, tokenizer.model_max_length))
+    return pd.DataFrame({"vector": list(classifier.predict(model, tokenizer, rows, device))})

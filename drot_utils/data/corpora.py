@@ -1,0 +1,355 @@
+"""Reading the study's corpora: actions, the critic's gold, recorded responses, entailment groups, d-RoT.
+
+The published, hyphenated column names live in this module only.
+"""
+
+import codecs
+import csv
+import json
+import mmap
+import re
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as arrow_csv
+
+from drot_utils.data.parsing import INVISIBLE, NOTHING
+from drot_utils.data.table import check_columns
+from drot_utils.study.errors import DataError
+from drot_utils.study.params import Corpus, Params
+from drot_utils.study.paths import resolve
+
+#: The columns of the published Social-Chem-101 (Forbes et al., 2020), of which `read_actions` needs four.
+SOCIAL_CHEM = [
+    "area", "m", "split", "rot-agree", "rot-categorization", "rot-moral-foundations", "rot-char-targeting",
+    "rot-bad", "rot-judgment", "action", "action-agency", "action-moral-judgment", "action-agree",
+    "action-legal", "action-pressure", "action-char-involved", "action-hypothetical", "situation",
+    "situation-short-id", "rot", "rot-id", "rot-worker-id", "breakdown-worker-id", "n-characters",
+    "characters",
+]  # fmt: skip
+
+
+#: What is the same to a reader of an action: the forms of quotation marks and of hyphens.
+_ALIKE = INVISIBLE | str.maketrans("‘’‚‛ʼʹ′´`＇“”„‟″«»＂‐‑‒–—", "'" * 10 + '"' * 8 + "-" * 5)
+_QUOTED = re.compile(rb'"((?:[^"]++|"")*+)"(?=[\t\r\n]|\Z)')
+
+
+def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
+    """Read a tab-separated file with a header; every value stays text.
+
+    Quotation marks are characters like any other, as in the published files, unless the file as a whole was written with quoted
+    fields, as pandas writes it (see `_has_quoted_fields`).
+
+    Parameters
+    ----------
+    path : str or Path
+        UTF-8, with or without a byte order mark; relative paths are relative to the checkout.
+    required : list of str
+        Columns that must be there.
+
+    Returns
+    -------
+    DataFrame
+        Columns renamed to snake_case; an empty cell is an empty string, an empty row is left out. A row's index is the number
+        of its line, less 2.
+
+    Raises
+    ------
+    DataError
+        A missing file, wrong encoding, a line with too few or too many fields (named by number), a missing column.
+    """
+    path = resolve(path)
+    bad_lines: list[str] = []
+
+    def note(row: arrow_csv.InvalidRow) -> str:
+        number = f"{'row' if quoted else 'line'} {row.number}" if row.number is not None else "a line"
+        bad_lines.append(
+            f"{number} has {row.actual_columns} fields instead of {row.expected_columns}: {row.text[:60]!r}"
+        )
+        return "skip"
+
+    try:
+        quoted = _has_quoted_fields(path)
+        names = _header(path, quoted)
+        table = arrow_csv.read_csv(
+            path,
+            read_options=arrow_csv.ReadOptions(use_threads=False),  # so that rows carry their numbers
+            parse_options=arrow_csv.ParseOptions(
+                delimiter="\t",
+                quote_char='"' if quoted else False,
+                newlines_in_values=quoted,
+                ignore_empty_lines=False,  # so that they are counted
+                invalid_row_handler=note,
+            ),
+            convert_options=arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()),
+                strings_can_be_null=False,
+                check_utf8=True,
+            ),
+        )
+    except FileNotFoundError as error:
+        raise DataError("no such file", where=str(path), todo="check the path in the parameters") from error
+    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"is no UTF-8 tab-separated text: {error}", where=str(path), todo="save it as UTF-8") from error
+    if bad_lines:
+        raise DataError(
+            f"{len(bad_lines)} malformed lines; {bad_lines[0]}",
+            where=str(path),
+            todo="mend or remove these lines",
+        )
+    frame = table.to_pandas()
+    check_columns(frame, required, str(path))
+    if quoted:  # a field may have several lines
+        more = sum(column.str.count("\n") for _, column in frame.items())
+        frame.index += (more.cumsum() - more).to_numpy(dtype=int)
+    empty = frame[frame.iloc[:, 0] == ""].eq("").all(axis=1)
+    frame = frame.drop(index=empty.index[empty]) if empty.any() else frame
+    return frame.rename(columns=lambda name: name.replace("-", "_"))
+
+
+def action_key(action: str) -> str:
+    """Return what identifies an action, however it is typed.
+
+    Case, white space, final stops, the forms of quotation marks and hyphens, and whether an accent is a character of its own
+    make no difference.
+
+    Returns
+    -------
+    str
+        "" when there is no action, or only a word for nothing ("nan", "None").
+    """
+    if action.isascii():
+        action = action.lower()
+    else:
+        folded = unicodedata.normalize("NFD", action).casefold().translate(_ALIKE)
+        action = unicodedata.normalize("NFC", folded)
+    key = " ".join(action.replace("`", "'").split()).rstrip(" .")
+    return "" if key in NOTHING else key
+
+
+def action_keys(actions: pd.Series) -> pd.Series:
+    """Return the `action_key` of each action, under the index of `actions`."""
+    return pd.Series(map(action_key, actions), index=actions.index, dtype="str")
+
+
+def read_actions(path: str | Path) -> pd.DataFrame:
+    """Read the actions of Social-Chem-101, or of the built-in data, each once.
+
+    The published file holds an action in several rows. "Sampled without replacement" (section 3.1) is about actions, so
+    rows whose action has the same `action_key` are one; the first row speaks for it. An action that also occurs in another
+    split than ``train`` is no training action.
+
+    Parameters
+    ----------
+    path : str or Path
+        A TSV with at least the columns ``action split rot rot-judgment``.
+
+    Returns
+    -------
+    DataFrame
+        ``action_id``, ``action``, ``split`` and the other columns in snake_case, one row an action.
+
+    Raises
+    ------
+    DataError
+        As `read_tsv`; also for a duplicate ``action-id``.
+    """
+    frame = read_tsv(path, ["action", "split", "rot", "rot-judgment"])
+    frame["action"] = frame["action"].str.split().str.join(" ").str.removesuffix(".").str.strip()
+    key = action_keys(frame["action"])
+    frame, key = frame[key != ""], key[key != ""]
+    in_train_only = frame["split"].eq("train").groupby(key).transform("all")
+    frame = frame.assign(_order=in_train_only | frame["split"].ne("train"))
+    frame = frame.sort_values("_order", ascending=False, kind="stable")
+    frame = frame[~key.loc[frame.index].duplicated()].sort_index().drop(columns="_order").reset_index(drop=True)
+    if "action_id" not in frame:
+        frame.insert(0, "action_id", [f"sc{i:06d}" for i in range(len(frame))])
+    doubled = frame["action_id"].duplicated()
+    if doubled.any():
+        raise DataError(f"action-id {frame['action_id'][doubled].iloc[0]!r} occurs twice", where=str(path))
+    return frame
+
+
+def read_recorded(path: str | Path, actions: pd.DataFrame) -> pd.DataFrame:
+    """Read recorded teacher responses (``action-id moral-variance choice context rationale``).
+
+    Returns
+    -------
+    DataFrame
+        One row a response, with ``action`` joined in.
+
+    Raises
+    ------
+    DataError
+        An unknown action, a moral variance other than 1 and -1, an empty context, a choice that is no whole number, a
+        duplicate choice.
+    """
+    frame = read_tsv(path, ["action-id", "moral-variance", "choice", "context", "rationale"])
+    frame = with_variance(frame, str(path))
+    frame["choice"] = read_whole(frame, "choice", str(path))
+    doubled = frame.duplicated(["action_id", "moral_variance", "choice"])
+    refuse(frame, doubled, "repeat the choice of an earlier line", str(path))
+    return join_action(frame, actions, str(path))
+
+
+def read_groups(path: str | Path) -> pd.DataFrame:
+    """Read entailment groups and write out their labelled pairs (see the data sheet).
+
+    Returns
+    -------
+    DataFrame
+        ``group split premise hypothesis label`` with label 0 contradiction, 1 neutral, 2 entailment.
+
+    Raises
+    ------
+    DataError
+        A file that cannot be read, a line that is no JSON object with the promised keys.
+    """
+    try:
+        lines = resolve(path).read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028, too
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"is no UTF-8 text that can be read: {error}", where=str(path)) from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            group = json.loads(line)
+            base, relations = group["base"], [(p, 2, 2) for p in group["paraphrases"]]
+            relations += [
+                (group["general"], 2, 1),
+                (group["different"], 1, 1),
+                (group["contradiction"], 0, 0),
+            ]
+            for other, forward, backward in relations:
+                rows.append((group["group"], group["split"], base, other, forward))
+                rows.append((group["group"], group["split"], other, base, backward))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(f"is no entailment group: {error!r}", where=f"{path}, line {number}") from error
+    return pd.DataFrame(rows, columns=["group", "split", "premise", "hypothesis", "label"])
+
+
+def with_variance(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Check moral variances and contexts, and return the former as numbers."""
+    variance = read_whole(frame, "moral_variance", where, (1, -1))
+    empty = frame["context"].str.strip().str.casefold().isin(["", *NOTHING])
+    refuse(frame, empty, "have an empty context", where, "context")
+    return frame.assign(moral_variance=variance.astype("int8"))
+
+
+def read_whole(frame: pd.DataFrame, column: str, where: str, allowed: tuple[int, int] | None = None) -> pd.Series:
+    """Return a column's whole numbers, also where they are written as ``0.0``.
+
+    Raises
+    ------
+    DataError
+        Another value than the `allowed` ones; by default, than a whole number from 0.
+    """
+    numbers = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    good = numbers.isin(allowed) if allowed else numbers.ge(0) & numbers.mod(1).eq(0)
+    expected = f"{allowed[0]} and {allowed[1]}" if allowed else "a whole number"
+    refuse(frame, ~good, f"have a {column.replace('_', '-')} other than {expected}", where, column)
+    return numbers.astype(int)
+
+
+def join_action(frame: pd.DataFrame, actions: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Join the action by its id, refusing rows of an unknown one."""
+    names = actions.set_index("action_id")["action"]
+    unknown = ~frame["action_id"].isin(names.index)
+    refuse(frame, unknown, "name an action-id that the actions file does not have", where, "action_id")
+    return frame.assign(action=frame["action_id"].map(names))
+
+
+def refuse(frame: pd.DataFrame, bad: pd.Series, what: str, where: str, column: str | None = None) -> None:
+    """Raise a `DataError` that counts the bad rows and shows the first with its line, if there is any."""
+    if bad.any():
+        first = frame.index[bad][0]
+        shown = [c for c in ("action_id", "moral_variance", "context", column) if c in frame]
+        place = f"{where}, line {first + 2}" + (f", column {column.replace('_', '-')}" if column else "")
+        row = frame.loc[first, list(dict.fromkeys(shown))].to_dict()
+        raise DataError(f"{int(bad.sum())} rows {what}; the first is {row}", where=place)
+
+
+def _has_quoted_fields(path: Path) -> bool:
+    """Tell whether a file was written with quoted fields.
+
+    In such a file every quotation mark belongs to a field that is quoted as a whole, those within it doubled; and either the
+    header is quoted, or some field had to be, as it holds a quotation mark, a tab or a line end. In files without quoting, marks
+    stand anywhere, and the first that does not fit decides.
+    """
+    with path.open("rb") as handle:
+        first = len(codecs.BOM_UTF8) if handle.read(3) == codecs.BOM_UTF8 else 0
+        handle.seek(first)
+        needed, start = handle.read(1) == b'"', 0
+        handle.seek(0)
+        while b'"' not in (block := handle.read(1 << 20)):
+            if not block:
+                return False
+            start += len(block)
+        with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for mark in re.compile(b'"').finditer(data, start):
+                if mark.start() < start:  # within the field before
+                    continue
+                field = _QUOTED.match(data, mark.start())
+                begins = mark.start() == first or data[mark.start() - 1 : mark.start()] in b"\t\r\n"
+                if not field or not begins:
+                    return False
+                needed, start = needed or bool(re.search(rb'["\t\r\n]', field[1])), field.end()
+    return needed
+
+
+def _header(path: Path, quoted: bool) -> list[str]:
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        how = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        return next(csv.reader(handle, delimiter="\t", quoting=how), [])
+
+
+def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, pd.DataFrame]:
+    """Sample A0, A1, A2 and the rest from the training split, without replacement, and the held-out test actions.
+
+    Returns
+    -------
+    dict of DataFrame
+        ``seed``, ``round_1``, ``round_2``, ``final`` and ``test``: no action is in two of them.
+
+    Raises
+    ------
+    DataError
+        When a split holds fewer actions than asked for.
+    """
+    rng = np.random.default_rng(seed)
+    train, test = actions[actions["split"] == "train"], actions[actions["split"] == "test"]
+    train, test = (part.iloc[rng.permutation(len(part))].reset_index(drop=True) for part in (train, test))
+    sizes = {"seed": plan.seed_actions, "round_1": plan.round_actions[0], "round_2": plan.round_actions[1]}
+    sizes["final"] = plan.final_actions if plan.final_actions is not None else max(0, len(train) - sum(sizes.values()))
+    wanted_test = plan.test_actions if plan.test_actions is not None else len(test)
+    for split, wanted, found in (
+        ("train", sum(sizes.values()), len(train)),
+        ("test", wanted_test, len(test)),
+    ):
+        if wanted > found or wanted == 0:
+            raise DataError(
+                f"asked for {wanted} actions of the {split} split, found {found}",
+                where=plan.actions,
+                todo="ask for fewer under `corpus` in the parameters, or give a larger file",
+            )
+    if sizes["final"] == 0:
+        raise DataError(
+            f"no action remains for the final data set: {len(train)} of the train split are all used by A0, A1 and A2",
+            where=plan.actions,
+            todo="ask for fewer under `corpus` in the parameters",
+        )
+    ends = np.cumsum(list(sizes.values()))
+    parts = {
+        name: train.iloc[end - size : end].reset_index(drop=True)
+        for (name, size), end in zip(sizes.items(), ends, strict=True)
+    }
+    return {**parts, "test": test.iloc[:wanted_test].reset_index(drop=True)}
+
+
+def is_builtin(params: Params) -> bool:
+    """Return whether a run is made of the built-in, machine-written data."""
+    return params.corpus.actions.startswith("data/demo/")

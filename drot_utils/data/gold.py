@@ -1,0 +1,141 @@
+"""The critic's gold: annotators' votes, and the labels that follow from them (appendix B.1)."""
+
+import re
+
+import numpy as np
+import pandas as pd
+
+from drot_utils.data.corpora import action_keys, join_action, read_tsv, read_whole, refuse, with_variance
+from drot_utils.data.table import check_columns
+from drot_utils.study.errors import DataError
+
+#: What a vote on figure 6's first question means for the context; N and O both make it invalid (appendix B.1).
+VOTES = {"Y": "as_asked", "N": "neutral", "O": "opposite"}
+#: Columns of the single votes as scores: 1 for Y, 0 for N and O; null where there are not three of them.
+ANNOTATORS = ["annotator 1", "annotator 2", "annotator 3"]
+
+
+def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
+    """Read the critic's gold: annotation files with votes, or the published file with ``context-quality``.
+
+    Labels are the majority of the votes, and "neutral" and "opposite" are both invalid (appendix B.1). Three different
+    votes have no majority: such a row is invalid, its shift unknown.
+
+    Parameters
+    ----------
+    paths : list of str
+        TSVs with ``q1-a1 q1-a2 q1-a3``, with a single ``q1``, or with ``context-quality``.
+    actions : DataFrame
+        As `read_actions` returns it; joined where a file has ``action-id`` but no ``action``. A file with actions only gets
+        their ids; those of actions that are not among them begin with g.
+
+    Returns
+    -------
+    DataFrame
+        ``action_id action moral_variance context rationale source``, ``valid`` (bool), ``shift`` (-1, 0, +1: what the
+        context does to the action, whatever was asked; null when unknown), ``votes`` (how many), ``agreed`` (all of at
+        least three votes the same), ``split`` (as published, else null), and `ANNOTATORS` (the votes as scores).
+
+    Raises
+    ------
+    DataError
+        As `read_tsv`; also for a vote that is not Y, N or O, a ``context-quality`` other than 0 and 1, or without a ``split``
+        of train, dev and test, and a row without an action.
+    """
+    gold = pd.concat([_read_gold_file(path, actions) for path in paths], ignore_index=True)
+    if gold["action_id"].isna().any():
+        key = action_keys(gold["action"])
+        known = pd.Series(actions["action_id"].to_numpy(), index=action_keys(actions["action"]))
+        numbers = "g" + key.groupby(key).ngroup().astype(str).str.zfill(6)
+        gold["action_id"] = gold["action_id"].fillna(key.map(known)).fillna(numbers)
+    return gold
+
+
+def read_votes(path: str) -> pd.DataFrame:
+    """Read the single votes of an annotation file, for their agreement.
+
+    Returns
+    -------
+    DataFrame
+        ``file row source question annotator answer``, a row a vote; empty when the file does not hold several votes a row.
+    """
+    frame = read_tsv(path, ["context"])
+    columns = [name for name in frame if re.fullmatch(r"q\d_a\d", name)]
+    if not columns:
+        return pd.DataFrame(columns=["file", "row", "source", "question", "annotator", "answer"])
+    frame = frame.assign(file=path, row=range(len(frame)), source=frame.get("source", ""))
+    votes = frame.melt(["file", "row", "source"], columns, "name", "answer")
+    votes[["question", "annotator"]] = votes["name"].str.split("_", expand=True).to_numpy()
+    return votes.drop(columns="name")
+
+
+def _read_gold_file(path: str, actions: pd.DataFrame) -> pd.DataFrame:
+    frame = read_tsv(path, ["moral-variance", "context", "rationale"])
+    frame = with_variance(frame, path)
+    if "action" not in frame:
+        frame = join_action(frame, actions, path)
+    refuse(frame, action_keys(frame["action"]) == "", "have no action", path, "action")
+    if "context_quality" in frame:
+        check_columns(frame, ["split"], path)
+        splits = ["train", "dev", "test"]
+        refuse(frame, ~frame["split"].isin(splits), f"have a split that is none of {splits}", path, "split")
+        valid = read_whole(frame, "context_quality", path, (0, 1)).astype(bool)
+        frame = frame.assign(valid=valid, shift=float("nan"), votes=3)
+        frame["agreed"] = frame["split"] != "train"  # the published dev and test splits hold full agreement only
+        frame["source"] = frame.get("source", "gpt-3")
+    else:
+        frame = _vote(frame, path)
+    columns = [
+        "action_id",
+        "action",
+        "moral_variance",
+        "context",
+        "rationale",
+        "source",
+        "valid",
+        "shift",
+        "votes",
+    ]
+    return frame.reindex(columns=[*columns, "agreed", "split", *ANNOTATORS])
+
+
+def _vote(frame: pd.DataFrame, path: str) -> pd.DataFrame:
+    columns = [c for c in ("q1", "q1_a1", "q1_a2", "q1_a3") if c in frame]
+    if len(columns) not in (1, 3):
+        raise DataError("expected the votes in q1, or in q1-a1 q1-a2 q1-a3, or context-quality", where=path)
+    votes = frame[columns]
+    for column in columns:
+        refuse(frame, ~votes[column].isin(list(VOTES)), "have a vote other than Y, N and O", path, column)
+    counts = pd.DataFrame({v: votes.eq(v).sum(axis=1) for v in VOTES})
+    winner = counts.idxmax(axis=1).where(counts.max(axis=1) * 2 > len(columns))
+    asked = frame["moral_variance"].astype(float)
+    shift = asked.where(winner == "Y", -asked).where(winner != "N", 0.0).where(winner.notna())
+    agreed = counts.max(axis=1).eq(len(columns)) & (len(columns) >= 3)
+    if len(columns) == len(ANNOTATORS):
+        frame = frame.assign(**dict(zip(ANNOTATORS, votes.eq("Y").astype(float).to_numpy().T, strict=True)))
+    return frame.assign(valid=winner.eq("Y"), shift=shift, votes=len(columns), agreed=agreed, split=None)
+
+
+def count_valid(valid: pd.Series, written: pd.Series, least: float = 0.0) -> float:
+    """Return how many rows are valid, taking those that nobody judged to be like those that somebody did.
+
+    Parameters
+    ----------
+    valid : Series of float, shape (rows,)
+        1, 0 or between; NaN where nobody judged.
+    written : Series of bool, shape (rows,)
+        Whether there is a text to judge; where not, the row is not valid.
+    least : float
+        The share of the written rows that must be judged.
+
+    Returns
+    -------
+    float
+        NaN where none is judged, or fewer than `least`, or there are no rows.
+    """
+    if not written.any():
+        return 0.0 if len(written) else np.nan
+    known = valid[written].dropna()
+    if not len(known) or len(known) < least * written.sum():
+        return np.nan
+    return float(known.sum() * written.sum() / len(known))

@@ -1,0 +1,331 @@
+"""How a model's answer is read: the prompt's labels in all the forms in which models write them, and what wraps them.
+
+Every pattern is anchored, bounded or possessive: reading takes time in proportion to the answer's length.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+#: Lines of a kind: the beginning of a list item, a heading, and what holds no words (blank lines, code fences, rules).
+ITEM = re.compile(r"[\s>]*+(?:[-+*•▪◦–—]|\(?(?:\d{1,3}[.)]|[A-Ca-c]\)))(?:\s+|$)")
+HEADING = re.compile(r"[\s>]*+#{1,6}\s")
+BLANK = re.compile(r"[\s>]*+(?:(?:```|~~~)\w*+|[-*_=\s]*+)\s*+$")
+#: What may stand before a label, as a regular expression: signs of quotation, lists, headings and emphasis.
+SIGNS = r"[\s>#*+•▪◦–—_`\"“”'‘’\[({|-]*+"
+#: Characters without width, to be left out with `str.translate`.
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))
+
+_EMPHASIS = [re.compile(rf"(?<![\w{s}])[{s}]{{1,3}}(?=[^\s{s}])([^{s}]+)(?<=\S)[{s}]{{1,3}}(?![\w{s}])") for s in "*_`"]
+_MARKS = re.compile(r"^(?:(?:[-+*•▪◦–—>]|#{1,6}|\(?(?:\d{1,3}[.)]|[A-Ca-c]\)))\s+)+")
+_JSON_REST = re.compile(r'"\s*,\s*"?$')  # between two values of JSON that does not end
+_QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»"}
+#: Words for nothing, in small letters: those of models, and those that programs write into empty cells.
+NOTHING = {"n/a", "none", "null", "not applicable", "nan", "<na>"}
+
+#: Where a model's notes to itself begin and end, as tags or special tokens.
+_THOUGHT = re.compile(
+    r"[<◁]/?(?i:(?:\w{1,12}:)?(?:think(?:ing)?|thoughts?))[>▷]|\[/?THINK\]|<\|(?P<token>begin|end)_of_thought\|>"
+)
+#: gpt-oss: that it speaks in channels, and where its answer begins. Decoded without special tokens, only the words are left.
+_CHANNEL = re.compile(r"\A\s*+analysis(?=[A-Z\"'])|<\|channel\|>")
+_FINAL = re.compile(r"<\|channel\|>\s?final\b[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>|assistantfinal")
+#: Special tokens of chat templates: those before the first word open an answer, any other one ends it.
+_MARK = r"<[|｜](?!begin_of_thought)[\w▁]{1,40}[|｜]>|</?s>|<(?:start_of_turn|end_of_turn|bos|eos|pad|eot)>|\[/?INST\]"
+_OPENING = re.compile(rf"(?:\s*+(?:{_MARK})(?:(?:assistant|model)(?=[ \t]*+[\n<]))?)*+")
+_END = re.compile(_MARK)
+
+
+def unwrap(text: str) -> str | None:
+    """Return what a model answers, without its thoughts, other channels and special tokens.
+
+    Of several thoughts, what follows the closing mark of the last one is read, with or without an opening mark.
+
+    Returns
+    -------
+    str or None
+        None when a thought was begun and not ended: then there is no answer.
+    """
+    if _CHANNEL.search(text):
+        finals = list(_FINAL.finditer(text))
+        if not finals:
+            return None
+        text = text[finals[-1].end() :]
+    closing = [mark.end() for mark in _THOUGHT.finditer(text) if "/" in mark[0] or mark["token"] == "end"]
+    text = text[closing[-1] :] if closing else text
+    text = text[_OPENING.match(text).end() :]
+    end = _END.search(text)
+    text = text[: end.start()] if end else text
+    return None if _THOUGHT.search(text) else text
+
+
+def clean(text: str) -> str:
+    """Take off what a text is wrapped in; what is clean stays as it is.
+
+    Returns
+    -------
+    str
+        One line without emphasis, list signs, quotation marks around all of it, and final full stop; "" when no letter
+        or digit is left, or only a word for nothing ("N/A").
+    """
+    text = " ".join(text.split())
+    before = None
+    while text != before:  # what is quoted may end with a full stop, what is bold may be quoted ...
+        before = text
+        for pattern in _EMPHASIS:
+            text = pattern.sub(r"\1", text)
+        text = _unquote(_strip(_JSON_REST.sub('"', _MARKS.sub("", text))))
+    return "" if text.casefold() in NOTHING or not any(map(str.isalnum, text)) else text
+
+
+def _strip(text: str) -> str:
+    signs = " *_`|{}" + "“" * ("”" not in text) + "”" * ("“" not in text)
+    text = text.lstrip(signs)
+    stem = text.rstrip(f"{signs}.")
+    return f"{stem}..." if text.count(".", len(stem)) > 1 else stem
+
+
+def _unquote(text: str) -> str:
+    if text.count('"') % 2:
+        return text.removeprefix('"') if text.startswith('"') else text.removesuffix('"')
+    inner, closing = text[1:-1], _QUOTES.get(text[:1])
+    quoted = inner and text.endswith(closing or "\n") and not {text[0], closing} & set(inner)
+    return inner if quoted else text
+
+
+#: What `diagnose` may say; after all but the first there is no context.
+DIAGNOSES = ("parsed", "empty", "refusal", "cut off", "too long", "no situation", "no explanation")
+
+LONGEST = 2000  # characters of a context or a rationale; the paper's contexts have 12 words on average
+RENEWALS = 3  # a value of JSON may hold labels in turn: a pair is read again until nothing changes
+
+_KINDS = {
+    "situation": "situations?|scenarios?|contexts?|circumstances?",
+    "explanation": "explanations?|reasons?|reasoning|rationale|justification|because|why",
+    "action": "action",
+}
+_NAMES = "|".join(_KINDS.values())
+_BEFORE = (
+    r"(?:(?:here(?:['’]s| is| are)|the|my|a|an|one|possible|example|first|modified|more|less|(?:un)?ethical)\s){0,4}"
+)
+_NUMBER = r"(?:\s?[#(\[]?(?P<number>\d{1,2}|[A-C])\b[)\].]?)?"
+_CLAUSE = r"(?:\s?\([^()]{1,60}\))?(?:\s(?:in which|where|why|for|that|behind)\b[^:：*]{1,80}(?=[:：*]))?"
+_COLON = r"[*_`\"”'’\])]*+\s*+[:：][*_`\"”'’]*+"
+#: What stands before a label: signs, with or without a number.
+_PREFIX = re.compile(rf"{SIGNS}(?:(?:\d{{1,3}}|[A-Ca-c])[.):]{SIGNS})*+")
+#: A label that begins a line: with a colon, with a dash after a blank, or with nothing after it.
+_LABEL = re.compile(
+    rf"{_BEFORE}(?P<name>{_NAMES})\b{_NUMBER}{_CLAUSE}(?:{_COLON}|[*_`]*+\s++[-–—](?=\s)|[*_`\"”'’]*+(?P<bare>\s*+)$)",
+    re.IGNORECASE,
+)
+#: A label within a line: what cannot be a word of the sentence, as it has a capital, signs, or a stop before it.
+_INNER_LABEL = re.compile(
+    r"(?:(?<!\w)(?:Explanation|EXPLANATION|Reason(?:ing)?|Rationale|Justification|Situation|SITUATION|Scenario|Context|Action)"
+    rf"|(?:(?<=[\"“'‘*_|])|(?<=[.!?;|]\s))(?i:{_NAMES}))\b{_NUMBER}{_COLON}"
+)
+_NAME = re.compile(_NAMES, re.IGNORECASE)
+#: What begins an explanation without a label.
+_UNLABELLED = re.compile(r"[\s>*_-]*+(?:because|(?:this|that) (?:is because|makes|would make))\b", re.IGNORECASE)
+_PREAMBLE = re.compile(
+    r"(?:sure|certainly|of course|absolutely|okay|ok|great|understood)?\W*+here(?:'s| is| are)\b|given an action,",
+    re.IGNORECASE,
+)
+_CANNOT = r"i(?:'m| am)?(?: can't| can ?not| won't| will not| unable to| not able to| not comfortable)"
+_DECLINED = (
+    r"(?:help(?: you)? with (?:this|that|your|such|creat|writ|generat)|help(?: you)?\W*$|assist|comply|fulfill?\b|condone|endorse|generat"
+    r"|do (?:this|that)\W*$|(?:writ|creat|provid|giv|offer|suggest|com)\w*\b.{0,40}?\b(?:situation|scenario|context|content|example"
+    r"|reason|justification|advice|instruction))"
+)
+_REFUSAL = re.compile(
+    rf"(?:i'm|i am) (?:very |so )?sorry,? but\b.{{0,40}}?(?:{_CANNOT}|\bai\b)|(?:i'm|i am|as) an? (?:ai|(?:large )?language model)\b"
+    rf"|(?:(?:sorry|(?:my )?apologies|i apologi[sz]e|unfortunately|no)\b.{{0,20}}?\b)?{_CANNOT} {_DECLINED}",
+    re.IGNORECASE,
+)
+#: No English sentence ends with these.
+_DANGLING = re.compile(r"(?:[,(–—-]|\s(?:the|an?|and|or|but|nor|because|if|than|its|their|my|your|our))$")
+_WHOLE = re.compile(r".*[.!?](?=\s)")
+_JSON = re.compile(r"^[ \t>]*+(?=[{\[])", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A context with its rationale, as read from a model's text."""
+
+    context: str
+    rationale: str
+
+
+@dataclass
+class _Part:
+    """What stands under one label: its first paragraph or list item."""
+
+    kind: str
+    number: str | None = None
+    opening: bool = False  # stands under no label of its own: the answer goes on after the prompt's last word
+    lines: list[str] = field(default_factory=list)
+    closed: bool = False
+
+    @property
+    def text(self) -> str:
+        """The lines as one; an opening that ends with a colon announces something and is none."""
+        text = " ".join(self.lines)
+        return "" if self.opening and text.endswith((":", "：")) else text
+
+    def add(self, line: str) -> None:
+        """Take a further line in, unless the first paragraph or item is over."""
+        heading = bool(HEADING.match(line))
+        if self.lines and (heading or BLANK.match(line) or ITEM.match(line)):
+            self.closed = True
+            if self.opening and (not self.text or _PREAMBLE.match(self.text.replace("’", "'"))):
+                self.lines, self.closed = [], False
+        if not (self.closed or BLANK.match(line) or (heading and self.opening)):
+            self.lines.append(line.strip())
+
+
+def parse_teacher(text: str) -> Parsed | None:
+    """Read the continuation of appendix A's prompt.
+
+    The labels may be in markdown, numbered, on lines of their own, called otherwise (Context, Scenario; Reason, Rationale,
+    Because ...), repeated from the prompt, or keys of JSON; the first one may be missing, and without any label for the
+    explanation a line that begins with "Because" or "This makes" is one. Of several situations the first pair is taken;
+    of a text under a label its first paragraph or list item. What follows an ``Action:`` line after a situation is about
+    another action and is not read. Thoughts and special tokens are left out (`markup.unwrap`).
+
+    An answer that ends before its explanation has no context. An explanation need not end with a full stop (the recorded
+    ones do not), so one that stops in mid sentence shows only where its last word cannot be the last of a sentence: then its
+    whole sentences are kept, and without any the answer counts as cut off.
+
+    Returns
+    -------
+    Parsed or None
+        None when there is no situation with an explanation (`diagnose` says why); the caller keeps the raw text.
+    """
+    return _read(text)[0]
+
+
+def diagnose(text: str) -> str:
+    """Return how `parse_teacher` fares with a text: one of `DIAGNOSES`."""
+    return _read(text)[1]
+
+
+def _read(text: str) -> tuple[Parsed | None, str]:
+    verdict = _read_once(text)
+    for _ in range(RENEWALS):
+        if verdict[0] is None:
+            return verdict
+        again = _read_once(f" {verdict[0].context}\nExplanation: {verdict[0].rationale}")
+        if again == verdict:
+            return verdict
+        verdict = again
+    return None, "no explanation"
+
+
+def _read_once(text: str) -> tuple[Parsed | None, str]:
+    text = unwrap(text.translate(INVISIBLE))
+    if text is None:
+        return None, "cut off"
+    if not text.strip():
+        return None, "empty"
+    for parts in (_json_parts(text), _label_parts(text, False), _label_parts(text, True)):
+        verdict = _first_pair(parts)
+        if verdict[1] not in ("no situation", "no explanation"):
+            return verdict
+    return (None, "refusal") if _refuses(text[:LONGEST].strip()) else verdict
+
+
+def _first_pair(parts: Iterable[_Part]) -> tuple[Parsed | None, str]:
+    situations: dict[str | None, str] = {}
+    latest, moved_on = "", False
+    for part in parts:
+        if len(part.text) > LONGEST:
+            return None, "too long"
+        text = clean(part.text)
+        if part.kind == "action":
+            moved_on = bool(latest)
+        elif part.kind == "situation" and text:
+            if moved_on:
+                break
+            latest = situations[part.number] = text
+        elif part.kind == "explanation" and text and latest:
+            return _check(situations.get(part.number, latest) if part.number else latest, text)
+    return None, "no explanation" if latest else "no situation"
+
+
+def _check(context: str, rationale: str) -> tuple[Parsed | None, str]:
+    if _refuses(context):
+        return None, "refusal"
+    while _DANGLING.search(rationale):
+        whole = _WHOLE.match(rationale)
+        rationale = clean(whole[0]) if whole else ""
+    return (Parsed(context, rationale), "parsed") if rationale else (None, "cut off")
+
+
+def _refuses(text: str) -> bool:
+    return bool(_REFUSAL.match(text.replace("’", "'")))
+
+
+def _label_parts(text: str, unlabelled: bool) -> Iterator[_Part]:
+    """Cut a text at its labels, and with `unlabelled` also where an explanation begins without one."""
+    part = _Part("situation", opening=True)
+    for line in text.splitlines():
+        begin, labels = 0, list(_find_labels(line))
+        if unlabelled and not labels and part.kind == "situation" and part.lines and _UNLABELLED.match(line):
+            yield part
+            part = _Part("explanation")
+        for start, end, kind, number in labels:
+            if line[begin:start].strip():
+                part.add(line[begin:start])
+            yield part
+            part, begin = _Part(kind, number), end
+        part.add(line[begin:])
+        if part.kind == "action":  # one line long
+            yield part
+            part = _Part("situation", opening=True)
+    yield part
+
+
+def _find_labels(line: str) -> Iterator[tuple[int, int, str, str | None]]:
+    """Yield where each label of a line starts and ends, its kind and its number."""
+    position = 0
+    while True:
+        signs = _PREFIX.match(line, position).end()
+        label = _LABEL.match(line, signs)
+        # A label with nothing after it has a line of its own, and is no word of a wrapped sentence.
+        bare = label and label["bare"] is not None
+        if not label or (bare and (position or not (label[0][0].isupper() or line[:signs].strip()))):
+            break
+        yield position, label.end(), _kind(label["name"]), label["number"]
+        position = label.end()
+    for label in _INNER_LABEL.finditer(line, position):
+        yield label.start(), label.end(), _kind(_NAME.search(label[0])[0]), label["number"]
+
+
+def _kind(name: str) -> str:
+    return next(kind for kind, names in _KINDS.items() if re.fullmatch(names, name, re.IGNORECASE))
+
+
+def _json_parts(text: str) -> Iterator[_Part]:
+    """Read what of a text is JSON: situations before explanations, whatever their order in an object."""
+    end, decoder = 0, json.JSONDecoder(strict=False)
+    for start in _JSON.finditer(text):
+        if start.end() < end:
+            continue
+        try:
+            value, end = decoder.raw_decode(text, start.end())
+            yield from _flatten(value)
+        except (json.JSONDecodeError, RecursionError):
+            return  # not JSON, or not all of it: read as text
+
+
+def _flatten(value: object) -> Iterator[_Part]:
+    if isinstance(value, dict):
+        labels = [(_LABEL.fullmatch(key.strip().replace("_", " ")), item) for key, item in value.items()]
+        for kind in ("situation", "explanation"):
+            for label, item in labels:
+                item = item[0] if isinstance(item, list) and item else item
+                if label and _kind(label["name"]) == kind and isinstance(item, str):
+                    yield _Part(kind, label["number"], lines=item.split("\n"))
+        value = list(value.values())
+    for item in value if isinstance(value, list) else []:
+        yield from _flatten(item)

@@ -1,0 +1,123 @@
+"""The one table of the study: its columns, its checks, and how it is read and written."""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from drot_utils.study.errors import DataError
+from drot_utils.study.paths import atomic
+
+#: Rows are flagged, not deleted, until the final export. A missing score or flag is null, never 0 or false.
+CANDIDATES = pa.schema(
+    [
+        pa.field("action_id", pa.string(), nullable=False),
+        pa.field("action", pa.string(), nullable=False),
+        pa.field("moral_variance", pa.int8(), nullable=False),  # +1 strengthens, -1 weakens
+        pa.field("candidate", pa.int32(), nullable=False),  # order in which the writer gave it
+        pa.field("source", pa.string(), nullable=False),  # who wrote it: teacher, distill_base ...
+        pa.field("context", pa.string()),  # null when the raw text does not parse
+        pa.field("rationale", pa.string()),
+        pa.field("raw", pa.string(), nullable=False),  # the writer's own words
+        pa.field("tokens", pa.int32()),  # generated tokens; null when unknown
+        pa.field("nli_kept", pa.bool_()),
+        pa.field("critic_score", pa.float64()),  # probability of the direction asked, 0 to 1
+        pa.field("kept", pa.bool_()),
+    ]
+)
+KEY = ["action_id", "moral_variance", "candidate", "source"]
+PROMPT = ["action_id", "moral_variance"]
+
+
+def check_columns(frame: pd.DataFrame, required: list[str], where: str) -> None:
+    """Raise a `DataError` that lists the columns of `required` that `frame` lacks, and those it has."""
+    missing = [name for name in required if name not in frame.columns]
+    if missing:
+        raise DataError(
+            f"missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; found {', '.join(map(str, frame.columns))}",
+            where=where,
+            todo="check that the file is the one its section of the parameters asks for",
+        )
+
+
+def check_candidates(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Check a candidate table and return it unchanged.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Columns as in `CANDIDATES`; flags and scores may be null.
+    where : str
+        Named in the error.
+
+    Raises
+    ------
+    DataError
+        A missing column, a moral variance other than +1 and -1, a duplicate key, an empty context where one was
+        parsed, or a score outside [0, 1]; the first offending row is named.
+    """
+    check_columns(frame, CANDIDATES.names, where)
+    problems = {
+        "a moral variance other than 1 and -1": ~frame["moral_variance"].isin([1, -1]),
+        f"a second row of the same {', '.join(KEY)}": frame.duplicated(KEY),
+        "an empty context": frame["context"].notna() & (frame["context"].fillna("").str.strip() == ""),
+        "a critic score outside 0 to 1": frame["critic_score"].notna() & ~frame["critic_score"].between(0, 1),
+        "a kept row without a context": frame["kept"].eq(True).fillna(False) & frame["context"].isna(),
+    }
+    for what, rows in problems.items():
+        if rows.any():
+            first = frame.loc[rows].iloc[0]
+            raise DataError(
+                f"{int(rows.sum())} rows with {what}; the first is {dict(first[KEY])}",
+                where=f"{where}, row {first.name}",
+            )
+    return frame
+
+
+def make_table(rows: list, columns: dict[str, str]) -> pd.DataFrame:
+    """Return rows as a frame with these columns (name to dtype), which it has without any row, too."""
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
+
+
+def empty_columns(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `frame` with the columns of `CANDIDATES` that it lacks added as nulls, in order."""
+    return frame.reindex(columns=CANDIDATES.names)
+
+
+def write_candidates(frame: pd.DataFrame, path: Path) -> Path:
+    """Check `frame` and write it to `path` (parquet, whole or not at all)."""
+    check_candidates(frame, str(path))
+    table = pa.Table.from_pandas(frame[CANDIDATES.names], schema=CANDIDATES, preserve_index=False)
+    return write_table(table.replace_schema_metadata(None), path)
+
+
+def write_table(table: pa.Table, path: Path) -> Path:
+    """Write an Arrow table as parquet with page checksums, whole or not at all, and return the path."""
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    return path
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a parquet file, verifying its checksums.
+
+    Raises
+    ------
+    DataError
+        When the file is truncated or its bytes have changed.
+    """
+    try:
+        return to_pandas(pq.read_table(path, page_checksum_verification=True))
+    # A changed footer leads to more than Arrow's own errors.
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"cannot be read as parquet: {error}",
+            where=str(path),
+            todo="remove the file and run the notebook that makes it",
+        ) from error
+
+
+def to_pandas(table: pa.Table) -> pd.DataFrame:
+    """Return an Arrow table as a frame whose flags may be null."""
+    return table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)

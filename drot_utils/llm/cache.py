@@ -1,0 +1,382 @@
+"""The answers of all endpoints in one file, by the whole request, and as JSON lines to publish and replay.
+
+A request is asked once in a study's life. The file (SQLite) takes answers from several processes at once and keeps each as it
+comes. Keys and headers are never in it.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drot_utils.study.errors import DataError, StorageError, wrap_os_error
+from drot_utils.study.paths import Run, atomic, exclusive, file_system
+
+VERSION = 1
+APPLICATION = 0x64526F54  # "dRoT": marks the file as ours
+AT_ONCE = 400  # keys a query; every SQLite allows 999
+
+#: File systems of one machine. Elsewhere SQLite's write-ahead log is not safe (its memory cannot be shared between machines).
+LOCAL = ("ext", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "ramfs", "overlay", "apfs", "hfs")
+
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE requests (key TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE answers (
+    key TEXT NOT NULL, choice INTEGER NOT NULL, text TEXT NOT NULL, finish TEXT, prompt_tokens INTEGER,
+    completion_tokens INTEGER, answered_by TEXT, PRIMARY KEY (key, choice)
+) WITHOUT ROWID;
+CREATE TABLE ledger (
+    model TEXT NOT NULL, transport TEXT NOT NULL, entry TEXT NOT NULL, times INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, PRIMARY KEY (model, transport, entry)
+) WITHOUT ROWID;
+CREATE TABLE batches (token TEXT PRIMARY KEY, place TEXT NOT NULL, id TEXT) WITHOUT ROWID;
+CREATE TABLE lines (
+    token TEXT NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL, choices TEXT NOT NULL, PRIMARY KEY (token, id)
+) WITHOUT ROWID;
+PRAGMA application_id = {APPLICATION};
+PRAGMA user_version = {VERSION};
+COMMIT;
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One choice of an answer as it is kept.
+
+    A prompt is billed once a response: its tokens count for the response's first choice, 0 for the others. Completion
+    tokens are shared out over a response's choices by their lengths. So sums are exact. None: not known.
+    """
+
+    text: str
+    finish: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    answered_by: str | None = None
+
+
+def request_key(request: dict[str, Any]) -> str:
+    """Return the key of a request: a hash of all of it but `n`, as every choice is kept by its number."""
+    return hashlib.sha256(_body(request).encode()).hexdigest()
+
+
+class Cache:
+    """The file of answers; made when it does not exist.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    DataError
+        A file that is no cache, is damaged, or was written by another version.
+    StorageError
+        A file or folder that cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bare = False
+        self.lock = path.with_name(f".{path.name}.lock")
+        try:
+            # Two processes may make it at once: one writes the schema.
+            with exclusive(self.lock, wait=True) as lock:
+                self._open(bare=lock is None)
+            # Where the file system has no locks, SQLite takes none, and we hold one of our own.
+            self.bare = lock is None
+        except OSError as error:
+            raise wrap_os_error(error, path) from error
+
+    def _open(self, bare: bool) -> None:
+        with self.said():
+            place = self.path.absolute().as_uri() + ("?vfs=unix-none" if bare else "")
+            # The caller's thread and the one that asks share it, never at once.
+            self.file = sqlite3.connect(place, timeout=60, isolation_level=None, check_same_thread=False, uri=True)
+            if bare:  # without locks SQLite reads a file that has a write-ahead log only so
+                self.file.execute("PRAGMA locking_mode = EXCLUSIVE")
+            version, application, tables = (
+                self.file.execute(query).fetchone()[0]
+                for query in (
+                    "PRAGMA user_version",
+                    "PRAGMA application_id",
+                    "SELECT count(*) FROM sqlite_master",
+                )
+            )
+            if tables and (application, version) != (APPLICATION, VERSION):
+                self.file.close()
+                raise DataError(
+                    f"expected a cache of version {VERSION}, found "
+                    + (f"version {version}" if application == APPLICATION else "a database of another program"),
+                    where=str(self.path),
+                    todo="export it with the program that wrote it and import the lines here, or move it away",
+                )
+            if bare or not file_system(self.path).startswith(LOCAL):
+                self.file.execute("PRAGMA journal_mode = DELETE")  # also of a file that was made elsewhere
+                self.file.execute("PRAGMA locking_mode = NORMAL")
+            else:
+                if not tables:
+                    self.file.execute("PRAGMA journal_mode = WAL")
+                # A kill loses nothing; a power cut may lose the last seconds, and leaves the file whole.
+                self.file.execute("PRAGMA synchronous = NORMAL")
+            if not tables:
+                self.file.executescript(_SCHEMA)
+            elif (damage := self.file.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(damage)
+
+    def close(self) -> None:
+        """Close the file; what was put into it is in it since."""
+        self.file.close()
+
+    def present(self, keys: Iterable[str]) -> dict[str, set[int]]:
+        """Return, for each key that the cache has, the numbers of its choices."""
+        found: dict[str, set[int]] = {}
+        for key, choice in self._select("key, choice", keys):
+            found.setdefault(key, set()).add(choice)
+        return found
+
+    def read(self, keys: Iterable[str]) -> dict[str, dict[int, Entry]]:
+        """Return the choices of each key that the cache has, by their numbers."""
+        found: dict[str, dict[int, Entry]] = {}
+        columns = "key, choice, text, finish, prompt_tokens, completion_tokens, answered_by"
+        for key, choice, *values in self._select(columns, keys):
+            found.setdefault(key, {})[choice] = Entry(*values)
+        return found
+
+    def put(self, items: Iterable[tuple[dict[str, Any], dict[int, Entry]]], *, replace: bool = False) -> int:
+        """Keep choices by request and number, all or none of them, and return how many are new.
+
+        With `replace` they take the place of those that are there; else the earlier ones stay, so that all processes
+        go on with the same.
+        """
+        new = 0
+        with self.transaction():
+            for request, choices in items:
+                key = request_key(request)
+                self.file.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (key, _body(request)))
+                before = self.file.total_changes
+                self.file.executemany(
+                    f"INSERT OR {'REPLACE' if replace else 'IGNORE'} INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    [(key, number, _mend(c.text), c.finish, c.prompt_tokens, c.completion_tokens, c.answered_by)
+                     for number, c in choices.items()],
+                )  # fmt: skip
+                new += self.file.total_changes - before
+        return new
+
+    def query(self, sql: str, *values: Any) -> list[tuple]:
+        """Return the rows of a query, or change something."""
+        with self.said():
+            return self.file.execute(sql, values).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make all changes of the block or none; a block inside another one is part of it."""
+        if self.file.in_transaction:
+            yield
+            return
+        with self.said():
+            self.file.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self.file.in_transaction:  # a full disk has it rolled back already
+                    self.file.execute("ROLLBACK")
+                raise
+            self.file.execute("COMMIT")
+
+    @contextmanager
+    def said(self) -> Iterator[None]:
+        """Say what SQLite's errors mean for the study, and let no other process in where SQLite cannot see to that."""
+        mine = self.bare and not self.file.in_transaction
+        try:
+            with exclusive(self.lock, wait=True) if mine else nullcontext():
+                yield
+        except sqlite3.Error as error:
+            name = getattr(error, "sqlite_errorname", "")
+            if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_BUSY", "SQLITE_IOERR")):
+                raise StorageError(
+                    f"the cache could not be written ({error}); what was in it is kept",
+                    where=str(self.path),
+                    todo="check that the file and its folder may be written, that the disk has room and that no other program "
+                    "holds the file, then run the same command again",
+                ) from error
+            raise DataError(
+                f"is damaged, or no cache ({error})",
+                where=str(self.path),
+                todo="move the file away and import your export of it, if you have one (python -m drot_utils answers import)",
+            ) from error
+
+    def _select(self, columns: str, keys: Iterable[str]) -> Iterator[tuple]:
+        wanted = list(dict.fromkeys(keys))
+        for start in range(0, len(wanted), AT_ONCE):
+            some = wanted[start : start + AT_ONCE]
+            yield from self.query(f"SELECT {columns} FROM answers WHERE key IN ({','.join('?' * len(some))})", *some)
+
+
+def open_cache(run: Run) -> Cache:
+    """Open the cache of a run, which all its notebooks share."""
+    return Cache(cache_file(run))
+
+
+def cache_file(run: Run) -> Path:
+    """Return where the cache of a run lies, or will."""
+    return run.root / "data" / "answers.sqlite"
+
+
+def _body(request: dict[str, Any]) -> str:
+    body = {name: value for name, value in request.items() if name != "n"}
+    text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    if not text.isascii() and _mend(text) != text:
+        raise DataError(
+            "a request holds half a character (a lone surrogate)",
+            where=text[:80].encode("ascii", "replace").decode(),
+        )
+    return text
+
+
+def _mend(text: str) -> str:
+    # JSON can escape halves of characters; joined where both are there, else replaced: no file can hold half a one.
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+METERED = "metered"  # answers whose tokens the server counted
+UNMETERED = "unmetered"  # what may have been billed without being counted: tokens are upper bounds
+IGNORED = "ignored: "  # followed by the setting that a server passed over
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: of a model and transport, what happened, how often, and the tokens of all times together."""
+
+    model: str
+    transport: str
+    entry: str
+    times: int = 1
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def enter(cache: Cache, line: Line) -> None:
+    """Add to the line of the same model, transport and entry, or start it."""
+    cache.query(
+        "INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET times = times + excluded.times, "
+        "prompt_tokens = prompt_tokens + excluded.prompt_tokens, completion_tokens = completion_tokens + excluded.completion_tokens",
+        *vars(line).values(),
+    )
+
+
+def read_ledger(cache: Cache, model: str | None = None) -> list[Line]:
+    """Return all lines, or those of one model, in a fixed order."""
+    lines = [Line(*row) for row in cache.query("SELECT * FROM ledger ORDER BY model, transport, entry")]
+    return [line for line in lines if model in (None, line.model)]
+
+
+def read_ignored(cache: Cache, model: str) -> dict[str, int]:
+    """Return the settings that the model's servers were seen to pass over, with how often."""
+    ignored: dict[str, int] = {}
+    for line in read_ledger(cache, model):
+        if line.entry.startswith(IGNORED):
+            name = line.entry.removeprefix(IGNORED)
+            ignored[name] = ignored.get(name, 0) + line.times
+    return ignored
+
+
+FORMAT = {"format": "drot-answers", "version": VERSION}  # the first line of an export
+
+
+def export_lines(cache: Cache, file: Path) -> int:
+    """Write all answers to `file` as JSON lines, sorted, so that the same answers give the same bytes; return their number."""
+    columns = "choice, text, finish, prompt_tokens, completion_tokens, answered_by"
+    count = 0
+    with (
+        cache.said(),
+        atomic(file) as temporary,
+        temporary.open("w", encoding="utf-8", newline="\n") as handle,
+    ):
+        handle.write(json.dumps(FORMAT) + "\n")
+        rows = cache.file.execute(f"SELECT body, {columns} FROM answers JOIN requests USING (key) ORDER BY key, choice")
+        for body, *values in rows:
+            count += 1
+            line = {"request": json.loads(body), **dict(zip(columns.split(", "), values, strict=True))}
+            handle.write(json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    return count
+
+
+def import_lines(cache: Cache, file: Path) -> tuple[int, int]:
+    """Take over the answers of an export; those that the cache has already stay as they are.
+
+    Returns
+    -------
+    new, known : int
+
+    Raises
+    ------
+    DataError
+        A line that is no answer, named by its number; nothing of the file was taken over then.
+    """
+    new = total = 0
+    with cache.transaction():
+        for request, number, entry in _read_lines(file):
+            new += cache.put([(request, {number: entry})])
+            total += 1
+    return new, total - new
+
+
+def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any], int, Entry]]:
+    number = 0
+    try:
+        with file.open(encoding="utf-8-sig") as handle:
+            for number, line in enumerate(handle, start=1):
+                values = json.loads(line)
+                if number == 1 or "format" in values:
+                    if values != FORMAT:
+                        raise ValueError(f"expected {json.dumps(FORMAT)}")
+                    continue
+                yield _read_answer(values)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", where=str(file), todo="check the path") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"is no exported answer ({type(error).__name__}: {error}); nothing was taken over",
+            where=f"{file}, line {max(1, number)}",
+            todo="mend or remove that line, or export again",
+        ) from error
+
+
+def _read_answer(values: dict[str, Any]) -> tuple[dict[str, Any], int, Entry]:
+    request, number = values.pop("request"), values.pop("choice")
+    entry = Entry(**values)
+    texts, counts = (entry.finish, entry.answered_by), (entry.prompt_tokens, entry.completion_tokens)
+    if not isinstance(request, dict) or type(number) is not int or number < 0 or not isinstance(entry.text, str):
+        raise ValueError("expected an object `request`, a number `choice` and a text `text`")
+    if not all(isinstance(t, str | None) for t in texts) or not all(type(c) in (int, type(None)) for c in counts):
+        raise ValueError("expected texts in `finish` and `answered_by` and whole numbers of tokens, or null")
+    return request, number, entry
+
+
+def export_answers(path: Path, files: Sequence[Path]) -> str:
+    """Export the cache at `path` to one file; return what was done as a line.
+
+    Raises
+    ------
+    DataError
+        Where there is no cache, or more than one file is named.
+    """
+    if not path.exists() or len(files) > 1:
+        raise DataError("expected a cache that exists and one file to write", where=str(path))
+    return f"{files[0]}: {export_lines(Cache(path), files[0])} answers"
+
+
+def import_answers(path: Path, files: Sequence[Path]) -> str:
+    """Import files into the cache at `path`, which is made where there is none; return what was done, a line a file."""
+    cache, lines = Cache(path), []
+    for file in files:
+        new, known = import_lines(cache, file)
+        lines.append(f"{file}: {new} answers taken over, {known} were there already")
+    return "\n".join(lines)

@@ -1,0 +1,76 @@
+"""What is written to the models, appendix A (teacher) and appendix D (student, critic), and how a student's answer is read."""
+
+import re
+
+from drot_utils.data.parsing import Parsed
+
+#: The teacher's zero-shot prompt, appendix A, word for word.
+TEACHER_PROMPT = """\
+Given an action, write down a
+situation in which the action is
+more {direction}
+and give a reason for
+why it makes the action
+more {direction}.
+Use the following format.
+
+Action:
+Situation:
+Explanation:
+
+Action: {action}
+Situation:"""
+
+ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN = "[ACTION]", "[POS]", "[NEG]"
+
+_STUDENT = re.compile(r"\s*Update:\s*(?P<context>.+?)\.?\s*Explanation:\s*(?P<rationale>.+?)\s*$", re.DOTALL)
+
+
+def direction(moral_variance: int) -> str:
+    """Return the word of appendix A for a moral variance: ``ethical`` for +1, ``unethical`` for -1."""
+    return {1: "ethical", -1: "unethical"}[moral_variance]
+
+
+def teacher_prompt(action: str, moral_variance: int) -> str:
+    """Fill appendix A's prompt."""
+    return TEACHER_PROMPT.format(action=action, direction=direction(moral_variance))
+
+
+def teacher_response(context: str, rationale: str) -> str:
+    """Write a context and a rationale the way a model continues the prompt (the inverse of `parsing.parse_teacher`)."""
+    return f" {context}\nExplanation: {rationale}"
+
+
+def student_source(action: str, moral_variance: int, seq2seq: bool) -> str:
+    """Write the student's prompt, appendix D.2; a causal student gets a line break before it goes on."""
+    source = f"Action: {_sentence(action)}\nModifier: more {direction(moral_variance)}."
+    return source if seq2seq else f"{source}\n"
+
+
+def student_target(context: str, rationale: str) -> str:
+    """Write what the student learns to answer, appendix D.2."""
+    return f"Update: {_sentence(context)} Explanation: {_sentence(rationale)}"
+
+
+def parse_student(text: str) -> Parsed | None:
+    """Read a student's answer; None when it does not have the form of `student_target`."""
+    match = _STUDENT.match(text)
+    return _parsed(match["context"], match["rationale"]) if match else None
+
+
+def critic_text(action: str, moral_variance: int, context: str) -> str:
+    """Write the binary critic's input with its special tokens, appendix D.1."""
+    return f"{ACTION_TOKEN} {action} {POSITIVE_TOKEN if moral_variance == 1 else NEGATIVE_TOKEN} {context}"
+
+
+def _parsed(context: str, rationale: str) -> Parsed | None:
+    context, rationale = _clean(context), _clean(rationale)
+    return Parsed(context, rationale) if context and rationale else None
+
+
+def _clean(text: str) -> str:
+    return " ".join(text.split()).strip(' *_"“”').removesuffix(".").strip()
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,0 +1,1 @@
+"""Appendix B: the forms that people fill, the tools they fill them in, and what their votes say."""

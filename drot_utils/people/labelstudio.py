@@ -1,0 +1,136 @@
+"""The human forms in Label Studio: a project's labeling interface and tasks, and what it exports (JSON and JSON-MIN)."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pandas as pd
+
+from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, show_rows
+from drot_utils.study.errors import DataError
+from drot_utils.study.paths import write_text
+
+_STYLE = (
+    ".drot-text {margin: .2em 0; padding: .1em .8em; border-left: 4px solid #4a6fa5}"
+    " .drot-question {margin-top: 1em; padding: .2em .8em; border: 1px solid #ddd; border-radius: 6px}"
+)
+
+
+def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
+    """Write a project's labeling interface and its tasks (see `exchange.Export`).
+
+    The folder gets ``<form>.xml`` (Settings, Labeling Interface, Code) and ``<form>.json`` (Import). Texts go in as they are:
+    Label Studio's ``Text`` shows them as text.
+    """
+    interface = _interface(form)
+    ET.indent(interface)
+    write_text(folder / f"{form.name}.xml", ET.tostring(interface, encoding="unicode") + "\n")
+    tasks = [{"data": row} for row in show_rows(key).to_dict("records")]
+    write_text(folder / f"{form.name}.json", json.dumps(tasks, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read(form: Form, path: Path) -> Filled:
+    """Read an export of a project, as JSON or JSON-MIN.
+
+    Skipped tasks and drafts hold no answers and are left out.
+
+    Returns
+    -------
+    Filled
+        With a count of ``skipped``.
+
+    Raises
+    ------
+    DataError
+        A file that is no such export.
+    """
+    try:
+        tasks = json.loads(path.read_bytes())
+        annotations = [annotation for task in _as_list(tasks) for annotation in _annotations(task)]
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"is no export of a Label Studio project ({error!r})",
+            where=str(path),
+            todo="export the project as JSON or JSON-MIN",
+        ) from error
+    kept = [fields for fields in annotations if not fields.pop("skipped")]
+    votes = [
+        {
+            "row_id": fields["row_id"],
+            "annotator": fields["annotator"],
+            **{name: _code(form, name, fields["answers"].get(name, [])) for name in form.questions},
+            "where": f"{path}, {fields['where']}",
+        }
+        for fields in kept
+    ]
+    return collect_votes(form, votes, skipped=len(annotations) - len(kept))
+
+
+def _as_list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list of tasks, found {type(value).__name__}")
+    return value
+
+
+def _annotations(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield each annotation's row, annotator, and the choices for each question."""
+    if set(task) == {"data"}:  # a task to be imported
+        return
+    if "data" not in task:  # JSON-MIN: one record an annotation, the data's fields beside the answers
+        if task["annotation_id"] is None:  # a task that nobody answered
+            return
+        answers = {name: _choices(value) for name, value in task.items() if name not in SHOWN}
+        yield {
+            "row_id": task["row_id"],
+            "annotator": _name(task["annotator"]),
+            "answers": answers,
+            "skipped": False,
+            "where": f"task {task['id']}, annotation {task['annotation_id']}",
+        }
+        return
+    for annotation in task["annotations"]:
+        results = [r for r in annotation["result"] if r["type"] == "choices"]
+        yield {
+            "row_id": task["data"]["row_id"],
+            "annotator": _name(annotation["completed_by"]),
+            "answers": {r["from_name"]: _choices(r["value"]) for r in results},
+            "skipped": bool(annotation.get("was_cancelled")),
+            "where": f"task {task['id']}, annotation {annotation['id']}",
+        }
+
+
+def _name(annotator: object) -> str:
+    return str(annotator.get("email") or annotator["id"]) if isinstance(annotator, dict) else str(annotator)
+
+
+def _choices(value: object) -> list[str]:
+    if isinstance(value, dict):
+        value = value.get("choices", [])
+    return [str(choice) for choice in value] if isinstance(value, list) else [str(value)]
+
+
+def _code(form: Form, name: str, choices: list[str]) -> str:
+    """Return the code of what was chosen, by its alias or by its text."""
+    codes = {text: code for code, text in form.questions[name].answers.items()}
+    return "+".join(codes.get(choice, choice) for choice in choices)
+
+
+def _interface(form: Form) -> ET.Element:
+    view = ET.Element("View")
+    ET.SubElement(view, "Style").text = _STYLE
+    panel = ET.SubElement(ET.SubElement(view, "Collapse", bordered="true", open="true"), "Panel", value="What to do")
+    for text in INTRODUCTION:
+        ET.SubElement(panel, "Header", value=text, style="font-size: 14px; font-weight: normal; margin: .4em 0")
+    for name in SHOWN[1:]:
+        box = ET.SubElement(view, "View", className="drot-text")
+        ET.SubElement(box, "Header", value=name.capitalize(), size="6")
+        ET.SubElement(box, "Text", name=name, value=f"${name}", selectionEnabled="false")
+    for name, question in form.questions.items():
+        box = ET.SubElement(view, "View", className="drot-question")
+        ET.SubElement(box, "Header", value=question.text, size="5")
+        choices = ET.SubElement(box, "Choices", name=name, toName="context", choice="single-radio", showInline="true")
+        for code, text in question.answers.items():
+            ET.SubElement(choices, "Choice", value=text, alias=code)
+    return view

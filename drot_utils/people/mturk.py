@@ -1,0 +1,148 @@
+"""The human forms on Amazon Mechanical Turk: a project's layout with its input file, and the results of a batch."""
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from drot_utils.data.table import check_columns
+from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, show_rows
+from drot_utils.people.spreadsheet import read_csv
+from drot_utils.study.errors import DataError
+from drot_utils.study.paths import write_text
+
+#: Columns of every batch result; the questions' answers come as ``Answer.*`` beside them.
+RESULT = ["WorkerId", "AssignmentStatus", "Input.row_id"]
+
+_LAYOUT = """\
+<script src="https://assets.crowd.amazonaws.com/crowd-html-elements.js"></script>
+<style>
+  .drot {{ font: 16px/1.5 sans-serif; max-width: 46em; margin: 1em auto; padding: 0 1em; color: #222; }}
+  .drot details {{ background: #f5f5f5; border-radius: 6px; padding: .6em 1em; }}
+  .drot dl {{ border-left: 4px solid #4a6fa5; padding-left: 1em; }}
+  .drot dt {{ font-size: .85em; color: #666; }}
+  .drot dd {{ margin: 0 0 .6em 0; }}
+  .drot fieldset {{ border: 1px solid #ddd; border-radius: 6px; margin: .8em 0; padding: .4em 1em .7em; }}
+  .drot legend {{ font-weight: bold; padding: 0 .3em; }}
+  .drot label {{ display: inline-block; margin-right: 1.5em; }}
+</style>
+<crowd-form answer-format="flatten-objects">
+  <div class="drot">
+    <details open><summary><b>What to do</b></summary>
+{introduction}
+    </details>
+    <dl>
+{texts}
+    </dl>
+{questions}
+  </div>
+</crowd-form>
+"""
+
+
+def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
+    """Write a HIT's layout, with ``${...}`` where a row's texts go, and the batch's input.
+
+    The folder (see `exchange.Export`) gets ``<form>.html`` (for the editor of a project's layout) and ``<form>.csv`` (to publish
+    a batch with). Mechanical Turk puts the values in as they are, so they are escaped here, as HTML and to ASCII.
+    """
+    write_text(folder / f"{form.name}.html", _layout(form))
+    write_text(folder / f"{form.name}.csv", show_rows(key).map(_escape).to_csv(index=False))
+
+
+def read(form: Form, path: Path) -> Filled:
+    """Read the results of a batch (the CSV file that "Download CSV" gives).
+
+    Rejected assignments are left out: those of that status, and those marked in the column ``Reject``.
+
+    Returns
+    -------
+    Filled
+        With a count of ``rejected``.
+
+    Raises
+    ------
+    DataError
+        A missing column, an unknown status, a flag other than true and false, or answers that cannot be read.
+    """
+    table = read_csv(path)
+    check_columns(table, RESULT, str(path))
+    votes, rejected = [], 0
+    for number, row in zip(table.index, table.to_dict("records"), strict=True):
+        where = f"{path}, line {number}"
+        if row["AssignmentStatus"] not in ("Submitted", "Approved", "Rejected"):
+            raise DataError(
+                f"expected the AssignmentStatus Submitted, Approved or Rejected, found {row['AssignmentStatus']!r}",
+                where=where,
+                todo="download the batch's results again",
+            )
+        if row["AssignmentStatus"] == "Rejected" or row.get("Reject"):
+            rejected += 1
+            continue
+        given = _answers(row, where)
+        votes.append({
+            "row_id": html.unescape(row["Input.row_id"]),
+            "annotator": row["WorkerId"],
+            **{name: _chosen(given, name, where) for name in form.questions},
+            "where": where,
+        })  # fmt: skip
+    return collect_votes(form, votes, rejected=rejected)
+
+
+def _answers(row: dict[str, str], where: str) -> dict[str, Any]:
+    """Return what was answered, by field: a code, or a flag under ``<question>.<code>``."""
+    given: dict[str, Any] = {
+        name.removeprefix("Answer."): value for name, value in row.items() if name.startswith("Answer.")
+    }
+    text = given.pop("taskAnswers", "")
+    if not text:
+        return given
+    try:
+        for answers in json.loads(text):
+            for name, value in answers.items():
+                flags = value if isinstance(value, dict) else {}
+                given |= {f"{name}.{code}": flag for code, flag in flags.items()} or {name: value}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"is no list of answers in JSON ({error})",
+            where=f"{where}, Answer.taskAnswers",
+            todo="download the batch's results again",
+        ) from error
+    return given
+
+
+def _chosen(given: dict[str, Any], name: str, where: str) -> str:
+    flags = {
+        field.removeprefix(f"{name}."): str(value).strip().lower()
+        for field, value in given.items()
+        if field.startswith(f"{name}.")
+    }
+    for code, flag in flags.items():
+        if flag not in ("true", "false", ""):
+            raise DataError(
+                f"expected true, false or nothing, found {flag!r}",
+                where=f"{where}, Answer.{name}.{code}",
+                todo="use the file as downloaded; a spreadsheet program writes flags in the user's language",
+            )
+    return "+".join(code for code, flag in flags.items() if flag == "true") or str(given.get(name) or "")
+
+
+def _escape(text: str) -> str:
+    return html.escape(text).replace("$", "&#36;").encode("ascii", "xmlcharrefreplace").decode()
+
+
+def _layout(form: Form) -> str:
+    questions = []
+    for name, question in form.questions.items():
+        choices = "\n".join(
+            f'      <label><input type="radio" name="{name}" value="{code}" required> {html.escape(text)}</label>'
+            for code, text in question.answers.items()
+        )
+        questions.append(f"    <fieldset><legend>{html.escape(question.text)}</legend>\n{choices}\n    </fieldset>")
+    return _LAYOUT.format(
+        introduction="\n".join(f"    <p>{html.escape(text)}</p>" for text in INTRODUCTION),
+        texts="\n".join(f"      <dt>{name.capitalize()}</dt><dd>${{{name}}}</dd>" for name in SHOWN[1:]),
+        questions="\n".join(questions),
+    )

@@ -1,0 +1,113 @@
+"""The human forms in Potato (`potato-annotation`), a server for annotation: a project, and what its annotators answered."""
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, show_rows
+from drot_utils.study.errors import DataError
+from drot_utils.study.paths import write_text
+
+#: In Potato's output, the file that holds an annotator's answers; there is one in each annotator's folder.
+STATE = "user_state.json"
+#: The file of that purpose (``.jsonl``, or all annotators' as ``.csv`` or ``.tsv``) of Potato 1, which cannot show this project.
+OLD_STATE = "annotated_instances"
+
+
+def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
+    """Write a project, to be started with ``potato start config.yaml`` in its folder (see `exchange.Export`).
+
+    The folder gets ``<form>/config.yaml`` and ``<form>/rows.jsonl``. Potato copies the rows' fields into the page as they are,
+    so texts are escaped here and shown as HTML.
+    """
+    lines = [
+        json.dumps({"id": row["row_id"], "number": f"{number} of {len(key)}", "card": _card(row)}, allow_nan=False)
+        for number, row in enumerate(show_rows(key).to_dict("records"), start=1)
+    ]
+    place = folder / form.name
+    write_text(place / "rows.jsonl", "".join(f"{line}\n" for line in lines))
+    config = yaml.safe_dump(_config(form), sort_keys=False, allow_unicode=True, width=110)
+    write_text(place / "config.yaml", config)
+
+
+def read(form: Form, path: Path) -> Filled:
+    """Read one annotator's answers.
+
+    Parameters
+    ----------
+    form : Form
+    path : Path
+        ``annotation_output/<annotator>/user_state.json``.
+
+    Raises
+    ------
+    DataError
+        A file that is no such state.
+    """
+    try:
+        state = json.loads(path.read_bytes())
+        annotator = str(state["user_id"])
+        votes = [
+            {
+                "row_id": row_id,
+                "annotator": annotator,
+                **{name: _chosen(labels, name) for name in form.questions},
+                "where": f"{path}, {row_id}",
+            }
+            for row_id, labels in state["instance_id_to_label_to_value"].items()
+        ]
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"holds no annotator's answers ({error!r})",
+            where=str(path),
+            todo="copy the whole annotation_output folder again",
+        ) from error
+    return collect_votes(form, votes)
+
+
+def keeps(path: Path) -> bool:
+    """Return whether a file that holds no answers lies where Potato keeps its own, or where its project was exported to."""
+    beside = (path.parent / name for name in (STATE, "config.yaml"))
+    return "annotation_output" in path.parts or any(name.exists() for name in beside)
+
+
+def _chosen(labels: list[list[Any]], name: str) -> str:
+    """Return the option of a question that is set; Potato keeps one entry an option."""
+    return "+".join(
+        label["name"] for label, value in labels if label["schema"] == name and value not in ("", "false", False, None)
+    )  # fmt: skip
+
+
+def _card(row: dict[str, str]) -> str:
+    return "".join(f"<p><b>{name.capitalize()}:</b> {html.escape(row[name])}</p>" for name in SHOWN[1:])
+
+
+def _config(form: Form) -> dict[str, Any]:
+    questions = [
+        {
+            "annotation_type": "radio",
+            "name": name,
+            "description": question.text,
+            "labels": [{"name": code, "displayed_label": text} for code, text in question.answers.items()],
+        }
+        for name, question in form.questions.items()
+    ]
+    return {
+        "annotation_task_name": form.name.replace("_", " ").capitalize(),
+        "task_dir": ".",
+        "data_files": ["rows.jsonl"],
+        "item_properties": {"id_key": "id", "text_key": "number"},
+        "output_annotation_dir": "annotation_output",
+        "host": "127.0.0.1",
+        "assignment_strategy": "fixed_order",
+        "require_password": False,
+        "user_config": {"allow_all_users": True, "users": []},
+        "interaction_tracking": {"enabled": False},
+        "annotation_instructions": "\n\n".join(INTRODUCTION),
+        "instance_display": {"fields": [{"key": "card", "type": "html"}]},
+        "annotation_schemes": questions,
+    }

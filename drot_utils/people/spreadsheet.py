@@ -1,0 +1,117 @@
+"""The human forms as spreadsheets: a CSV file for each annotator to copy and fill, and its instructions in Markdown."""
+
+import csv
+import io
+import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from pathlib import Path
+
+import pandas as pd
+
+from drot_utils.data.table import check_columns
+from drot_utils.people.forms import INTRODUCTION, Filled, Form, show_rows
+from drot_utils.study.errors import DataError
+from drot_utils.study.paths import write_text
+
+#: What systems append to the name of a copy: ``ann (1)``, ``ann - Copy (2)``, ``ann copy 3``.
+_COPY = re.compile(r"(\s*\(\d+\)|[ _-]+(copy|kopie|copie|copia|cópia)(\s*\(?\d+\)?)?)+$", re.IGNORECASE)
+
+
+def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
+    """Write the empty form and its instructions (see `exchange.Export`).
+
+    The folder gets ``<form>.csv`` (to be copied and filled, one ``<form>-<annotator>.csv`` an annotator) and ``<form>.md``.
+    """
+    blank = show_rows(key).assign(**dict.fromkeys(form.questions, ""))
+    write_text(folder / f"{form.name}.csv", blank.to_csv(index=False))
+    write_text(folder / f"{form.name}.md", _instructions(form))
+
+
+def read(form: Form, path: Path) -> Filled:
+    """Read a filled copy named ``<form>-<annotator>.csv``; what marks a copy of it, such as `` (1)``, is no part of the name.
+
+    Raises
+    ------
+    DataError
+        A file that is no CSV text, or lacks a column.
+    """
+    table = read_csv(path)
+    check_columns(table, ["row_id", *form.questions], str(path))
+    where = [f"{path}, line {number}" for number in table.index]
+    annotator = _COPY.sub("", path.stem[len(form.name) + 1 :]).strip()
+    votes = table[["row_id", *form.questions]].assign(annotator=annotator, where=where)
+    return Filled(votes.reset_index(drop=True))
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read a CSV file as text, as programs and countries write it.
+
+    Commas, semicolons or tabs; UTF-8, UTF-16, or an older encoding of one byte (row_ids and codes are ASCII in all of these, so
+    it does not matter which). Rows without any text are left out.
+
+    Returns
+    -------
+    DataFrame of str
+        Indexed by line number; empty and missing cells are "".
+
+    Raises
+    ------
+    DataError
+        When it is none, or a row has more cells than the header, or the header a name twice.
+    """
+    todo = "save it as CSV (UTF-8)"
+    try:
+        text = _decode(path.read_bytes())
+        first = text.partition("\n")[0]
+        told = re.fullmatch(r"sep=(.)\s*", first)  # a line of Excel's own above the header
+        delimiter = told[1] if told else max(",;\t", key=first.count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        lines = [(reader.line_num, _strip_end(row)) for row in reader]
+    except (ValueError, OSError, csv.Error) as error:
+        raise DataError(f"is no CSV text: {error}", where=str(path), todo=todo) from error
+    rows = {number: row for number, row in lines[bool(told) :] if any(map(str.strip, row))}
+    if not rows:
+        raise DataError("is no CSV text: it is empty", where=str(path), todo=todo)
+    header = rows.pop(next(iter(rows)))
+    for name in header:
+        if name and header.count(name) > 1:
+            raise DataError(f"the column {name} stands there twice", where=str(path), todo="keep one of them")
+    for number, row in rows.items():
+        if len(row) > len(header):
+            raise DataError(
+                f"{len(row)} cells, but the header has {len(header)}",
+                where=f"{path}, line {number}",
+                todo="put text that holds the delimiter into quotes, and nothing beside the form's columns",
+            )
+        row += [""] * (len(header) - len(row))
+    table = pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype="str")
+    return table.loc[:, [bool(name) for name in header]]
+
+
+def _decode(data: bytes) -> str:
+    if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        text = data.decode("utf-16")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+    if "\0" in text:
+        raise ValueError("it holds zero bytes, as files of other kinds do")
+    return text
+
+
+def _strip_end(row: list[str]) -> list[str]:
+    """Return a row without the empty cells at its end, which programs add and leave out as they like."""
+    while row and not row[-1]:
+        row.pop()
+    return row
+
+
+def _instructions(form: Form) -> str:
+    lines = [f"# {form.name.replace('_', ' ').capitalize()}", "", *(f"{text}\n" for text in INTRODUCTION)]
+    lines += [f"Fill a copy of `{form.name}.csv` named `{form.name}-<your name>.csv`, with these codes:", ""]
+    for name, question in form.questions.items():
+        answers = (f"- `{code}` {text}" for code, text in question.answers.items())
+        lines += [f"**{name}** {question.text}", *answers, ""]
+    return "\n".join(lines)

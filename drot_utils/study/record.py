@@ -1,0 +1,215 @@
+"""What a notebook opens first and closes last: its study, the machine it runs on, and the manifest."""
+
+import contextlib
+import ctypes
+import gc
+import json
+import logging
+import os
+import platform
+import time
+import warnings
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+
+from drot_utils import __version__
+from drot_utils.study.errors import DataError, ModelError
+from drot_utils.study.params import Compute, Params, load_params
+from drot_utils.study.paths import ROOT, Run, exclusive, resolve, sha256, to_json, write_text
+
+
+def release_memory() -> None:
+    """Give back the memory of models that are done with: before the next one is loaded.
+
+    They hang in reference cycles, half a gigabyte each, and glibc keeps freed blocks of some megabytes, of which caches of
+    keys and values are made, for itself.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+PACKAGES = [
+    "torch", "transformers", "datasets", "tokenizers", "safetensors", "pandas", "pyarrow", "numpy", "scikit-learn",
+    "bertopic", "openai", "papermill", "snakemake",
+]  # fmt: skip
+
+
+def record_stage(run: Run, params: Params, stage: str, record: dict[str, Any]) -> Path:
+    """Write what a notebook did, and put all stages together in ``manifest.json``.
+
+    Parameters
+    ----------
+    run : Run
+    params : Params
+        The effective parameters; kept in the manifest.
+    stage : str
+        The notebook's name with its variant.
+    record : dict
+        Rows, tokens, cost, models, seconds ...; a quantity that is not known is None, never 0.
+
+    Returns
+    -------
+    Path
+        The manifest.
+    """
+    folder = run.work("stages")
+    # Two notebooks may end at once (`make smoke` runs them in parallel): one puts the manifest together at a time.
+    with exclusive(folder / ".lock", wait=True):
+        write_text(folder / f"{stage}.json", _json(record))
+        stages = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))}
+        write_text(run.manifest, _json({**_environment(params), "stages": stages}))
+    return run.manifest
+
+
+def read_manifest(run: Run) -> dict[str, Any]:
+    """Return the manifest of a run, empty when there is none yet."""
+    return json.loads(run.manifest.read_text(encoding="utf-8")) if run.manifest.exists() else {}
+
+
+def _environment(params: Params) -> dict[str, Any]:
+    lock = ROOT / "requirements" / "core.txt"
+    return {
+        "profile": params.profile,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "drot_utils": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "lock_sha256": sha256(lock) if lock.exists() else None,
+        "parameters": params.model_dump(),
+    }
+
+
+def _json(value: Any) -> str:
+    return to_json(value, indent=2, sort_keys=True) + "\n"
+
+
+@dataclass
+class Study:
+    """One notebook's view of a run.
+
+    Attributes
+    ----------
+    params : Params
+        The checked parameters.
+    run : Run
+        Where things lie.
+    stage : str
+        The notebook's name, with its variant if it has one.
+    """
+
+    params: Params
+    run: Run
+    stage: str
+    record: dict[str, Any] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def device(self) -> Any:
+        """The torch device of this run; torch is seeded and its threads set on first use."""
+        pass
+
+        return set_up(self.params.compute, self.params.seed)
+
+    @cached_property
+    def dtype(self) -> Any:
+        """The dtype of matrix products."""
+        pass
+
+        return compute_dtype(self.params.compute, self.device)
+
+    def show(self, *sections: str) -> None:
+        """Print the resolved sections of the parameters, as YAML."""
+        values = self.params.model_dump()
+        chosen = {name: values[name] for name in ("profile", "seed", *sections)}
+        print(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True, width=110).strip())
+
+    def note(self, **values: Any) -> None:
+        """Put values into this stage's record in the manifest."""
+        self.record.update(values)
+
+    def note_data(self, *paths: str | Path) -> None:
+        """Put the SHA-256 of input files into the record."""
+        self.record.setdefault("data_sha256", {}).update({str(p): sha256(resolve(p)) for p in paths})
+
+    def account(self, rows_in: int, kept: int, dropped: dict[str, int]) -> None:
+        """Record rows in, kept, and dropped by reason.
+
+        Raises
+        ------
+        DataError
+            When they do not add up: no row may be lost without a reason.
+        """
+        if rows_in != kept + sum(dropped.values()):
+            raise DataError(f"{rows_in} rows in, but {kept} kept and {dropped} dropped", where=self.stage)
+        self.note(rows={"in": rows_in, "kept": kept, "dropped": dropped})
+
+    def close(self, summary: str) -> None:
+        """Write the record and print one summary line."""
+        self.note(seconds=round(time.monotonic() - self.began, 1), summary=summary)
+        record_stage(self.run, self.params, self.stage, self.record)
+        print(f"{self.stage}: {summary}")
+
+
+def open_study(stage: str, params_file: str | Path, variant: str = "") -> Study:
+    """Open a run from a notebook: check the parameters, quiet the libraries, start the clock.
+
+    Parameters
+    ----------
+    stage : str
+        The notebook's name, such as ``02_critic``.
+    params_file : str or Path
+        Such as ``params/demo.yaml``.
+    variant : str
+        Appended to the stage's name: the round, or the ablation.
+
+    Raises
+    ------
+    ParamsError
+        See `load_params`.
+    """
+    params = load_params(params_file)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    pd.options.display.max_colwidth = 110
+    study = Study(params, Run(params.profile), f"{stage}-{variant}" if variant else stage)
+    study.note(seed=params.seed)
+    return study
+
+
+def set_up(compute: Compute, seed: int) -> torch.device:
+    """Seed torch, set its threads, and return the device to use.
+
+    Raises
+    ------
+    ModelError
+        When ``device: cuda`` is asked for and there is none.
+    """
+    torch.manual_seed(seed)
+    if compute.threads:
+        torch.set_num_threads(compute.threads)
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            "`compute.device` is cuda but torch sees none", todo="use auto or cpu, or install the CUDA build"
+        )
+    cuda = compute.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def compute_dtype(compute: Compute, device: torch.device) -> torch.dtype:
+    """Return the dtype of matrix products: as asked, or bfloat16 where the machine multiplies it natively."""
+    if compute.dtype != "auto":
+        return getattr(torch, compute.dtype)
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

@@ -1,0 +1,300 @@
+"""Who runs the stages: one notebook with papermill, a whole study through Snakemake, with its progress."""
+
+import getpass
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from drot_utils.study.errors import DrotError, wrap_os_error
+from drot_utils.study.graph import Stage, list_stages, refuse_braces
+from drot_utils.study.params import Params, load_params
+from drot_utils.study.paths import NOTEBOOKS, ROOT, Run, exclusive, output_root, write_text
+from drot_utils.study.progress import STATUS, bar_left, study_left
+
+THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "GOTO")] + [
+    "VECLIB_MAXIMUM_THREADS"
+]
+START = 600  # seconds that a kernel may take to start: a network file system reads a thousand files first
+
+
+def run_environment(run: Run) -> dict[str, str]:
+    """Return the environment of the processes that a run starts: what is set stays, and caches go below the run's ``work/``.
+
+    So a run needs no home that can be written, no name for its user, and leaves nothing behind elsewhere.
+
+    Raises
+    ------
+    StorageError
+        When there is no home, and none can be made below ``work/``.
+    """
+    cache = run.work("cache")
+    own = {
+        "DROT_OUTPUT": str(output_root()),
+        # Of Snakemake, vLLM, and numba, where it cannot keep its code beside the packages (which all runs share).
+        "XDG_CACHE_HOME": str(cache),
+        "MPLCONFIGDIR": str(cache / "matplotlib"),
+        "IPYTHONDIR": str(cache / "ipython"),
+        "JUPYTER_RUNTIME_DIR": str(cache / "jupyter"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "HF_DATASETS_CACHE": str(cache / "datasets"),
+        # Huge pages, where the kernel gives them on request: a training step takes a tenth less, as fresh memory is dear.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 (it gives "~" itself where there is none)
+    forced = {}
+    if not home.is_dir():
+        home = cache / "home"
+        forced["HOME"] = str(home)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise wrap_os_error(error, home) from error
+    # Models from the hub are large and for all runs, and the user's token lies beside them: they stay where they are, if they can.
+    models = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface"
+    if not models.is_dir() and not _can_be_made(models):
+        models = cache / "huggingface"
+    own["HF_HOME"] = str(models)
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        own["USER"] = f"uid{os.getuid()}"
+    return own | {name: value for name, value in os.environ.items() if value or name not in own} | forced
+
+
+def _can_be_made(folder: Path) -> bool:
+    return os.access(next(place for place in folder.parents if place.exists()), os.W_OK | os.X_OK)
+
+
+def execute(stage: Stage, params_file: str, run: Run) -> Path:
+    """Execute a stage's notebook in a fresh kernel.
+
+    Parameters
+    ----------
+    stage : Stage
+    params_file : str
+        Handed to the notebook.
+    run : Run
+
+    Returns
+    -------
+    Path
+        The executed notebook. While it runs, and after an error, what there is of it lies in the folder ``unfinished``
+        beside it.
+
+    Raises
+    ------
+    DrotError
+        When a cell fails or the kernel dies; says which cell, and where to look.
+    """
+    output = stage.output(run)
+    with exclusive(run.work("running") / f"{stage.name}.lock", wait=False, what=f"running {stage.name}"):
+        _execute(stage, params_file, run, output)
+    return output
+
+
+def _execute(stage: Stage, params_file: str, run: Run, output: Path) -> None:
+    import nbclient.exceptions
+    import papermill
+
+    unfinished = output.parent / "unfinished" / output.name
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    status = run.work("progress") / f"{stage.name}.json"
+    write_text(
+        status,
+        json.dumps({"what": "starting", "n": 0, "total": 0, "unit": "", "rate": 0}),
+    )
+    os.environ[STATUS] = str(status)
+    # Snakemake tells each job's libraries to use one thread; `compute.threads` says how many.
+    for name in THREADS:
+        os.environ.pop(name, None)
+    try:
+        papermill.execute_notebook(
+            NOTEBOOKS / f"{stage.notebook}.ipynb", unfinished, {"params_file": params_file, **stage.parameters},
+            kernel_name="python3", kernel_manager_class=_own_kernel(), start_timeout=START, cwd=ROOT, progress_bar=False,
+        )  # fmt: skip
+        unfinished.replace(output)
+    except papermill.PapermillExecutionError as error:
+        raise DrotError(
+            f"cell {error.cell_index} failed with {error.ename}: {error.evalue}",
+            where=stage.name,
+            todo=f"the notebook up to that cell is {unfinished}; mend the cause and run the same command again",
+        ) from error
+    except nbclient.exceptions.DeadKernelError as error:
+        raise DrotError(
+            f"the notebook's kernel died ({error})",
+            where=stage.name,
+            todo="most often memory ran out: lower generation.batch_size or student.batch_size, then run again",
+        ) from error
+    except RuntimeError as error:
+        raise DrotError(
+            f"the notebook's kernel did not start ({error})",
+            where=stage.name,
+            todo=f"see what {sys.executable} -m ipykernel_launcher says; if nothing, run again: a slow disk may have needed "
+            f"more than {START} s",
+        ) from error
+    except OSError as error:
+        raise wrap_os_error(error, unfinished) from error
+    finally:
+        status.unlink(missing_ok=True)
+
+
+def _own_kernel() -> type:
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    class OwnKernel(AsyncKernelManager):
+        # Whatever kernel is installed as python3, perhaps another environment's: ours runs in this interpreter.
+        kernel_spec = KernelSpec(**get_kernel_dict())
+
+    return OwnKernel
+
+
+def run_stage(name: str, params_file: str) -> None:
+    """Execute the stage of that name (see `execute`).
+
+    Raises
+    ------
+    DrotError
+        Where no stage has that name, or as `execute`.
+    """
+    params = load_params(params_file)
+    refuse_braces(Run(params.profile), params)
+    os.environ.update(run_environment(Run(params.profile)))
+    stages = {stage.name: stage for stage in list_stages(params, ablations=True)}
+    if name not in stages:
+        raise DrotError(f"no stage {name!r}; there are {', '.join(stages)}")
+    execute(stages[name], params_file, Run(params.profile))
+
+
+LOG_EVERY = 30  # seconds between lines when the output is a file
+
+
+def run_study(params_file: str, cores: int, ablations: bool, until: str | None = None) -> int:
+    """Run all stages (or those up to `until`) that are not up to date, through Snakemake.
+
+    Returns
+    -------
+    int
+        0 when all ran or were up to date; else Snakemake's status.
+
+    Raises
+    ------
+    DrotError
+        When another run holds the same directory, or a stage fails.
+    """
+    params = load_params(params_file)
+    run = Run(params.profile)
+    stages = list_stages(params, ablations=True if ablations else None)
+    if until and until not in {stage.name for stage in stages}:
+        raise DrotError(f"no stage {until!r}; there are {', '.join(stage.name for stage in stages)}")
+    refuse_braces(run, params)
+    work = run.work("")
+    # Snakemake reads the value as YAML, but strips quotes first; within a list they stay.
+    quoted = json.dumps([str(params_file)], ensure_ascii=False)
+    with exclusive(work / ".lock", wait=False, what="running this study") as lock:
+        for stale in run.work("progress").glob("*"):
+            stale.unlink()
+        command = [
+            sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(work),
+            "--cores", str(cores), "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input",
+            "--nocolor", "--config", f"params_file={quoted}", *(["ablations=1"] if ablations else []),
+            *(["--until", until] if until else []),
+        ]  # fmt: skip
+        log = work / "snakemake.log"
+        environment = {
+            **run_environment(run),
+            "PYTHONUTF8": "1",
+            "PYTHONIOENCODING": "utf-8",
+        }  # whatever the terminal's is
+        with (
+            log.open("w") as handle,
+            # Snakemake holds the lock too: if this process is killed and it is not, nobody starts a second one.
+            subprocess.Popen(
+                command,
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=[lock.fileno()] if lock else [],
+            ) as process,
+        ):
+            try:
+                _watch(process, log, run, stages, cores)
+            except KeyboardInterrupt:
+                process.terminate()
+                print("\nstopped; the same command goes on from here")
+                return 130
+    if process.returncode:
+        errors = re.findall(r"^error: .*(?:\n  .*)*", log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        print("\n".join(errors) or f"Snakemake failed; its words are in {log}", file=sys.stderr)
+        return process.returncode
+    _close(run, params)
+    return 0
+
+
+def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage], cores: int) -> None:
+    began = shown = time.monotonic()
+    started: dict[str, float] = {}
+    took: dict[str, float] = {}
+    needs = {stage.name: stage.needs for stage in stages}
+    terminal = sys.stdout.isatty()
+    while process.poll() is None:
+        time.sleep(0.5)
+        now = time.monotonic()
+        text = log.read_text(encoding="utf-8", errors="replace")
+        planned = {s.name: s.seconds for s in stages if re.search(rf"^{re.escape(s.name)}\s+1$", text, re.MULTILINE)}
+        for name in re.findall(r"^Finished jobid: \d+ \(Rule: (\S+)\)", text, re.MULTILINE):
+            if name in planned:
+                took.setdefault(name, now - started.get(name, shown))
+        running = {name: status for name, status in _read_status(run).items() if name not in took}
+        for name in running:
+            started.setdefault(name, now)
+        if not running or now - shown < (0.5 if terminal else LOG_EVERY):
+            continue
+        shown = now
+        line = f"[{len(took) + 1}/{len(planned)}] {' + '.join(_describe(n, s) for n, s in running.items())}"
+        line += f" | {_clock(now - began)} so far"
+        if took:
+            at = {n: (now - started[n], bar_left(s, time.time())) for n, s in running.items() if n in planned}
+            left = study_left(planned, needs, took, at, cores)
+            line += ", longer than usual" if left is None else f", about {_clock(left)} left"
+        print(f"\r\033[K{line[:180]}" if terminal else line, end="" if terminal else "\n", flush=True)
+    if terminal:
+        print("\r\033[K", end="")
+
+
+def _read_status(run: Run) -> dict[str, dict]:
+    status = {}
+    for path in sorted(run.work("progress").glob("*.json")):
+        try:
+            status[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            continue  # just being replaced
+    return status
+
+
+def _describe(name: str, status: dict) -> str:
+    if not status["total"]:
+        return f"{name}: {status['what']}"
+    return f"{name}: {status['what']} {status['n']}/{status['total']} {status['unit']}, {status['rate']:.1f}/s"
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+def _close(run: Run, params: Params) -> None:
+    if params.student.base.source == "random":
+        print("The models of this run are tiny and random: its numbers mean nothing.\n")
+    table = run.figures / "table2_short.md"
+    if table.exists():
+        print(table.read_text(encoding="utf-8"))
+    print(f"executed notebooks  {run.root / 'notebooks'}")
+    print(f"data and models     {run.root / 'data'}, {run.root / 'models'}")
+    print(f"figures and tables  {run.figures}")
+    print(f"manifest            {run.manifest}")

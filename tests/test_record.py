@@ -1,0 +1,96 @@
+"""Tests of `record`."""
+
+import json
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from drot_utils.study.errors import DataError, ParamsError
+from drot_utils.study.paths import Run
+from drot_utils.study.record import open_study, read_manifest, record_stage, release_memory
+
+
+class Knot:
+    """Holds itself."""
+
+    def __init__(self):
+        self.me = self
+
+
+def test_what_hangs_in_cycles_is_given_back():
+    knot = weakref.ref(Knot())
+    release_memory()
+    assert knot() is None
+
+
+def test_stages_come_together_and_unknown_is_null(smoke):
+    run = Run("smoke")
+    assert read_manifest(run) == {}
+    record_stage(run, smoke, "01_a", {"cost_usd": None, "rows": {"in": 3}})
+    record_stage(run, smoke, "02_b", {"seconds": 1.5})
+    manifest = read_manifest(run)
+    assert list(manifest["stages"]) == ["01_a", "02_b"] and manifest["stages"]["01_a"]["cost_usd"] is None
+    assert manifest["parameters"]["profile"] == "smoke" and len(manifest["lock_sha256"]) == 64
+    assert manifest["packages"]["torch"].startswith("2.13.0")
+
+
+def test_a_stage_run_again_replaces_its_record(smoke):
+    run = Run("smoke")
+    record_stage(run, smoke, "01_a", {"rows": 1})
+    record_stage(run, smoke, "01_a", {"rows": 2})
+    assert read_manifest(run)["stages"] == {"01_a": {"rows": 2}}
+
+
+def test_the_manifest_is_json_for_every_reader(smoke):
+    run = Run("smoke")
+    odd = {
+        "mean": float("nan"), "most": np.float64("inf"), "shares": [np.float32("nan"), (0.5, -np.inf)], "rows": np.int64(3),
+        "flags": {"any": np.bool_(True), "none": pd.NA}, "column": np.array([1.0, np.nan]), "path": Path("a/b"),
+    }  # fmt: skip
+    text = record_stage(run, smoke, "01_a", odd).read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["stages"]["01_a"] == {
+        "mean": None, "most": None, "shares": [None, [0.5, None]], "rows": 3,
+        "flags": {"any": True, "none": None}, "column": [1.0, None], "path": "a/b",
+    }  # fmt: skip
+
+
+def test_open_note_close(capsys):
+    study = open_study("04_distill_base", "params/smoke.yaml", "no_critic")
+    study.account(10, 7, {"nli": 1, "critic": 2})
+    study.note_data("data/demo/actions.tsv")
+    study.close("seven rows")
+    record = read_manifest(study.run)["stages"]["04_distill_base-no_critic"]
+    assert record["rows"] == {"in": 10, "kept": 7, "dropped": {"nli": 1, "critic": 2}}
+    assert len(record["data_sha256"]["data/demo/actions.tsv"]) == 64 and record["seed"] == study.params.seed
+    assert capsys.readouterr().out == "04_distill_base-no_critic: seven rows\n"
+
+
+def test_rows_must_add_up(study):
+    with pytest.raises(DataError, match="10 rows in, but 7 kept"):
+        study.account(10, 7, {"nli": 1})
+
+
+def test_show_prints_the_resolved_section(study, capsys):
+    study.show("nli")
+    out = capsys.readouterr().out
+    assert "threshold: 0.5" in out and "student" not in out
+
+
+def test_unknown_profile():
+    with pytest.raises(ParamsError, match=r"params/demo\.yaml"):
+        open_study("01", "params/none.yaml")
+
+
+def test_cuda_without_cuda_is_a_clear_error(study):
+    import torch
+
+    from drot_utils.study.errors import ModelError
+    from drot_utils.study.record import set_up
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ModelError, match="torch sees none"):
+        set_up(study.params.compute.model_copy(update={"device": "cuda"}), 0)

@@ -1,0 +1,424 @@
+"""The smoke study end to end, as a user gets it: every notebook, both kinds of student, and what is left on disk."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import run_study, write_params
+
+from drot_utils.data.table import CANDIDATES, check_candidates, read_table
+from drot_utils.study import runner
+from drot_utils.study.errors import DrotError
+from drot_utils.study.graph import Stage, list_stages
+from drot_utils.study.params import load_params
+from drot_utils.study.paths import ROOT, Run, exclusive
+
+
+def stage(name, smoke):
+    return next(s for s in list_stages(smoke) if s.name == name)
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, "-m", "drot_utils", "stage", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_notebook_before_its_inputs_names_the_one_to_run(smoke):
+    with pytest.raises(DrotError, match=r"MissingInputError.*") as caught:
+        runner.execute(stage("04_distill_base", smoke), "params/smoke.yaml", Run("smoke"))
+    assert "notebooks/01_seed_generation.ipynb" in str(caught.value)
+    assert not (Run("smoke").root / "notebooks" / "04_distill_base.ipynb").exists()
+    assert (Run("smoke").root / "notebooks" / "unfinished" / "04_distill_base.ipynb").exists()
+
+
+def test_command_line_errors_are_one_paragraph(tmp_path):
+    done = run("99_nothing", "params/smoke.yaml")
+    assert done.returncode == 1 and "no stage '99_nothing'" in done.stderr and "Traceback" not in done.stderr
+    bad = write_params(tmp_path / "bad.yaml", "smoke", seed="one")
+    done = run("01_seed_generation", str(bad))
+    assert done.returncode == 1 and "`seed`" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_stage_is_not_run_twice_at_once(smoke):
+    from drot_utils.study.paths import exclusive
+
+    run_ = Run("smoke")
+    with (
+        exclusive(run_.work("running") / "01_seed_generation.lock", wait=False),
+        pytest.raises(DrotError, match="another process"),
+    ):
+        runner.execute(stage("01_seed_generation", smoke), "params/smoke.yaml", run_)
+
+
+def test_a_malformed_corpus_stops_with_file_and_line(tmp_path, output):
+    corpus = tmp_path / "actions.tsv"
+    corpus.write_text("action\tsplit\trot\trot-judgment\nLying\ttrain\tr\n")
+    params = write_params(tmp_path / "p.yaml", "smoke", corpus__actions=str(corpus), teacher__recorded=None)
+    done = run("01_seed_generation", str(params))
+    assert done.returncode == 1 and "line 2 has 3 fields instead of 4" in done.stderr and str(corpus) in done.stderr
+
+
+def test_no_key_no_recorded_response(tmp_path, smoke):
+    params = write_params(tmp_path / "p.yaml", "smoke", teacher__recorded=None)
+    done = run("01_seed_generation", str(params))
+    assert done.returncode == 1 and "set the environment variable OPENAI_API_KEY" in done.stderr
+
+
+def test_papermill_runs_a_notebook_from_any_folder(tmp_path, output):
+    command = [
+        sys.executable, "-m", "papermill", str(ROOT / "notebooks/01_seed_generation.ipynb"), "out.ipynb",
+        "-p", "params_file", "params/smoke.yaml", "--no-progress-bar",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    assert any("160 raw contexts for 40 actions" in str(o.get("text")) for c in cells for o in c.get("outputs", []))
+    assert load_params("params/smoke.yaml") == smoke_of(output)
+
+
+def smoke_of(output):
+    from drot_utils.study.params import Params
+    from drot_utils.study.record import read_manifest
+
+    return Params.model_validate(read_manifest(Run("smoke"))["parameters"])
+
+
+def small(tmp_path, monkeypatch, source):
+    """A stage with a notebook of one cell."""
+    cell = {
+        "cell_type": "code",
+        "source": source,
+        "metadata": {"tags": ["parameters"]},
+        "outputs": [],
+        "execution_count": None,
+    }
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "small.ipynb").write_text(json.dumps(notebook))
+    monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
+    return Stage("small", "small", (), (), 1)
+
+
+def test_another_environments_kernel_is_not_used(tmp_path, monkeypatch, output):
+    folder = tmp_path / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    other = {"argv": ["/bin/false", "{connection_file}"], "display_name": "other", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(other))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    executed = runner.execute(
+        small(tmp_path, monkeypatch, "import sys\nprint(sys.executable)"), "params/smoke.yaml", Run("smoke")
+    )
+    cells = json.loads(executed.read_text())["cells"]
+    assert [o["text"] for c in cells for o in c["outputs"]] == [[f"{sys.executable}\n"]]
+
+
+def test_a_kernel_that_does_not_start_is_no_matter_of_memory(tmp_path, monkeypatch, output):
+    (tmp_path / "ipykernel_launcher.py").write_text("raise SystemExit(3)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(DrotError, match=r"small: the notebook's kernel did not start") as caught:
+        runner.execute(small(tmp_path, monkeypatch, "1"), "params/smoke.yaml", Run("smoke"))
+    assert "memory" not in str(caught.value) and "-m ipykernel_launcher" in caught.value.todo
+
+
+def test_a_kernel_that_was_killed_is(tmp_path, monkeypatch, output):
+    with pytest.raises(DrotError, match="kernel died") as caught:
+        runner.execute(
+            small(tmp_path, monkeypatch, "import os\nos.kill(os.getpid(), 9)"),
+            "params/smoke.yaml",
+            Run("smoke"),
+        )
+    assert "memory" in caught.value.todo
+
+
+def test_a_kernel_has_ten_minutes_to_start(tmp_path, monkeypatch, output):
+    import papermill
+
+    seen = {}
+    monkeypatch.setattr(
+        papermill, "execute_notebook", lambda _, path, *__, **options: seen.update(options) or path.touch()
+    )
+    runner.execute(small(tmp_path, monkeypatch, "1"), "params/smoke.yaml", Run("smoke"))
+    assert seen["start_timeout"] >= 600
+
+
+@pytest.mark.parametrize("home", [None, "/nonexistent"])
+def test_caches_of_a_user_without_name_and_home_go_below_work(monkeypatch, output, home):
+    def unknown():
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", unknown)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path.replace("~", home) if home else path)
+    for name in ("USER", "HF_HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MPLCONFIGDIR", "/mine")
+    monkeypatch.setenv("IPYTHONDIR", "")
+    found = runner.run_environment(Run("smoke"))
+    cache = Run("smoke").work("cache")
+    for name in (
+        "HOME",
+        "HF_HOME",
+        "HF_DATASETS_CACHE",
+        "XDG_CACHE_HOME",
+        "IPYTHONDIR",
+        "JUPYTER_RUNTIME_DIR",
+        "TORCHINDUCTOR_CACHE_DIR",
+    ):
+        assert Path(found[name]).is_relative_to(cache), name
+    assert Path(found["HOME"]).is_dir() and found["USER"] and found["MPLCONFIGDIR"] == "/mine"
+    assert found["DROT_OUTPUT"] == str(output) and found["PATH"] == os.environ["PATH"]
+
+
+def test_models_of_the_hub_and_the_token_stay_in_a_home_that_is_there(monkeypatch, tmp_path, output):
+    for name in ("HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = runner.run_environment(Run("smoke"))
+    assert found["HF_HOME"] == str(tmp_path / ".cache" / "huggingface") and found["HOME"] == str(tmp_path)
+    assert Path(found["XDG_CACHE_HOME"]).is_relative_to(output)
+
+
+FIGURES = [
+    "figure3",
+    "figure8",
+    "rounds",
+    "losses",
+    "critic_calibration",
+    "nli_confusion",
+    "topics_by_variance",
+    "bias",
+    "votes",
+]
+TABLES = [
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table7",
+    "table8",
+    "table9",
+    "table10",
+    "table2_human",
+    "agreement",
+]
+
+
+def test_every_stage_leaves_its_notebook_and_its_record(smoke_run, smoke):
+    manifest = json.loads((smoke_run / "runs/smoke/manifest.json").read_text())
+    for stage in list_stages(smoke):
+        cells = json.loads((smoke_run / f"runs/smoke/notebooks/{stage.name}.ipynb").read_text())["cells"]
+        code = [c for c in cells if c["cell_type"] == "code"]
+        assert all(c["execution_count"] for c in code if "".join(c["source"]).strip())
+        shown = [o for c in code for o in c["outputs"]]
+        assert any("data" in o for o in shown), f"{stage.name} shows nothing"
+        assert not any(o["output_type"] == "stream" and o["name"] == "stderr" for o in shown), f"{stage.name} is noisy"
+        record = manifest["stages"][stage.name]
+        assert record["rows"]["in"] == record["rows"]["kept"] + sum(record["rows"]["dropped"].values())
+        assert record["summary"] and record["seconds"] > 0
+
+
+def test_figures_and_tables_are_all_there(smoke_run):
+    folder = smoke_run / "figures/smoke"
+    for name in FIGURES:
+        assert (folder / f"{name}.png").stat().st_size > 5_000 and (folder / f"{name}.pdf").stat().st_size > 2_000
+    for name in TABLES:
+        for end in (".csv", ".tex", ".md"):
+            assert (folder / f"{name}{end}").exists(), name + end
+
+
+def test_table2_has_a_row_a_model_and_the_papers_numbers(smoke_run):
+    table = pd.read_csv(smoke_run / "figures/smoke/table2.csv")
+    assert len(table) == 12 and table["model"].is_unique
+    for metric in ("vld", "avg", "n_vld", "n_unq_vld"):
+        for end in ("", "_low", "_high"):
+            assert f"auto_{metric}{end}" in table and f"independent_{metric}{end}" in table
+        known = table[table[f"auto_{metric}"].notna()]
+        assert (known[f"auto_{metric}_low"] <= known[f"auto_{metric}"] + 1e-12).all()
+        assert f"paper_auto_{metric}" in table
+    assert (table["auto_n_unq_vld"].dropna() <= table["auto_n_vld"].dropna()).all()
+
+
+def test_data_keep_the_schema_and_no_row_is_lost(smoke_run, smoke):
+    data = smoke_run / "runs/smoke/data"
+    for name in (
+        "d0",
+        "d1",
+        "d2",
+        "drot",
+        "candidates_d0",
+        "candidates_d1",
+        "candidates_d2",
+        "candidates_drot",
+    ):
+        rows = check_candidates(read_table(data / f"{name}.parquet"), name)
+        assert list(rows) == CANDIDATES.names and len(rows)
+    for k, n in enumerate(smoke.corpus.round_actions, start=1):
+        everything = read_table(data / f"candidates_d{k}.parquet")
+        assert len(everything) == n * 2 * smoke.generation.candidates
+        kept = everything[everything["kept"]].reset_index(drop=True)
+        pd.testing.assert_frame_equal(kept, read_table(data / f"d{k}.parquet"))
+
+
+def test_no_test_action_was_learnt_from(smoke_run):
+    data = smoke_run / "runs/smoke/data"
+    test = set(read_table(data / "candidates_test_greedy.parquet")["action_id"])
+    learnt = set().union(*(read_table(data / f"{d}.parquet")["action_id"] for d in ("d0", "d1", "d2", "drot")))
+    assert test and learnt and not test & learnt
+
+
+def test_no_key_in_any_file(smoke_run):
+    for path in smoke_run.rglob("*"):
+        if path.is_file():
+            assert b"sk-marked-secret" not in path.read_bytes(), path
+
+
+def test_nothing_is_written_elsewhere(smoke_run):
+    assert {p.name for p in smoke_run.iterdir()} == {"runs", "figures", "stdout.txt"}
+
+
+def test_the_log_of_a_batch_run_is_short_and_says_where_things_are(smoke_run):
+    text = (smoke_run / "stdout.txt").read_text()
+    assert len(text.splitlines()) < 60 and "\r" not in text
+    assert re.search(r"^\[\d+/18\] \d\d_\w+", text, re.MULTILINE) and "manifest" in text and "Distill_final" in text
+
+
+def test_a_second_run_does_nothing_and_a_changed_parameter_only_what_hangs_on_it(smoke_run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(smoke_run, copy, symlinks=True, copy_function=shutil.copy2)
+    notebooks = copy / "runs/smoke/notebooks"
+    before = {p.name: p.stat().st_mtime_ns for p in notebooks.glob("*.ipynb")}
+    # Snakemake knows outputs by their paths, so the copy is first taken over as it is.
+    assert run_study("params/smoke.yaml", smoke_run, "--cores", "2").returncode == 0
+    originals = smoke_run / "runs/smoke/notebooks"
+    assert before == {p.name: p.stat().st_mtime_ns for p in originals.glob("*.ipynb")}
+    changed = write_params(tmp_path / "changed.yaml", "smoke", bias__permutations=50)
+    done = run_study(changed, smoke_run, "--cores", "2")
+    assert done.returncode == 0, done.stderr
+    after = {p.name: p.stat().st_mtime_ns for p in originals.glob("*.ipynb")}
+    assert {name for name in after if after[name] != before[name]} == {"10_cultural_bias.ipynb"}
+
+
+def test_a_seq2seq_student_beams_and_the_binary_critic_go_the_same_way(seq2seq_run):
+    from drot_utils.engine.load import load_folder
+
+    run = seq2seq_run / "runs/seq2seq"
+    model, _ = load_folder(run / "models/distill_final", "student")
+    assert model.config.is_encoder_decoder
+    rows = read_table(run / "data/candidates_d1.parquet")
+    assert rows.groupby(["action_id", "moral_variance"]).size().eq(10).all()
+    table = pd.read_csv(seq2seq_run / "figures/seq2seq/table2.csv")
+    assert "independent_vld" not in table and len(table) == 6
+    assert pd.read_csv(seq2seq_run / "figures/seq2seq/agreement.csv").empty  # the published gold holds no votes
+
+
+def test_errors_of_the_command_line(tmp_path):
+    done = run_study("params/none.yaml", tmp_path)
+    assert done.returncode == 1 and "no such parameter file" in done.stderr and "Traceback" not in done.stderr
+    bad = write_params(tmp_path / "few.yaml", "smoke", profile="few", corpus__seed_actions=5000)
+    done = run_study(bad, tmp_path)
+    assert done.returncode == 1 and "asked for 5040 actions of the train split, found 670" in done.stderr
+    assert load_params(bad).profile == "few"
+
+
+def test_any_name_of_a_parameter_file_and_any_terminal(tmp_path):
+    name = "a: {b}, [run] #2 – 'é'"
+    params = write_params(tmp_path / f"{name}.yaml", "smoke")
+    table = tmp_path / "out/figures/smoke/table2_short.md"  # what a finished run shows
+    table.parent.mkdir(parents=True)
+    table.write_text("0.53 / –\n", encoding="utf-8")
+    plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run_study(params, tmp_path / "out", "--until", "01_seed_generation", **plain)
+    assert done.returncode == 0 and r"0.53 / \u2013" in done.stdout, done.stderr
+    assert (tmp_path / "out/runs/smoke/notebooks/01_seed_generation.ipynb").exists()
+
+
+def test_a_folder_whose_name_snakemake_would_misread_is_refused(tmp_path):
+    done = run_study("params/smoke.yaml", tmp_path / "{b}", "--until", "01_seed_generation")
+    assert done.returncode == 1 and "{b}/runs/smoke: a path with a brace" in done.stderr
+    assert not (tmp_path / "{b}").exists()
+
+
+@pytest.mark.parametrize("profile", ["smoke"])
+def test_numbers_of_random_models_are_said_to_mean_nothing(profile, smoke_run):
+    assert "mean nothing" in (smoke_run / "stdout.txt").read_text()
+
+
+def test_filled_forms_fill_the_human_columns(smoke_run, tmp_path):
+    """Last in this file, as it runs notebook 11 again in the shared run."""
+    import os
+    import subprocess
+    import sys
+
+    from drot_utils.study.paths import ROOT
+
+    form = pd.read_csv(smoke_run / "runs/smoke/data/forms/evaluation_form.csv", dtype=str, keep_default_na=False)
+    for name, shift in (("ann", "Y"), ("bob", "Y"), ("cyd", "N")):
+        filled = form.assign(q1="Y", q2=shift, q3="S", q4="Y")
+        filled.to_csv(tmp_path / f"evaluation_form-{name}.csv", index=False)
+    params = write_params(tmp_path / "filled.yaml", "smoke", annotation__filled=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "drot_utils", "stage", "11_human_evaluation", str(params)],
+        cwd=ROOT, env={**os.environ, "DROT_OUTPUT": str(smoke_run)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table4 = pd.read_csv(smoke_run / "figures/smoke/table4.csv")
+    assert table4.loc[0, ["valid_pct", "significant_pct", "language_pct"]].tolist() == [100, 100, 100]
+    human = pd.read_csv(smoke_run / "figures/smoke/table2_human.csv").set_index("model")
+    assert human.loc["teacher", "human_vld"] == 1 and human["human_vld"].dropna().between(0, 1).all()
+    assert human.loc["base", "human_vld"] < 1  # what does not parse is not valid
+
+
+def test_a_second_run_beside_the_first_is_refused(tmp_path):
+    held = tmp_path / "runs" / "smoke" / "work" / ".lock"
+    with exclusive(held, wait=False):
+        done = run_study("params/smoke.yaml", tmp_path, "--cores", "1")
+    assert done.returncode == 1 and "running this study" in done.stderr
+    assert [p.name for p in held.parent.iterdir()] == [".lock"]  # and it touched nothing
+
+
+@pytest.mark.slow
+def test_a_user_without_name_and_home_and_a_checkout_that_is_read_only(tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    from drot_utils.study.paths import ROOT
+
+    copy, place = tmp_path / "checkout", tmp_path / "place"
+    for name in ("drot_utils", "notebooks", "params", "data", "figures", "requirements"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", copy)
+    place.mkdir(mode=0o777)
+    place.chmod(0o777)
+    user = []
+    if (
+        os.geteuid() == 0
+    ):  # for whom no folder is read-only; whoever takes the place may read all, wherever the interpreter lies
+        if not shutil.which("setpriv"):
+            pytest.skip("no setpriv")
+        read = "+dac_read_search"
+        user = [
+            "setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", f"--inh-caps={read}", f"--ambient-caps={read}",
+            f"--bounding-set={read}",
+        ]  # fmt: skip
+    subprocess.run(["chmod", "-R", "a-w", copy], check=True)
+    kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    try:
+        done = subprocess.run(
+            [*user, sys.executable, "-m", "drot_utils", "run", "params/smoke.yaml", "--until", "03_nli_filter"],
+            cwd=place, env={**kept, "HOME": "/nonexistent", "DROT_OUTPUT": "out", "PYTHONPATH": str(copy)},
+            capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+    finally:
+        subprocess.run(["chmod", "-R", "u+w", copy], check=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert (place / "out/runs/smoke/notebooks/03_nli_filter.ipynb").exists()
+    assert {p.name for p in place.iterdir()} == {"out"}

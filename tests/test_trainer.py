@@ -1,0 +1,230 @@
+"""Tests of `trainer`."""
+
+import copy
+
+import pytest
+import torch
+from conftest import CPU, fit_student
+
+from drot_utils.engine import load, trainer
+from drot_utils.engine.batches import batch_loss
+from drot_utils.engine.load import build_tiny, round_weights
+from drot_utils.engine.trainer import MasterWeights
+from drot_utils.method.student import fine_tune, launch
+from drot_utils.study.errors import DrotError, ModelError, ParamsError, StorageError
+from drot_utils.study.params import ModelRef, Parallel, load_params
+
+
+def test_rounding_leaves_rotary_frequencies_and_tied_weights_alone():
+    model, _ = build_tiny("tiny-llama")
+    frequencies = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert frequencies and round_weights(model, torch.bfloat16) is model
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(buffer, frequencies[name], rtol=0, atol=0)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.config.tie_word_embeddings == (
+        model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    )
+
+
+def test_steps_too_small_for_bfloat16_add_up():
+    # 1 + 1/1024 is 1 in bfloat16: only weights in float32 get anywhere by such steps.
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(layer.weight)
+    weights = MasterWeights(layer, torch.bfloat16)
+    optimizer = torch.optim.SGD(weights.parameters, lr=1 / 1024)
+    for _ in range(64):
+        layer(torch.ones(1, 1, dtype=torch.bfloat16)).sum().backward()
+        weights.take_gradients()
+        optimizer.step()
+        weights.renew_copies()
+        assert layer.weight.grad is None and layer.weight.dtype == torch.bfloat16
+    weights.put_back()
+    assert layer.weight.item() == pytest.approx(1 - 64 / 1024)
+
+
+def test_in_float32_the_optimizer_changes_the_models_own_weights():
+    layer = torch.nn.Linear(2, 2)
+    weights = MasterWeights(layer, torch.float32)
+    assert all(a is b for a, b in zip(weights.parameters, layer.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
+def test_training_in_bfloat16_follows_training_in_float32(name, smoke, student_rows, tmp_path):
+    exact, rounded = build_tiny(name), build_tiny(name)
+    before = copy.deepcopy(exact[0].state_dict())
+    one = fit_student(exact, student_rows, smoke.student, tmp_path / "a", learning_rate=1e-3)
+    two = fit_student(rounded, student_rows, smoke.student, tmp_path / "b", learning_rate=1e-3, dtype=torch.bfloat16)
+    assert two.losses == pytest.approx(one.losses, rel=0.02)
+    assert {p.dtype for p in rounded[0].parameters()} == {torch.float32}
+    moved = torch.cat([(exact[0].state_dict()[k] - v).flatten() for k, v in before.items()])
+    apart = torch.cat([(exact[0].state_dict()[k] - rounded[0].state_dict()[k]).flatten() for k in before])
+    assert apart.norm() < moved.norm() / 2
+
+
+def test_a_compiled_student_has_the_losses_of_another(smoke, student_rows, tmp_path):
+    if why := trainer._missing(CPU):
+        pytest.skip(why)
+    expected = fit_student(build_tiny("tiny-llama"), student_rows, smoke.student, tmp_path / "a", steps=3)
+    model, tokenizer = build_tiny("tiny-llama")
+    found = fit_student((model, tokenizer), student_rows, smoke.student, tmp_path / "b", steps=3, compiled=True)
+    assert found.losses == pytest.approx(expected.losses, rel=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+def test_without_a_compiler_it_says_so_and_goes_on(smoke, student_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "_missing", lambda device: "no g++")
+    with pytest.warns(UserWarning, match=r"nothing is compiled here, and the work goes on without \(no g\+\+\)"):
+        done = fit_student(build_tiny("tiny-llama"), student_rows, smoke.student, tmp_path, steps=1, compiled=True)
+    assert done.steps == 1
+
+
+def test_what_is_missing_is_found_before_the_work(monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("Python.h: no such file\nmore")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    trainer._missing.cache_clear()
+    assert trainer._missing(CPU) == "Python.h: no such file"
+    trainer._missing.cache_clear()
+
+
+def one_step():
+    """An optimizer with moments, and what its training came to."""
+    model, _ = build_tiny("tiny-llama")
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.arange(8).unsqueeze(0)).logits.sum().backward()
+    optimizer.step()
+    return optimizer, trainer.Training(3, 2, 20, [1.5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_killed_training_ends_with_the_same_weights(smoke, student_rows, tmp_path, monkeypatch, dtype):
+    settings = smoke.student.model_copy(update={"batch_size": 2, "checkpoint_minutes": 1e-9, "accumulate": 2})
+    whole = build_tiny("tiny-llama")
+    expected = fit_student(whole, student_rows, settings, tmp_path / "whole", dtype=dtype)
+    calls, real = [], batch_loss
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(trainer, "batch_loss", dies)
+    with pytest.raises(KeyboardInterrupt):
+        fit_student(build_tiny("tiny-llama"), student_rows, settings, tmp_path / "killed", dtype=dtype)
+    monkeypatch.setattr(trainer, "batch_loss", real)
+    assert (tmp_path / "killed" / trainer.CHECKPOINT).exists()
+    again = build_tiny("tiny-llama")
+    resumed = fit_student(again, student_rows, settings, tmp_path / "killed", dtype=dtype)
+    assert resumed == expected
+    for a, b in zip(whole[0].parameters(), again[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_half_written_checkpoint_is_not_used(smoke, student_rows, tmp_path):
+    settings = smoke.student
+    expected = fit_student(build_tiny("tiny-llama"), student_rows, settings, tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / trainer.CHECKPOINT).write_bytes(b"half")
+    assert fit_student(build_tiny("tiny-llama"), student_rows, settings, tmp_path / "b") == expected
+
+
+@pytest.mark.parametrize("where", [0.001, 0.3, 0.6, 0.999])
+def test_a_changed_byte_of_a_checkpoint_is_seen(tmp_path, where):
+    optimizer, result = one_step()
+    trainer.save_checkpoint(tmp_path, optimizer, result)
+    path = tmp_path / trainer.CHECKPOINT
+    data = bytearray(path.read_bytes())
+    assert trainer.restore_checkpoint(tmp_path, optimizer, result) == len(result.losses)
+    data[int(where * len(data))] ^= 1
+    path.write_bytes(data)
+    assert trainer.restore_checkpoint(tmp_path, optimizer, result) == 0
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, full_disk):
+    optimizer, result = one_step()
+    trainer.save_checkpoint(tmp_path, optimizer, result)
+    before = (tmp_path / trainer.CHECKPOINT).read_bytes()
+    result.losses.append(0.0)
+    with full_disk(1000), pytest.raises(StorageError, match="free some space"):
+        trainer.save_checkpoint(tmp_path, optimizer, result)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
+
+
+def test_it_learns(tiny_student, student_rows, smoke, tmp_path):
+    training = fit_student(tiny_student, student_rows, smoke.student, tmp_path, epochs=30)
+    assert training.losses[-1] < training.losses[0] / 2 and training.steps == len(training.losses) == 30
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_instead_of_epochs(tiny_student, student_rows, smoke, tmp_path):
+    assert fit_student(tiny_student, student_rows, smoke.student, tmp_path, steps=5).steps == 5
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tiny_student, student_rows, smoke, tmp_path):
+    with torch.no_grad():
+        next(tiny_student[0].parameters()).fill_(float("nan"))
+    with pytest.raises(ModelError, match=r"the loss is nan at step 1 of"):
+        fit_student(tiny_student, student_rows, smoke.student, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
+def test_gradient_checkpointing_changes_no_loss(name, student_rows, smoke, tmp_path):
+    again = smoke.student.model_copy(update={"gradient_checkpointing": True})
+    expected = fit_student(build_tiny(name), student_rows, smoke.student, tmp_path)
+    found = fit_student(build_tiny(name), student_rows, again, tmp_path)
+    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
+def test_two_processes_give_the_losses_of_one(name, study, student_rows):
+    # Three batches of one row, two a step: the last step of an epoch leaves a process without one.
+    settings = study.params.student.model_copy(
+        update={"base": ModelRef(source="random", name=name), "batch_size": 1, "accumulate": 2}
+    )
+    rows = student_rows.head(3)
+    records, weights = [], []
+    for processes in (1, 2):
+        compute = study.params.compute.model_copy(
+            update={
+                "parallel": Parallel(processes=processes, fsdp=False),
+                "device": "cpu",
+                "dtype": "float32",
+            }
+        )
+        study.params = study.params.model_copy(update={"student": settings, "compute": compute})
+        student = f"student_{processes}"
+        records.append(fine_tune(study, rows, student, start=None, learning_rate=1e-3, epochs=3))
+        weights.append(load.load_folder(study.run.model(student), "student")[0].state_dict())
+    one, two = records
+    assert len(one["losses"]) == 6 and two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert one["target_tokens"] == two["target_tokens"]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_process_that_fails_is_a_clear_error(study, student_rows, tmp_path):
+    compute = study.params.compute.model_copy(update={"parallel": Parallel(processes=2, fsdp=False)})
+    settings = study.params.student.model_copy(update={"accumulate": 2})
+    study.params = study.params.model_copy(update={"compute": compute, "student": settings})
+    with pytest.raises(DrotError, match=r"log.txt: one of 2 training processes failed \(TypeError"):
+        launch(study, student_rows, {"name": "x"}, tmp_path)
+
+
+def test_processes_must_divide_a_steps_batches(tmp_path):
+    from conftest import write_params
+
+    path = write_params(
+        tmp_path / "p.yaml", "smoke", compute__parallel={"processes": 2, "fsdp": False}, student__accumulate=3
+    )
+    with pytest.raises(ParamsError, match="multiple of 2, not 3"):
+        load_params(path)
+
+
+def test_a_target_that_does_not_fit_the_model_is_refused(smoke, student_rows, tmp_path):
+    model, tokenizer = build_tiny("tiny-llama")
+    settings = smoke.student.model_copy(update={"max_target_length": model.config.max_position_embeddings})
+    with pytest.raises(ModelError, match=r"positions\n.*student.max_target_length"):
+        fit_student((model, tokenizer), student_rows, settings, tmp_path)

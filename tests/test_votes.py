@@ -1,0 +1,198 @@
+"""Tests of `votes`."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ALL_YES, FORM, fill, write_params
+
+from drot_utils.data.table import write_candidates
+from drot_utils.method import distill
+from drot_utils.people import exchange
+from drot_utils.people.spreadsheet import read_csv
+from drot_utils.people.votes import (
+    AGREEMENT,
+    HUMAN_COLUMNS,
+    as_invalid,
+    human_table2,
+    judge_rows,
+    majority,
+    make_table4,
+    measure_agreement,
+)
+from drot_utils.study.errors import DataError
+from drot_utils.study.paths import NOTEBOOKS, Run
+
+
+def test_majority_and_ties():
+    votes = pd.DataFrame([["Y", "Y", "N"], ["Y", "S", "N"], ["N", None, "N"], [None, None, None]], columns=list("abc"))
+    assert majority(votes, ["Y", "S", "N"]).fillna("null").tolist() == ["Y", "S", "N", "null"]
+
+
+def test_agreement_is_fleiss_kappa():
+    # Fleiss (1971) for three raters, by hand: P = (1 + 1/3 + 1) / 3, P_e = (5/9)^2 + (4/9)^2.
+    votes = pd.DataFrame([["Y", "Y", "Y"], ["Y", "Y", "N"], ["N", "N", "N"]])
+    found = measure_agreement(votes)
+    expected = (7 / 9 - 41 / 81) / (1 - 41 / 81)
+    assert (
+        found["kappa"] == pytest.approx(expected) and found["full"] == pytest.approx(2 / 3) and found["majority"] == 1
+    )
+    assert measure_agreement(votes.replace({"N": None}))["rows"] == 1
+    assert np.isnan(measure_agreement(pd.DataFrame([["Y", "Y"]]))["kappa"])
+    assert np.isnan(measure_agreement(pd.DataFrame([[None, "Y"]]))["full"])
+
+
+def test_agreement_of_a_crowd_asks_not_whose_votes_they_are():
+    by_three = pd.DataFrame([["Y", "Y", "Y"], ["Y", "Y", "N"], ["N", "N", "N"]])
+    crowd = pd.DataFrame(np.full((5, 9), None, dtype=object))
+    for i, row in enumerate(by_three.to_numpy()):
+        crowd.iloc[i, [i, i + 2, i + 5]] = row
+    crowd.iloc[3, 0] = crowd.iloc[4, 1] = "Y"  # one vote only
+    assert measure_agreement(crowd) == measure_agreement(by_three)
+    assert measure_agreement(crowd)["annotators"] == 3 and measure_agreement(crowd)["rows"] == 3
+
+
+def test_table4_and_table2_from_filled_forms(key, tmp_path):
+    weak = key.loc[key["moral_variance"] == -1, "row_id"].tolist()
+    q2 = {r: ("N" if r == weak[0] else "S" if r in weak else "Y") for r in key["row_id"]}
+    for name in ("ann", "bob", "cyd"):
+        fill(tmp_path, name, {**ALL_YES, "q2": q2})
+    judged = judge_rows(exchange.read_filled(FORM, tmp_path / "filled", key)[0], key)
+    table = make_table4(judged).set_index(["type", "polarity"])
+    assert table.loc[("Context", "strengthening"), ["valid_pct", "significant_pct"]].tolist() == [100, 100]
+    assert table.loc[("Context", "weakening"), ["valid_pct", "significant_pct", "slight_pct"]].tolist() == [
+        50,
+        0,
+        100,
+    ]
+    assert table.loc[("Context", "all"), "rows"] == 5 and table.loc[("Rationale", "all"), "language_pct"] == 100
+    both = pd.concat([judged, judged.assign(set="sampled")])
+    row = human_table2(both, lambda p, h: np.zeros(len(p)), 0.5).iloc[0]
+    assert row["human_vld"] == pytest.approx(4 / 5) and row["human_defease"] == pytest.approx((3 + 0.5) / 5)
+    assert row["human_n_vld"] == 2 and list(row.index) == ["model", *HUMAN_COLUMNS]
+
+
+def test_unparsed_rows_count_as_not_valid(candidates):
+    rows = as_invalid(candidates[candidates["context"].isna()].assign(set="greedy"))
+    row = human_table2(rows, lambda p, h: np.zeros(len(p)), 0.5).iloc[0]
+    assert row["human_vld"] == 0 and row["human_defease"] == 0 and np.isnan(row["human_lan"])
+
+
+def never(premises, hypotheses):
+    """No context entails another one."""
+    return np.zeros(len(premises))
+
+
+def ten(valid, **changes):
+    """A prompt's ten samples with people's answer to q2."""
+    rows = {"action_id": "a", "moral_variance": 1, "candidate": range(10), "context": list("abcdefghij")}
+    return pd.DataFrame(
+        {**rows, "source": "m", "set": "sampled", "q1": "Y", "q2": valid, "q3": "Y", "q4": "Y", **changes}
+    )
+
+
+@pytest.mark.parametrize(
+    ("valid", "n_vld", "n_unq_vld"),
+    [
+        (["Y"] * 5 + [None] * 5, 10, np.nan),  # five answered of ten, all valid
+        (["S"] * 3 + ["N"] * 3 + [None] * 4, 5, np.nan),
+        (["Y"] * 4 + [None] * 6, np.nan, np.nan),  # fewer than half
+        ([None] * 10, np.nan, np.nan),
+        (["N"] * 9 + ["Y"], 1, 1),
+        (["N"] * 10, 0, 0),
+    ],
+)  # fmt: skip
+def test_what_nobody_answered_is_not_invalid(valid, n_vld, n_unq_vld):
+    found = human_table2(ten(valid), never, 0.5).iloc[0]
+    assert found[["human_n_vld", "human_n_unq_vld"]].tolist() == pytest.approx([n_vld, n_unq_vld], nan_ok=True)
+    both = human_table2(pd.concat([ten(valid), ten(["Y"] * 10, action_id="b")]), never, 0.5)
+    assert both.loc[0, "human_n_unq_vld"] == pytest.approx(10 if np.isnan(n_unq_vld) else (n_unq_vld + 10) / 2)
+
+
+def test_what_was_not_parsed_is_invalid_and_what_was_skipped_is_not():
+    valid = ten(["Y", "S", "N", "Y", None, None, None, None, "-", "-"])[:8]
+    unparsed = as_invalid(ten(None, context=None)[8:])
+    found = human_table2(pd.concat([valid, unparsed]), never, 0.5).iloc[0]
+    assert found["human_n_vld"] == pytest.approx(6) and np.isnan(found["human_n_unq_vld"])
+    found = human_table2(pd.concat([valid, unparsed]).assign(set="greedy"), never, 0.5).iloc[0]
+    assert found["human_vld"] == pytest.approx(0.6) and found["human_defease"] == pytest.approx(0.5)
+    assert found["human_rows"] == 6
+    nobody = pd.concat([valid.assign(q2=None), unparsed]).assign(set="greedy")
+    assert np.isnan(human_table2(nobody, never, 0.5).loc[0, "human_vld"])
+
+
+def test_rows_that_everybody_skipped_stay_in_what_is_judged(key, tmp_path):
+    fill(tmp_path, "ann", {**ALL_YES, "q2": {r: "" if r == key["row_id"][0] else "Y" for r in key["row_id"]}})
+    filled = tmp_path / "filled" / f"{FORM.name}-ann.csv"
+    read_csv(filled).iloc[:4].to_csv(filled, index=False)  # and one row was cut off
+    judged = judge_rows(exchange.read_filled(FORM, tmp_path / "filled", key)[0], key)
+    assert judged["q2"].fillna("").tolist() == ["", "Y", "Y", "Y", ""] and judged["q1"].notna().sum() == 4
+
+
+@pytest.mark.parametrize(
+    "votes",
+    [pd.DataFrame(), pd.DataFrame({"a": [], "b": []}), pd.DataFrame({"a": [None, None]}), pd.DataFrame({"a": ["Y", None], "b": [None, "Y"]})],
+)  # fmt: skip
+def test_agreement_of_nobody(votes):
+    found = measure_agreement(votes)
+    assert list(found) == AGREEMENT and found["rows"] == 0 and np.isnan(found["kappa"])
+
+
+def run_notebook(tmp_path, monkeypatch, rows, filled):
+    """Run notebook 11's code on some rows; `filled` turns the exported form into a folder of filled ones."""
+    run = Run("smoke")
+    for name, part in (
+        ("candidates_test_greedy", rows),
+        ("candidates_test_samples", rows),
+        ("drot", rows[rows["context"].notna()]),
+    ):
+        write_candidates(part, run.data(name))
+    monkeypatch.setattr(distill, "load_filters", lambda study: (None, never, {}))
+    cells = json.loads((NOTEBOOKS / "11_human_evaluation.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    for folder in (None, tmp_path / "filled"):
+        params = write_params(tmp_path / "p.yaml", "smoke", annotation__filled=folder and str(folder))
+        names = {}
+        for cell in code:
+            exec(cell.replace("params/demo.yaml", str(params)), names)
+        if folder is None:
+            form = read_csv(run.root / "data/forms/evaluation_form.csv")
+            (tmp_path / "filled").mkdir()
+            for annotator, answered in filled(form):
+                answered.to_csv(tmp_path / "filled" / f"evaluation_form-{annotator}.csv", index=False)
+    return run
+
+
+YES = dict.fromkeys(FORM.questions, "Y")
+
+
+@pytest.mark.parametrize(
+    "filled",
+    [
+        lambda form: [("ann", form.assign(**YES))],
+        lambda form: [("ann", form)],
+        lambda form: [("ann", form.iloc[:1].assign(**YES))],
+        lambda form: [("ann", form.iloc[::2].assign(**YES)), ("bob", form.iloc[1::2].assign(**YES))],
+        lambda form: [(name, form.assign(**YES)) for name in ("ann", "bob")],
+    ],
+    ids=["one yes-man", "nobody answered", "one row", "no overlap", "all the same"],
+)
+def test_notebook_11_with_hardly_anything(candidates, tmp_path, monkeypatch, capsys, filled):
+    rows = candidates.assign(source="teacher", candidate=[0, 1, 2] * 2)
+    run = run_notebook(tmp_path, monkeypatch, rows, filled)
+    table = pd.read_csv(run.figures / "agreement_human.csv")
+    assert list(table) == ["question", *AGREEMENT] and table["kappa"].isna().all()
+    assert "kappa is empty" in capsys.readouterr().out
+    assert len(pd.read_csv(run.figures / "table4.csv")) == 6
+    human = pd.read_csv(run.figures / "table2_human.csv")
+    assert list(human)[:8] == ["model", *HUMAN_COLUMNS] and human["model"].tolist() == ["teacher"]
+    json.loads(run.manifest.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_notebook_11_where_nothing_parses(candidates, tmp_path, monkeypatch):
+    rows = candidates.assign(source="teacher", context=None, rationale=None)
+    with pytest.raises(DataError, match="no filled form"):
+        run_notebook(tmp_path, monkeypatch, rows, lambda form: [])
+    table = pd.read_csv(Run("smoke").figures / "table2_human.csv")
+    assert list(table)[:8] == ["model", *HUMAN_COLUMNS]
