@@ -18,7 +18,7 @@ from pathlib import Path
 from openai import AsyncOpenAI
 
 from benchmarks.harness import read_options, report
-from drot_utils.llm.cache import Cache, Entry
+from drot_utils.llm.cache import Answer, Cache
 from drot_utils.llm.client import ask_all
 from drot_utils.study.params import Endpoint, Requests
 from drot_utils.study.paths import ROOT
@@ -145,7 +145,7 @@ def _ask_distilabel(python: str, url: str, count: int) -> float:
 
 def _replay(path: Path) -> float:
     cache, requests = Cache(path), [_question(k) for k in range(REPLAYED)]
-    cache.put((request, {0: Entry(f"Answer {k}", "stop", 10, 7, "m-1")}) for k, request in enumerate(requests))
+    cache.put((request, {0: Answer(f"Answer {k}", "stop", 10, 7, "m-1")}) for k, request in enumerate(requests))
     endpoint = Endpoint(
         kind="chat", base_url="http://127.0.0.1:9/v1", model="m", api_key_env=None, concurrency=1, requests_per_minute=None,
         tokens_per_minute=None, timeout_s=1, max_retries=0, transport="direct",

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from fault_server import USE, make_endpoint, make_questions  # noqa: F401  (for the tests, which take them from here)
 
 from drot_utils.data import corpora
 from drot_utils.data.gold import read_gold
@@ -25,7 +26,7 @@ from drot_utils.engine.load import build_tiny
 from drot_utils.llm.cache import Cache
 from drot_utils.method.student import make_examples
 from drot_utils.people import exchange, forms
-from drot_utils.study.params import Endpoint, Params, Requests, load_params
+from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run
 from drot_utils.study.record import Study
 
@@ -108,9 +109,6 @@ def candidates() -> pd.DataFrame:
     return rows.astype({"nli_kept": "boolean", "critic_score": "float64", "kept": "boolean"})
 
 
-USE = Requests(cache="use", prices="data/prices.yaml", budget_usd=None)
-
-
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     """An empty cache of answers."""
@@ -120,24 +118,9 @@ def cache(tmp_path: Path) -> Cache:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Repetitions and polls follow at once."""
-    monkeypatch.setattr("drot_utils.llm.transport.BACKOFF", 0.01)
-    monkeypatch.setattr("drot_utils.llm.replies.PATIENCE", 0.0)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("drot_utils.llm.server.PATIENCE", 0.0)
     monkeypatch.setattr("drot_utils.llm.batch.POLL", 0.01)
-
-
-def make_endpoint(url: str = "http://127.0.0.1:9/v1", **changes: object) -> Endpoint:
-    """Return an endpoint without a key and without limits."""
-    values = {
-        "kind": "chat", "base_url": url, "model": "m", "api_key_env": None, "concurrency": 8, "requests_per_minute": None,
-        "tokens_per_minute": None, "timeout_s": 5, "max_retries": 5, "transport": "direct",
-    }  # fmt: skip
-    return Endpoint(**{**values, **changes})
-
-
-def make_questions(count: int, n: int = 1, **changes: object) -> list[dict]:
-    """Return chat requests that differ in their text."""
-    settings = {"model": "m", "n": n, "temperature": 1.0, "max_tokens": 20, "seed": 5, **changes}
-    return [{**settings, "messages": [{"role": "user", "content": f"Question {k}?"}]} for k in range(count)]
 
 
 ALL_YES = {"q1": "Y", "q2": "Y", "q3": "Y", "q4": "Y"}

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from drot_utils.study.params import Endpoint, Requests
+
 #: What can go wrong with a request, by name; `rates` of a server gives the share of each.
 FAULTS = (
     "429", "429 retry-after", "500", "503", "hang", "drip", "reset", "truncated", "wrong type", "empty choices", "fewer",
@@ -41,15 +43,15 @@ class Behaviour:
     n : {"given", "ignored", "refused", "repeated"}
         What becomes of `n`.
     seed : bool
-        Whether the text hangs on the seed.
+        Whether the text depends on the seed.
     deaf_to : tuple of str
-        Settings on which the text does not hang.
+        Settings on which the text does not depend.
     usage : bool
         Whether it counts tokens.
     per_minute : int or None
         Requests that it takes, with headers that say so.
     text : str or None
-        What it always answers; None: a text that hangs on the whole request.
+        What it always answers; None: a text that depends on the whole request.
     quota : int or None
         Requests after which the account is used up.
     refuses : dict
@@ -78,6 +80,24 @@ class Behaviour:
     batch_polls: int = 1
     batch_lines: dict[str, float] = field(default_factory=dict)  # share of lines: "500", "expired", "missing", "400"
     batch_refusals: list[str] = field(default_factory=list)  # codes with which the first batches fail
+
+
+USE = Requests(cache="use", prices="data/prices.yaml", budget_usd=None)
+
+
+def make_endpoint(url: str = "http://127.0.0.1:9/v1", **changes: object) -> Endpoint:
+    """Return an endpoint without a key and without limits."""
+    values = {
+        "kind": "chat", "base_url": url, "model": "m", "api_key_env": None, "concurrency": 8, "requests_per_minute": None,
+        "tokens_per_minute": None, "timeout_s": 5, "max_retries": 5, "transport": "direct",
+    }  # fmt: skip
+    return Endpoint(**{**values, **changes})
+
+
+def make_questions(count: int, n: int = 1, **changes: object) -> list[dict]:
+    """Return chat requests that differ in their text."""
+    settings = {"model": "m", "n": n, "temperature": 1.0, "max_tokens": 20, "seed": 5, **changes}
+    return [{**settings, "messages": [{"role": "user", "content": f"Question {k}?"}]} for k in range(count)]
 
 
 def expected_text(body: dict, choice: int, deaf_to: tuple[str, ...] = ()) -> str:

@@ -1,6 +1,6 @@
 """Notebook 1 against a real server: ``transformers serve`` with the packaged SmolLM2 on loopback, 20 actions (`make teacher-smoke`).
 
-The server does not heed `n` and one of the penalties, and the model seldom keeps the form of the prompt: what the client does
+The server does not heed `n`, and the model seldom keeps the form of the prompt: what the client does
 about all of that is what this is for. A few minutes on two cores.
 """
 
@@ -115,7 +115,7 @@ def run_smoke(folder: Path) -> dict:
     rows, stage = read_table(run.data("teacher")), read_manifest(run)["stages"]["01_seed_generation"]
     usage = stage["usage"]
     assert len(rows) == ACTIONS * 2 * 2 and rows["raw"].nunique() > ACTIONS * 2, "rows are missing, or all the same"
-    assert usage["ignored"]["n: fewer choices than asked"] == ACTIONS * 2 and usage["ignored"]["presence_penalty"] == 1
+    assert usage["ignored"]["n: fewer choices than asked"] == ACTIONS * 2
     assert usage["completion_tokens"] > 0 and usage["cost_usd"] is None and usage["spent_usd"] is None
     assert usage["unparsed_texts"] >= rows["context"].isna().sum()
     return stage

@@ -1,17 +1,206 @@
-"""Tests of `batches`."""
+"""The Batch API: joined by line, resumed after every kind of stop, and never handed in twice."""
 
+import asyncio
 import json
+import subprocess
+import sys
+import time
 
-import pandas as pd
 import pytest
-import torch
-from conftest import CPU, make_questions
+from fault_server import USE, FaultServer, expected_text, make_endpoint, make_questions
 
-from drot_utils.engine.batches import MOST_TARGETS, batch_loss, make_batches
 from drot_utils.llm import batch
 from drot_utils.llm.cache import Cache, request_key
-from drot_utils.llm.replies import Work
-from drot_utils.method import student
+from drot_utils.llm.client import ask_all
+from drot_utils.llm.faults import Fault
+from drot_utils.llm.replies import Work, derive_choice_seed
+from drot_utils.llm.server import Server
+from drot_utils.study.errors import BudgetError, EndpointError
+from drot_utils.study.paths import ROOT
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def ask(requests, server, file, changes=None, **settings):
+    endpoint = make_endpoint(server.url, transport="batch", **(changes or {}))
+    return ask_all(requests, endpoint, USE.model_copy(update=settings), file, "asking")
+
+
+def texts(answers):
+    return [[a.text for a in group] for group in answers]
+
+
+def test_answers_are_joined_by_line_whatever_their_order(cache, monkeypatch):
+    monkeypatch.setattr(batch, "MOST_LINES", 8)
+    requests = make_questions(20, n=2)
+    with FaultServer() as server:
+        answers, usage = ask(requests, server, cache)
+        again, usage_again = ask(requests, server, cache)
+    assert texts(answers) == [[expected_text(r, k) for k in range(2)] for r in requests] and again == answers
+    assert len(server.batches) == 3 and len(server.asked) == 20 == usage.calls and usage_again.calls == 0
+    assert [b["completion_window"] for b in server.batches.values()] == ["24h"] * 3
+    assert cache.query("SELECT count(*) FROM batches") == [(0,)] and not list(cache.path.parent.rglob("*.jsonl"))
+
+
+def test_failed_expired_and_missing_lines_are_counted_and_asked_again(cache):
+    requests = make_questions(60)
+    with FaultServer(batch_lines={"500": 0.2, "expired": 0.2, "missing": 0.2}, luck=1) as server:
+        answers, usage = ask(requests, server, cache)
+    assert [len(group) for group in answers] == [1] * 60 and max(server.answered.values()) == 1
+    assert usage.faults["HTTP 500"] == server.met["500"] > 0
+    assert usage.faults["batch: batch_expired"] == server.met["expired"] > 0
+    assert usage.faults["batch completed"] + usage.faults["batch expired"] == server.met["missing"] > 0
+
+
+def test_a_refused_line_stops_and_the_others_are_kept(cache):
+    with (
+        FaultServer(batch_lines={"400": 0.2}, luck=1) as server,
+        pytest.raises(EndpointError, match=r"refused with HTTP 400 .* line 0000"),
+    ):
+        ask(make_questions(20), server, cache)
+    assert len(cache.query("SELECT 1 FROM answers")) == sum(server.answered.values()) > 0 < server.met["400"]
+
+
+@pytest.mark.parametrize("n", ["ignored", "repeated", "refused"])
+def test_a_server_that_does_not_heed_n(cache, n):
+    requests = make_questions(4, n=3)
+    with FaultServer(n=n) as server:
+        answers, usage = ask(requests, server, cache)
+    assert len(server.batches) == 2 and usage.ignored  # all the missing choices in one batch more
+    body = {name: value for name, value in requests[0].items() if name != "n"}
+    seeded = [{**body, "seed": derive_choice_seed(5, f"choice {k}")} for k in (1, 2)]
+    assert texts(answers)[0][1:] == [expected_text(b, 0) for b in seeded]
+
+
+def test_a_full_queue_is_waited_for_and_another_refusal_is_not(cache):
+    with FaultServer(batch_refusals=["token_limit_exceeded"] * 2) as server:
+        answers, _ = ask(make_questions(3), server, cache)
+    assert len(answers) == 3 and len(server.batches) == 3
+    with FaultServer(batch_refusals=["invalid_json_line"]) as server:
+        with pytest.raises(EndpointError, match=r"refused the batch \(invalid_json_line: not today\)"):
+            ask(make_questions(3, seed=1), server, cache)
+        ask(make_questions(3, seed=1), server, cache)
+
+
+def test_lines_that_never_come_end_after_all_tries(cache):
+    with (
+        FaultServer(batch_lines={"missing": 1.0}) as server,
+        pytest.raises(EndpointError, match=r"3 requests got no answer in 3 batches"),
+    ):
+        ask(make_questions(3), server, cache, {"max_retries": 2})
+
+
+CLIENT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from fault_server import USE, make_endpoint, make_questions
+from drot_utils.llm import batch
+from drot_utils.llm.cache import Cache
+from drot_utils.llm.client import ask_all
+batch.POLL = 0.01
+ask_all(make_questions(30), make_endpoint(sys.argv[1], transport="batch"), USE, Cache(Path(sys.argv[2])), "asking")
+"""
+
+
+def test_killed_while_it_waits_it_finds_its_batch_again(cache):
+    with FaultServer(batch_polls=10**9) as server:
+        client = subprocess.Popen([sys.executable, "-c", CLIENT, server.url, str(cache.path)], cwd=ROOT)
+        for _ in range(3000):
+            if any(batch["polls"] for batch in server.batches.values()):
+                break
+            time.sleep(0.01)
+        client.kill()
+        client.wait()
+        server.behaviour.batch_polls = 0
+        # Another notebook, with other requests too, takes in what is there.
+        answers, usage = ask(make_questions(40), server, cache)
+    assert len(server.batches) == 2 and len(server.asked) == 40 and max(server.answered.values()) == 1
+    assert texts(answers) == [[expected_text({k: v for k, v in r.items() if k != "n"}, 0)] for r in make_questions(40)]
+    assert usage.calls == 40
+
+
+def test_a_batch_whose_number_was_not_written_down_in_time(cache, monkeypatch):
+    with FaultServer() as server:
+        monkeypatch.setattr("drot_utils.llm.batch.note_id", lambda *args: 1 / 0)  # the run dies right after it was made
+        with pytest.raises(ZeroDivisionError):
+            ask(make_questions(5), server, cache)
+        monkeypatch.undo()
+        monkeypatch.setattr("drot_utils.llm.batch.POLL", 0.01)
+        answers, _ = ask(make_questions(5), server, cache)
+    assert len(server.batches) == 1 and len(server.asked) == 5 and len(answers) == 5
+
+
+def test_a_batch_that_was_never_made_is_made(cache, monkeypatch):
+    async def fail(*args):
+        raise ZeroDivisionError
+
+    with FaultServer() as server:
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(Server, "upload", fail)
+            ask(make_questions(5), server, cache)
+        ask(make_questions(5), server, cache)
+    assert len(server.batches) == 1 and cache.query("SELECT count(*) FROM lines") == [(0,)]
+
+
+def test_a_broken_connection_does_not_make_a_batch_twice(cache, monkeypatch):
+    post, broken = Server.post, []
+
+    async def lose_the_answer(self, path, body, **options):
+        reply = await post(self, path, body, **options)
+        if not broken:
+            broken.append(path)
+            raise Fault("broken connection")
+        return reply
+
+    monkeypatch.setattr(Server, "post", lose_the_answer)
+    with FaultServer() as server:
+        ask(make_questions(5), server, cache)
+    assert broken == ["/batches"] and len(server.batches) == 1
+
+
+def test_a_batch_that_the_server_forgot(cache, monkeypatch):
+    with FaultServer(batch_polls=10**9) as server:
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr("drot_utils.llm.batch.Batches._wait_for", lambda *args: 1 / 0)
+            ask(make_questions(5), server, cache)
+        server.batches.clear()
+        server.behaviour.batch_polls = 0
+        answers, usage = ask(make_questions(5), server, cache)
+    assert len(answers) == 5 and usage.faults == {"batch gone": 5}
+
+
+def test_half_the_price_and_the_budget(cache):
+    requests = make_questions(10, model="gpt-4o-mini")
+    with FaultServer() as server:
+        with pytest.raises(BudgetError, match="would cost"):
+            ask(requests, server, cache, {"model": "gpt-4o-mini"}, budget_usd=0.00001)
+        assert server.batches == {} and cache.query("SELECT count(*) FROM batches") == [(0,)]
+        _, usage = ask(requests, server, cache, {"model": "gpt-4o-mini"}, budget_usd=1.0)
+    assert [usage.spent_usd, usage.cost_usd] == pytest.approx([10 * 0.0000057 / 2] * 2)
+
+
+def test_it_works_inside_a_running_event_loop(cache):
+    async def notebook(server):
+        return ask(make_questions(2), server, cache)
+
+    with FaultServer() as server:
+        assert len(asyncio.run(notebook(server))[0]) == 2
+
+
+def test_unreadable_lines_are_asked_again(cache, monkeypatch):
+    manage = FaultServer._manage
+
+    def cut_once(self, method, path, headers, content):
+        status, body = manage(self, method, path, headers, content)
+        if path.endswith("/content") and len(self.batches) == 1:
+            body = body[:-30] + b"\n\n[1]\n"
+        return status, body
+
+    monkeypatch.setattr(FaultServer, "_manage", cut_once)
+    with FaultServer() as server:
+        answers, usage = ask(make_questions(5), server, Cache(cache.path))
+    assert len(answers) == 5 and usage.faults["batch: unreadable line"] == 2 and len(server.batches) == 2
 
 
 def open_works(count, **changes):
@@ -35,93 +224,18 @@ def test_choices_that_come_one_by_one_are_lines_of_their_own():
     assert [work.missing for work in part] == [[0], [1], [2], [0, 1, 2]]
 
 
-def test_a_parcel_is_written_down_before_it_is_sent(cache):
+def test_a_batch_is_written_down_before_it_is_sent(cache):
     works = open_works(3, n=2)
-    parcel = batch.pack(works, "/v1/chat/completions", "there", cache)
-    lines = [json.loads(line) for line in parcel.path(cache).read_text().splitlines()]
-    assert [line["custom_id"] for line in lines] == list(parcel.lines) and lines[0]["url"] == "/v1/chat/completions"
+    written = batch.write_batch(works, "/v1/chat/completions", "there", cache)
+    lines = [json.loads(line) for line in written.path(cache).read_text().splitlines()]
+    assert [line["custom_id"] for line in lines] == list(written.lines) and lines[0]["url"] == "/v1/chat/completions"
     assert [line["body"] for line in lines] == [work.outgoing() for work in works]
     other = Cache(cache.path)
-    assert batch.list_parcels("there", other) == [parcel] and batch.list_parcels("elsewhere", other) == []
+    assert batch.list_batches("there", other) == [written] and batch.list_batches("elsewhere", other) == []
     found = batch.find_request(works[1].key, other)
     assert found == {name: value for name, value in works[1].request.items() if name != "n"}
-    known = batch.note_id(parcel, "batch-1", cache)
-    assert batch.list_parcels("there", other) == [known] and known.id == "batch-1"
+    known = batch.note_id(written, "batch-1", cache)
+    assert batch.list_batches("there", other) == [known] and known.id == "batch-1"
     batch.forget(known, cache)
-    assert batch.list_parcels("there", other) == [] and not parcel.path(cache).exists()
+    assert batch.list_batches("there", other) == [] and not written.path(cache).exists()
     assert other.query("SELECT count(*) FROM lines") == [(0,)]
-
-
-@pytest.fixture
-def settings(smoke):
-    return smoke.student
-
-
-def plain_loss(model, tokenizer, student_rows, settings):
-    """The loss as one would write it: a row at a time, through the model's own labels."""
-    total = count = 0.0
-    seq2seq = model.config.is_encoder_decoder
-    for _, row in student_rows.iterrows():
-        (example,) = student.make_examples(row.to_frame().T, tokenizer, settings, seq2seq)
-        target = example.targets[0]
-        if seq2seq:
-            out = model(input_ids=torch.tensor([example.prompt]), labels=torch.tensor([target]))
-        else:
-            ids = example.prompt + target
-            labels = [-100] * len(example.prompt) + target
-            out = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels]))
-        total, count = total + out.loss.item() * len(target), count + len(target)
-    return total / count
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_shared_prompts_give_the_losses_of_separate_rows(tiny_student, student_rows, settings, attention):
-    model, tokenizer = tiny_student
-    model.set_attn_implementation(attention)
-    examples = student.make_examples(student_rows, tokenizer, settings, model.config.is_encoder_decoder)
-    assert [len(e.targets) for e in examples] == [1, 2, 1]
-    with torch.no_grad():
-        loss, tokens = batch_loss(model, examples, CPU)
-        assert loss.item() == pytest.approx(plain_loss(model, tokenizer, student_rows, settings), abs=1e-5)
-    assert tokens == sum(len(t) for e in examples for t in e.targets)
-
-
-def test_contexts_beyond_the_most_behind_one_prompt_get_a_copy_of_their_own(tiny_student, settings):
-    model, tokenizer = tiny_student
-    rows = pd.DataFrame(
-        {"action_id": "a", "action": "Setting a fire", "moral_variance": 1, "context": [f"on day {i}" for i in range(9)],
-         "rationale": "it is allowed then"}
-    )  # fmt: skip
-    examples = student.make_examples(rows, tokenizer, settings, model.config.is_encoder_decoder)
-    assert [len(e.targets) for e in examples] == [MOST_TARGETS, MOST_TARGETS, 1]
-    assert len({tuple(e.prompt) for e in examples}) == 1
-    assert len({tuple(t) for e in examples for t in e.targets}) == len(rows)
-    with torch.no_grad():
-        loss, _ = batch_loss(model, examples, CPU)
-        assert loss.item() == pytest.approx(plain_loss(model, tokenizer, rows, settings), abs=1e-5)
-
-
-def test_every_epoch_holds_every_target_once(tiny_student, student_rows, settings):
-    _model, tokenizer = tiny_student
-    many = pd.concat(
-        [student_rows.assign(action_id=student_rows["action_id"] + str(i)) for i in range(15)],
-        ignore_index=True,
-    )
-    examples = student.make_examples(many, tokenizer, settings, False)
-    for epoch in range(2):
-        batches = make_batches(examples, 4, 0, epoch)
-        assert sum(len(e.targets) for b in batches for e in b) == len(many)
-        assert sorted(sum(len(e.targets) for e in b) for b in batches)[1:] == [4] * (
-            len(many) // 4 - (len(many) % 4 == 0)
-        )
-        learnt = sorted((tuple(e.prompt), tuple(t)) for b in batches for e in b for t in e.targets)
-        assert learnt == sorted((tuple(e.prompt), tuple(t)) for e in examples for t in e.targets)
-    assert make_batches(examples, 4, 0, 0) != make_batches(examples, 4, 0, 1)
-
-
-def test_long_targets_are_cut_and_still_end(tiny_student, student_rows, settings):
-    _, tokenizer = tiny_student
-    short = settings.model_copy(update={"max_target_length": 6})
-    for example in student.make_examples(student_rows, tokenizer, short, False):
-        for target in example.targets:
-            assert len(target) == 6 and target[-1] == tokenizer.eos_token_id

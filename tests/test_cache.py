@@ -14,21 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drot_utils.__main__ import main
-from drot_utils.llm.cache import (
-    IGNORED,
-    METERED,
-    UNMETERED,
-    VERSION,
-    Cache,
-    Entry,
-    Line,
-    enter,
-    export_lines,
-    import_lines,
-    read_ignored,
-    read_ledger,
-    request_key,
-)
+from drot_utils.llm.cache import VERSION, Answer, Cache, export_lines, import_lines, request_key
 from drot_utils.study.errors import DataError, StorageError
 from drot_utils.study.paths import ROOT
 
@@ -51,18 +37,18 @@ def test_the_key_is_the_whole_request_but_n():
 
 
 def test_choices_are_kept_by_number_and_the_first_ones_stay(cache):
-    assert cache.put([(BODY, {0: Entry("a", "stop", 10, 3, "m-1"), 1: Entry("b")})]) == 2
-    assert cache.put([(BODY, {1: Entry("other"), 2: Entry("c")})]) == 1
+    assert cache.put([(BODY, {0: Answer("a", "stop", 10, 3, "m-1"), 1: Answer("b")})]) == 2
+    assert cache.put([(BODY, {1: Answer("other"), 2: Answer("c")})]) == 1
     key = request_key(BODY)
     assert cache.present([key, "nobody"]) == {key: {0, 1, 2}}
-    assert cache.read([key])[key] == {0: Entry("a", "stop", 10, 3, "m-1"), 1: Entry("b"), 2: Entry("c")}
-    cache.put([(BODY, {1: Entry("other")})], replace=True)
-    assert Cache(cache.path).read([key])[key][1] == Entry("other")
+    assert cache.read([key])[key] == {0: Answer("a", "stop", 10, 3, "m-1"), 1: Answer("b"), 2: Answer("c")}
+    cache.put([(BODY, {1: Answer("other")})], replace=True)
+    assert Cache(cache.path).read([key])[key][1] == Answer("other")
 
 
 def test_more_keys_than_one_query_takes(cache):
     bodies = [{**BODY, "seed": k} for k in range(1000)]
-    cache.put((body, {0: Entry(str(body["seed"]))}) for body in bodies)
+    cache.put((body, {0: Answer(str(body["seed"]))}) for body in bodies)
     kept = cache.read(request_key(body) for body in bodies)
     assert [kept[request_key(body)][0].text for body in bodies] == [str(k) for k in range(1000)]
 
@@ -72,12 +58,12 @@ def test_any_text_comes_back(text):
     with tempfile.TemporaryDirectory() as folder:
         cache = Cache(Path(folder) / "c.sqlite")
         body = {**BODY, "prompt": text}
-        cache.put([(body, {0: Entry(text)})])
+        cache.put([(body, {0: Answer(text)})])
         assert cache.read([request_key(body)])[request_key(body)][0].text == text
 
 
 def test_halves_of_characters_are_joined_or_replaced_and_refused_in_a_request(cache):
-    cache.put([(BODY, {0: Entry("\ud83d\ude00 \ud83d \x00 end")})])
+    cache.put([(BODY, {0: Answer("\ud83d\ude00 \ud83d \x00 end")})])
     assert cache.read([request_key(BODY)])[request_key(BODY)][0].text == "\U0001f600 \ufffd \x00 end"
     with pytest.raises(DataError, match="half a character"):
         request_key({**BODY, "prompt": "\ud83d"})
@@ -85,17 +71,17 @@ def test_halves_of_characters_are_joined_or_replaced_and_refused_in_a_request(ca
 
 def test_all_of_a_transaction_or_nothing(cache):
     with pytest.raises(ZeroDivisionError), cache.transaction():
-        cache.put([(BODY, {0: Entry("a")})])
+        cache.put([(BODY, {0: Answer("a")})])
         raise ZeroDivisionError
     assert cache.present([request_key(BODY)]) == {}
 
 
 def test_several_processes_make_and_fill_it_at_once(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from drot_utils.cache import Cache, Entry\n"
+        "import sys; from pathlib import Path; from drot_utils.llm.cache import Cache, Answer\n"
         "cache = Cache(Path(sys.argv[1]))\n"
-        "for k in range(200): cache.put([({'model': 'm', 'seed': k}, {0: Entry(sys.argv[2])}), "
-        "({'model': 'm', 'seed': f'{sys.argv[2]}-{k}'}, {0: Entry('own')})])\n"
+        "for k in range(200): cache.put([({'model': 'm', 'seed': k}, {0: Answer(sys.argv[2])}), "
+        "({'model': 'm', 'seed': f'{sys.argv[2]}-{k}'}, {0: Answer('own')})])\n"
     )
     path = tmp_path / "new" / "c.sqlite"
     started = [subprocess.Popen([sys.executable, "-c", code, str(path), str(k)], cwd=ROOT) for k in range(3)]
@@ -129,7 +115,7 @@ def test_a_file_that_is_no_database_and_a_damaged_one(cache, tmp_path):
     text.write_text("no database at all, and long enough to be looked at as one " * 20)
     with pytest.raises(DataError, match=r"is damaged, or no cache .*\n.*move the file away"):
         Cache(text)
-    cache.put(({**BODY, "seed": k}, {0: Entry("long text " * 50)}) for k in range(200))
+    cache.put(({**BODY, "seed": k}, {0: Answer("long text " * 50)}) for k in range(200))
     cache.query("PRAGMA wal_checkpoint(TRUNCATE)")
     cache.close()
     with cache.path.open("r+b") as file:
@@ -143,7 +129,7 @@ def test_a_cache_that_cannot_be_written(cache, tmp_path):
     cache.close()
     cache.file = sqlite3.connect(f"file:{cache.path}?mode=ro", uri=True, isolation_level=None)
     with pytest.raises(StorageError, match=r"could not be written \(attempt to write a readonly database\).*is kept"):
-        cache.put([(BODY, {0: Entry("a")})])
+        cache.put([(BODY, {0: Answer("a")})])
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="could not be written"):
         Cache(tmp_path / "file" / "c.sqlite")
@@ -161,7 +147,7 @@ def test_a_read_only_file_for_somebody_who_is_not_root(file, folder):
         os.seteuid(65534 if user == 0 else user)
         try:
             with pytest.raises(StorageError, match="could not be written") as caught:
-                Cache(path).put([(BODY, {0: Entry("a")})])
+                Cache(path).put([(BODY, {0: Answer("a")})])
             assert str(path) in str(caught.value)
         finally:
             os.seteuid(user)
@@ -169,17 +155,17 @@ def test_a_read_only_file_for_somebody_who_is_not_root(file, folder):
 
 
 def test_a_full_disk_is_one_error_and_the_rest_is_kept(cache):
-    cache.put([(BODY, {0: Entry("a")})])
+    cache.put([(BODY, {0: Answer("a")})])
     cache.query("PRAGMA max_page_count = 12")
     with pytest.raises(StorageError, match="full"):
-        cache.put(({**BODY, "seed": -k}, {0: Entry("long text " * 500)}) for k in range(100))
+        cache.put(({**BODY, "seed": -k}, {0: Answer("long text " * 500)}) for k in range(100))
     assert cache.query("SELECT count(*) FROM answers") == [(1,)]
 
 
 def test_on_a_shared_disk_no_log_that_needs_shared_memory(tmp_path, monkeypatch):
     path = tmp_path / "c.sqlite"
     first = Cache(path)
-    first.put([(BODY, {0: Entry("a")})])
+    first.put([(BODY, {0: Answer("a")})])
     assert first.query("PRAGMA journal_mode") == [("wal",)]
     first.close()
     monkeypatch.setattr("drot_utils.llm.cache.file_system", lambda _: "nfs4")
@@ -191,45 +177,43 @@ def test_on_a_shared_disk_no_log_that_needs_shared_memory(tmp_path, monkeypatch)
 def test_without_locks_processes_still_come_one_at_a_time(tmp_path, no_locks):
     path = tmp_path / "c.sqlite"
     before = Cache(path)  # where there were locks
-    before.put([(BODY, {0: Entry("a")})])
+    before.put([(BODY, {0: Answer("a")})])
     before.close()
     code = (
-        "import errno, fcntl, sys; from pathlib import Path; from drot_utils.cache import Cache, Entry\n"
+        "import errno, fcntl, sys; from pathlib import Path; from drot_utils.llm.cache import Cache, Answer\n"
         "def no(*_): raise OSError(errno.ENOLCK, 'no')\n"
         "fcntl.flock = no\n"
         "cache = Cache(Path(sys.argv[1]))\n"
-        "for k in range(20): cache.put([({'model': 'm', 'seed': k}, {0: Entry(sys.argv[2])}), "
-        "({'model': 'm', 'seed': f'{sys.argv[2]}-{k}'}, {0: Entry('own')})])\n"
+        "for k in range(20): cache.put([({'model': 'm', 'seed': k}, {0: Answer(sys.argv[2])}), "
+        "({'model': 'm', 'seed': f'{sys.argv[2]}-{k}'}, {0: Answer('own')})])\n"
     )
     started = [subprocess.Popen([sys.executable, "-c", code, str(path), str(k)], cwd=ROOT) for k in range(3)]
     assert [process.wait(60) for process in started] == [0, 0, 0]
     no_locks(errno.ENOLCK)
     cache = Cache(path)
     with cache.transaction():
-        cache.put([({**BODY, "seed": 8}, {0: Entry("inside")})])
+        cache.put([({**BODY, "seed": 8}, {0: Answer("inside")})])
     assert cache.query("SELECT count(*) FROM answers") == [(1 + 20 + 3 * 20 + 1,)]
     assert cache.query("PRAGMA integrity_check") == [("ok",)]
     assert cache.query("PRAGMA journal_mode") == [("delete",)]
     assert not list(tmp_path.glob("*.held"))
 
 
-def test_lines_add_up_over_restarts(cache):
-    enter(cache, Line("m", "direct", METERED, 1, 10, 5))
-    enter(Cache(cache.path), Line("m", "direct", METERED, 2, 20, 6))
-    enter(cache, Line("m", "batch", METERED, 1, 1, 1))
-    enter(cache, Line("o", "direct", UNMETERED, 1, 7, 0))
-    assert read_ledger(cache) == [
-        Line("m", "batch", METERED, 1, 1, 1), Line("m", "direct", METERED, 3, 30, 11), Line("o", "direct", UNMETERED, 1, 7, 0),
-    ]  # fmt: skip
-    assert read_ledger(cache, "o") == [Line("o", "direct", UNMETERED, 1, 7, 0)]
+def test_what_was_spent_adds_up_over_restarts(cache):
+    cache.enter("m", "direct", "metered", 10, 5)
+    Cache(cache.path).enter("m", "direct", "metered", 20, 6)
+    cache.enter("m", "direct", "unmetered", 1, 1)
+    cache.enter("m", "batch", "metered", 1, 1)
+    cache.enter("o", "direct", "unmetered", 7, 0)
+    assert cache.list_spent() == [("m", "batch", 1, 1), ("m", "direct", 31, 12), ("o", "direct", 7, 0)]
 
 
 def test_what_was_ignored_is_counted_over_transports(cache):
     for transport in ("direct", "batch", "direct"):
-        enter(cache, Line("m", transport, f"{IGNORED}n"))
-    enter(cache, Line("o", "direct", f"{IGNORED}seed"))
-    enter(cache, Line("m", "direct", METERED, 1, 1, 1))
-    assert read_ignored(cache, "m") == {"n": 3} and read_ignored(cache, "o") == {"seed": 1}
+        cache.enter("m", transport, "ignored: n")
+    cache.enter("o", "direct", "ignored: seed")
+    cache.enter("m", "direct", "metered", 1, 1)
+    assert cache.list_ignored("m") == {"n": 3} and cache.list_ignored("o") == {"seed": 1}
 
 
 BODIES = [{"model": "m", "prompt": f"Ça va {k}?\n\u2028", "n": 2, "seed": k} for k in range(20)]
@@ -238,7 +222,7 @@ BODIES = [{"model": "m", "prompt": f"Ça va {k}?\n\u2028", "n": 2, "seed": k} fo
 @pytest.fixture
 def filled(cache):
     cache.put(
-        (body, {0: Entry(f"a{k}\n", "stop", 5, 2, "m-1"), 1: Entry("é", None, 0, 2)}) for k, body in enumerate(BODIES)
+        (body, {0: Answer(f"a{k}\n", "stop", 5, 2, "m-1"), 1: Answer("é", None, 0, 2)}) for k, body in enumerate(BODIES)
     )
     return cache
 
@@ -267,9 +251,9 @@ def test_a_mark_before_the_first_line_is_skipped(filled, tmp_path):
 def test_what_is_there_stays(filled, tmp_path):
     export_lines(filled, tmp_path / "x.jsonl")
     other = Cache(tmp_path / "other.sqlite")
-    other.put([(BODIES[0], {0: Entry("mine")})])
+    other.put([(BODIES[0], {0: Answer("mine")})])
     assert import_lines(other, tmp_path / "x.jsonl") == (39, 1)
-    assert other.read([request_key(BODIES[0])])[request_key(BODIES[0])][0] == Entry("mine")
+    assert other.read([request_key(BODIES[0])])[request_key(BODIES[0])][0] == Answer("mine")
 
 
 GOOD = json.dumps({"request": {"model": "m", "prompt": "new"}, "choice": 0, "text": "t"})

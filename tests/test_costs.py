@@ -6,14 +6,14 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import yaml
-from conftest import make_endpoint, make_questions
+from conftest import USE, make_endpoint, make_questions
 from hypothesis import given
 from hypothesis import strategies as st
 
 from drot_utils.llm import costs, replies
-from drot_utils.llm.cache import METERED, UNMETERED, Entry, Line, enter
-from drot_utils.llm.costs import ENOUGH, Budget, Usage, forecast, read_prices
-from drot_utils.study.errors import BudgetError, ParamsError
+from drot_utils.llm.cache import Answer
+from drot_utils.llm.costs import ENOUGH, forecast, read_prices
+from drot_utils.study.errors import ParamsError
 
 
 @pytest.fixture
@@ -59,9 +59,6 @@ def test_the_bound_holds_for_a_tokenizer_of_bytes(text, n):
 def test_what_limits_an_answer():
     assert replies.read_most({"max_tokens": 5}) == replies.read_most({"max_completion_tokens": 5}) == 5
     assert replies.read_most({}) is None and costs.bound_tokens({"prompt": ""})[1] is None
-
-
-DIRECT = {("gpt-4o-mini", "direct")}
 
 
 @pytest.fixture
@@ -113,114 +110,46 @@ def test_no_table_and_no_yaml(tmp_path):
             read_prices(str(tmp_path / "p.yaml"))
 
 
-def test_a_budget_needs_a_price(prices, cache):
-    with pytest.raises(BudgetError, match=r"price of nobody \(direct\) is not known") as caught:
-        Budget(1.0, prices, cache, {("nobody", "direct")})
-    assert "requests.prices" in caught.value.todo
-    assert Budget(None, prices, cache, {("nobody", "direct")}).fits(1e9)
-
-
-def test_what_was_spent_counts_over_restarts_and_what_nobody_metered_counts_in_full(prices, cache):
-    enter(cache, Line("gpt-4o-mini", "direct", METERED, 1, 1_000_000, 0))
-    enter(cache, Line("gpt-4o-mini", "direct", UNMETERED, 1, 0, 1_000_000))
-    enter(cache, Line("gpt-4o-mini", "direct", "ignored: n", 5, 0, 0))
-    budget = Budget(1.0, prices, cache, DIRECT)
-    assert budget.spent == pytest.approx(0.75)
-    budget.check(0.25)
-    with pytest.raises(BudgetError, match=r"about \$0.2600; of \$1.00, \$0.7500 are spent"):
-        budget.check(0.26)
-    enter(cache, Line("of-another-run", "direct", METERED, 1, 1, 1))
-    with pytest.raises(BudgetError, match="of-another-run"):
-        Budget(1.0, prices, cache, DIRECT)
-
-
-def test_what_is_under_way_is_set_aside(prices, cache):
-    budget = Budget(1.0, prices, cache, DIRECT)
-    budget.reserve(0.6)
-    assert not budget.fits(0.6)
-    with pytest.raises(BudgetError, match="raise the budget"):
-        budget.reserve(0.6)
-    budget.settle(0.6, 0.1)
-    budget.reserve(0.6)
-    budget.settle(0.6, None)
-    assert budget.spent == pytest.approx(0.7) and budget.reserved == pytest.approx(0)
-    budget.reserve(5.0, sent=True)  # it went out before this run
-    assert budget.reserved == 5.0
-
-
-def test_usages_add_up_and_what_is_not_known_stays_so():
-    one = Usage(
-        requests=2,
-        choices=4,
-        calls=3,
-        faults={"timeout": 1},
-        prompt_tokens=10,
-        cost_usd=0.5,
-        ignored={"n": 3},
-    )
-    two = Usage(
-        requests=1,
-        choices=1,
-        faults={"timeout": 1, "HTTP 500": 2},
-        prompt_tokens=None,
-        cost_usd=0.25,
-        ignored={"n": 5},
-    )
-    both = one + two
-    assert (both.requests, both.choices, both.calls) == (3, 5, 3)
-    assert both.faults == {"HTTP 500": 2, "timeout": 2}
-    assert both.prompt_tokens is None and both.cost_usd == 0.75
-    assert both.ignored == {"n": 5}  # counted over the cache's life: the later count holds the earlier
-    assert Usage() + one == one
-
-
-def test_who_is_asked_twice_is_recorded_with_both():
-    record = {}
-    Usage(requests=2, faults={"timeout": 1}, cost_usd=None).add_to(record, "usage of far")
-    Usage(requests=1, faults={"timeout": 2}).add_to(record, "usage of far")
-    assert record["usage of far"]["requests"] == 3 and record["usage of far"]["faults"] == {"timeout": 3}
-    assert record["usage of far"]["cost_usd"] is None
-
-
-PRICES = read_prices("data/prices.yaml")
 MODEL = "gpt-4o-mini"
 
 
 def test_what_is_not_in_the_cache_is_counted_and_priced(cache):
     requests = make_questions(10, n=2, model=MODEL)
-    cache.put([(requests[0], {0: Entry("a")}), (requests[1], {0: Entry("a"), 1: Entry("b")})])
-    plan = forecast(requests, make_endpoint(model=MODEL), PRICES, cache)
+    cache.put([(requests[0], {0: Answer("a")}), (requests[1], {0: Answer("a"), 1: Answer("b")})])
+    plan = forecast(requests, make_endpoint(model=MODEL), USE, cache)
     assert (plan.requests, plan.to_ask, plan.choices) == (10, 9, 17)
     assert plan.prompt_tokens == 9 * (3 + 8) and plan.completion_tokens == 17 * 20
     assert plan.cost_usd == pytest.approx((0.15 * 99 + 0.6 * 340) / 1e6)
     assert "estimated at 4 bytes a token" in plan.how and "at most" in plan.how and plan.minutes is None
-    assert forecast(requests, make_endpoint(model=MODEL), PRICES, cache, refresh=True).to_ask == 10
-    assert forecast(requests, make_endpoint(model=MODEL), PRICES, None).to_ask == 10
+    assert (
+        forecast(requests, make_endpoint(model=MODEL), USE.model_copy(update={"cache": "refresh"}), cache).to_ask == 10
+    )
+    assert forecast(requests, make_endpoint(model=MODEL), USE, None).to_ask == 10
 
 
 def test_answers_are_taken_to_be_as_long_as_earlier_ones_of_the_model(cache):
     for model, tokens in ((MODEL, 6), ("other", 600)):
-        cache.put((r, {0: Entry("a", None, 10, tokens)}) for r in make_questions(ENOUGH, model=model))
-    cache.put((r, {0: Entry("recorded")}) for r in make_questions(5, model=MODEL, seed=2))
-    plan = forecast(make_questions(5, model=MODEL, seed=3), make_endpoint(model=MODEL), PRICES, cache)
+        cache.put((r, {0: Answer("a", None, 10, tokens)}) for r in make_questions(ENOUGH, model=model))
+    cache.put((r, {0: Answer("recorded")}) for r in make_questions(5, model=MODEL, seed=2))
+    plan = forecast(make_questions(5, model=MODEL, seed=3), make_endpoint(model=MODEL), USE, cache)
     assert plan.completion_tokens == 30 and f"as long as {ENOUGH} earlier ones (6 tokens)" in plan.how
 
 
 def test_what_is_not_known_is_null_and_what_is_in_the_cache_costs_nothing(cache):
     requests = make_questions(3)
-    plan = forecast(requests, make_endpoint(), PRICES, cache)
+    plan = forecast(requests, make_endpoint(), USE, cache)
     assert plan.cost_usd is None and "price of m not in data/prices.yaml: cost unknown" in plan.how
     for request in requests:
         del request["max_tokens"]
-    plan = forecast(requests, make_endpoint(model=MODEL), PRICES, cache)
+    plan = forecast(requests, make_endpoint(model=MODEL), USE, cache)
     assert plan.completion_tokens is None and plan.cost_usd is None and "nothing limits" in plan.how
-    cache.put((r, {0: Entry("a")}) for r in requests)
-    assert forecast(requests, make_endpoint(), PRICES, cache).cost_usd == 0.0
+    cache.put((r, {0: Answer("a")}) for r in requests)
+    assert forecast(requests, make_endpoint(), USE, cache).cost_usd == 0.0
 
 
 def test_time_at_the_limits_set(cache):
     requests = make_questions(120)
-    assert forecast(requests, make_endpoint(requests_per_minute=60), PRICES, cache).minutes == 2
+    assert forecast(requests, make_endpoint(requests_per_minute=60), USE, cache).minutes == 2
     both = make_endpoint(requests_per_minute=60, tokens_per_minute=310)
-    assert forecast(requests, both, PRICES, cache).minutes == pytest.approx(120 * 31 / 310, rel=0.02)
-    assert forecast(requests, make_endpoint(requests_per_minute=60, transport="batch"), PRICES, cache).minutes is None
+    assert forecast(requests, both, USE, cache).minutes == pytest.approx(120 * 31 / 310, rel=0.02)
+    assert forecast(requests, make_endpoint(requests_per_minute=60, transport="batch"), USE, cache).minutes is None

@@ -3,13 +3,14 @@
 import pytest
 from conftest import make_endpoint, write_params
 
+from drot_utils.__main__ import main
 from drot_utils.data import corpora
-from drot_utils.llm.cache import Cache
 from drot_utils.method import teacher
 from drot_utils.report import plan
 from drot_utils.study.errors import DrotError
 from drot_utils.study.params import ModelRef, load_params
 from drot_utils.study.paths import Run
+from drot_utils.study.record import Study
 
 
 def test_the_papers_own_numbers_come_back():
@@ -25,10 +26,9 @@ def test_the_papers_own_numbers_come_back():
     assert table.loc["all", "gpu_hours"] == pytest.approx(table["gpu_hours"].iloc[:-1].sum())
 
 
-def test_every_committed_profile_can_be_planned(capsys, monkeypatch):
+def test_every_committed_profile_can_be_planned(capsys):
     for profile in ("smoke", "demo", "paper"):
-        monkeypatch.setattr("sys.argv", ["plan", f"params/{profile}.yaml"])
-        assert plan.main() == 0
+        assert main(["plan", f"params/{profile}.yaml"]) == 0
     out = capsys.readouterr().out
     assert "Assumed" in out and "28 hours on 8 A6000" in out
 
@@ -57,10 +57,9 @@ def test_requests_are_planned_with_their_cost_and_the_budget(tmp_path, monkeypat
     text = plan.say_requests(params)
     assert "gpt-4o-mini" in text and "than $5.00" in text and "2026" in text
     assert not Run("smoke").root.exists()  # a plan writes nothing
-    cache = Cache(Run("smoke").root / "data" / "answers.sqlite")
-    actions = corpora.read_actions(params.corpus.actions)
-    recorded = corpora.read_recorded("data/demo/teacher_plain.tsv", actions)
-    teacher.fill_cache(cache, recorded, params.teacher, params.seed)
+    recorded = params.teacher.model_copy(update={"recorded": "data/demo/teacher_plain.tsv"})
+    study = Study(params.model_copy(update={"teacher": recorded}), Run("smoke"), "test")
+    teacher.fill_cache(study, corpora.read_actions(params.corpus.actions))
     assert plan.plan_requests(params)["to_ask"].tolist() == [0, 0]
 
 

@@ -20,6 +20,9 @@ VERSION = 1
 APPLICATION = 0x64526F54  # "dRoT": marks the file as ours
 AT_ONCE = 400  # keys a query; every SQLite allows 999
 
+#: Entries of the ledger: what was billed, by the server's count or else at most; what a server passed over (the setting follows).
+METERED, UNMETERED, IGNORED = "metered", "unmetered", "ignored: "
+
 #: File systems of one machine. Elsewhere SQLite's write-ahead log is not safe (its memory cannot be shared between machines).
 LOCAL = ("ext", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "ramfs", "overlay", "apfs", "hfs")
 
@@ -45,8 +48,8 @@ COMMIT;
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One choice of an answer as it is kept.
+class Answer:
+    """One choice of an answer, as it is kept.
 
     A prompt is billed once a response: its tokens count for the response's first choice, 0 for the others. Completion
     tokens are shared out over a response's choices by their lengths. So sums are exact. None: not known.
@@ -93,7 +96,7 @@ class Cache:
             raise wrap_os_error(error, path) from error
 
     def _open(self, bare: bool) -> None:
-        with self.said():
+        with self.explained_errors():
             place = self.path.absolute().as_uri() + ("?vfs=unix-none" if bare else "")
             # The caller's thread and the one that asks share it, never at once.
             self.file = sqlite3.connect(place, timeout=60, isolation_level=None, check_same_thread=False, uri=True)
@@ -139,15 +142,15 @@ class Cache:
             found.setdefault(key, set()).add(choice)
         return found
 
-    def read(self, keys: Iterable[str]) -> dict[str, dict[int, Entry]]:
+    def read(self, keys: Iterable[str]) -> dict[str, dict[int, Answer]]:
         """Return the choices of each key that the cache has, by their numbers."""
-        found: dict[str, dict[int, Entry]] = {}
+        found: dict[str, dict[int, Answer]] = {}
         columns = "key, choice, text, finish, prompt_tokens, completion_tokens, answered_by"
         for key, choice, *values in self._select(columns, keys):
-            found.setdefault(key, {})[choice] = Entry(*values)
+            found.setdefault(key, {})[choice] = Answer(*values)
         return found
 
-    def put(self, items: Iterable[tuple[dict[str, Any], dict[int, Entry]]], *, replace: bool = False) -> int:
+    def put(self, items: Iterable[tuple[dict[str, Any], dict[int, Answer]]], *, replace: bool = False) -> int:
         """Keep choices by request and number, all or none of them, and return how many are new.
 
         With `replace` they take the place of those that are there; else the earlier ones stay, so that all processes
@@ -161,15 +164,38 @@ class Cache:
                 before = self.file.total_changes
                 self.file.executemany(
                     f"INSERT OR {'REPLACE' if replace else 'IGNORE'} INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    [(key, number, _mend(c.text), c.finish, c.prompt_tokens, c.completion_tokens, c.answered_by)
+                    [(key, number, _join_halves(c.text), c.finish, c.prompt_tokens, c.completion_tokens, c.answered_by)
                      for number, c in choices.items()],
                 )  # fmt: skip
                 new += self.file.total_changes - before
         return new
 
+    def enter(self, model: str, transport: str, entry: str, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+        """Add to the line of a model, transport and entry: once more, and so many tokens."""
+        self.query(
+            "INSERT INTO ledger VALUES (?, ?, ?, 1, ?, ?) ON CONFLICT DO UPDATE SET times = times + 1, prompt_tokens = "
+            "prompt_tokens + excluded.prompt_tokens, completion_tokens = completion_tokens + excluded.completion_tokens",
+            *(model, transport, entry, prompt_tokens, completion_tokens),
+        )
+
+    def list_spent(self) -> list[tuple[str, str, int, int]]:
+        """Return the tokens that were billed in the cache's life: model, transport, of prompts, of completions."""
+        return self.query(
+            "SELECT model, transport, sum(prompt_tokens), sum(completion_tokens) FROM ledger WHERE entry NOT LIKE ? "
+            "GROUP BY model, transport ORDER BY model, transport",
+            f"{IGNORED}%",
+        )
+
+    def list_ignored(self, model: str) -> dict[str, int]:
+        """Return what the model's servers were seen to pass over, with how often."""
+        rows = self.query(
+            "SELECT entry, sum(times) FROM ledger WHERE model = ? AND entry LIKE ? GROUP BY entry", model, f"{IGNORED}%"
+        )
+        return {entry.removeprefix(IGNORED): times for entry, times in rows}
+
     def query(self, sql: str, *values: Any) -> list[tuple]:
         """Return the rows of a query, or change something."""
-        with self.said():
+        with self.explained_errors():
             return self.file.execute(sql, values).fetchall()
 
     @contextmanager
@@ -178,7 +204,7 @@ class Cache:
         if self.file.in_transaction:
             yield
             return
-        with self.said():
+        with self.explained_errors():
             self.file.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -189,7 +215,7 @@ class Cache:
             self.file.execute("COMMIT")
 
     @contextmanager
-    def said(self) -> Iterator[None]:
+    def explained_errors(self) -> Iterator[None]:
         """Say what SQLite's errors mean for the study, and let no other process in where SQLite cannot see to that."""
         mine = self.bare and not self.file.in_transaction
         try:
@@ -230,7 +256,7 @@ def cache_file(run: Run) -> Path:
 def _body(request: dict[str, Any]) -> str:
     body = {name: value for name, value in request.items() if name != "n"}
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    if not text.isascii() and _mend(text) != text:
+    if not text.isascii() and _join_halves(text) != text:
         raise DataError(
             "a request holds half a character (a lone surrogate)",
             where=text[:80].encode("ascii", "replace").decode(),
@@ -238,53 +264,11 @@ def _body(request: dict[str, Any]) -> str:
     return text
 
 
-def _mend(text: str) -> str:
+def _join_halves(text: str) -> str:
     # JSON can escape halves of characters; joined where both are there, else replaced: no file can hold half a one.
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-METERED = "metered"  # answers whose tokens the server counted
-UNMETERED = "unmetered"  # what may have been billed without being counted: tokens are upper bounds
-IGNORED = "ignored: "  # followed by the setting that a server passed over
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line: of a model and transport, what happened, how often, and the tokens of all times together."""
-
-    model: str
-    transport: str
-    entry: str
-    times: int = 1
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-def enter(cache: Cache, line: Line) -> None:
-    """Add to the line of the same model, transport and entry, or start it."""
-    cache.query(
-        "INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET times = times + excluded.times, "
-        "prompt_tokens = prompt_tokens + excluded.prompt_tokens, completion_tokens = completion_tokens + excluded.completion_tokens",
-        *vars(line).values(),
-    )
-
-
-def read_ledger(cache: Cache, model: str | None = None) -> list[Line]:
-    """Return all lines, or those of one model, in a fixed order."""
-    lines = [Line(*row) for row in cache.query("SELECT * FROM ledger ORDER BY model, transport, entry")]
-    return [line for line in lines if model in (None, line.model)]
-
-
-def read_ignored(cache: Cache, model: str) -> dict[str, int]:
-    """Return the settings that the model's servers were seen to pass over, with how often."""
-    ignored: dict[str, int] = {}
-    for line in read_ledger(cache, model):
-        if line.entry.startswith(IGNORED):
-            name = line.entry.removeprefix(IGNORED)
-            ignored[name] = ignored.get(name, 0) + line.times
-    return ignored
 
 
 FORMAT = {"format": "drot-answers", "version": VERSION}  # the first line of an export
@@ -295,7 +279,7 @@ def export_lines(cache: Cache, file: Path) -> int:
     columns = "choice, text, finish, prompt_tokens, completion_tokens, answered_by"
     count = 0
     with (
-        cache.said(),
+        cache.explained_errors(),
         atomic(file) as temporary,
         temporary.open("w", encoding="utf-8", newline="\n") as handle,
     ):
@@ -322,13 +306,13 @@ def import_lines(cache: Cache, file: Path) -> tuple[int, int]:
     """
     new = total = 0
     with cache.transaction():
-        for request, number, entry in _read_lines(file):
-            new += cache.put([(request, {number: entry})])
+        for request, number, answer in _read_lines(file):
+            new += cache.put([(request, {number: answer})])
             total += 1
     return new, total - new
 
 
-def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any], int, Entry]]:
+def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any], int, Answer]]:
     number = 0
     try:
         with file.open(encoding="utf-8-sig") as handle:
@@ -345,19 +329,19 @@ def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any], int, Entry]]:
         raise DataError(
             f"is no exported answer ({type(error).__name__}: {error}); nothing was taken over",
             where=f"{file}, line {max(1, number)}",
-            todo="mend or remove that line, or export again",
+            todo="correct or remove that line, or export again",
         ) from error
 
 
-def _read_answer(values: dict[str, Any]) -> tuple[dict[str, Any], int, Entry]:
+def _read_answer(values: dict[str, Any]) -> tuple[dict[str, Any], int, Answer]:
     request, number = values.pop("request"), values.pop("choice")
-    entry = Entry(**values)
-    texts, counts = (entry.finish, entry.answered_by), (entry.prompt_tokens, entry.completion_tokens)
-    if not isinstance(request, dict) or type(number) is not int or number < 0 or not isinstance(entry.text, str):
+    answer = Answer(**values)
+    texts, counts = (answer.finish, answer.answered_by), (answer.prompt_tokens, answer.completion_tokens)
+    if not isinstance(request, dict) or type(number) is not int or number < 0 or not isinstance(answer.text, str):
         raise ValueError("expected an object `request`, a number `choice` and a text `text`")
     if not all(isinstance(t, str | None) for t in texts) or not all(type(c) in (int, type(None)) for c in counts):
         raise ValueError("expected texts in `finish` and `answered_by` and whole numbers of tokens, or null")
-    return request, number, entry
+    return request, number, answer
 
 
 def export_answers(path: Path, files: Sequence[Path]) -> str:

@@ -6,21 +6,16 @@ from typing import Any
 
 import pandas as pd
 
+from drot_utils.data.corpora import read_recorded
 from drot_utils.data.parsing import diagnose, parse_teacher
-from drot_utils.llm.cache import Cache, Entry, request_key
-from drot_utils.llm.client import ask_all, probe_penalties
-from drot_utils.llm.costs import Forecast, Usage, forecast, read_prices
-from drot_utils.llm.replies import (
-    REFUSED,
-    Answer,
-    derive_choice_seed,
-    explain_finish,
-    phrase_request,
-    read_whole,
-)
+from drot_utils.llm.accounts import Usage
+from drot_utils.llm.cache import Answer, open_cache, request_key
+from drot_utils.llm.client import ask_all
+from drot_utils.llm.costs import Forecast, forecast
+from drot_utils.llm.replies import REFUSED, derive_choice_seed, explain_finish, phrase_request, read_whole
 from drot_utils.method.prompts import teacher_prompt, teacher_response
 from drot_utils.study.params import Endpoint, Params, Requests
-from drot_utils.study.params import Teacher as Settings
+from drot_utils.study.record import Study
 
 UNPARSED = ["action_id", "action", "moral_variance", "candidate", "attempt", "raw", "why"]
 
@@ -51,8 +46,9 @@ class Asked:
         return {**asdict(self.usage), "unparsed_texts": len(self.unparsed), "cut_rows": cut}
 
 
-def make_request(action: str, moral_variance: int, settings: Settings, seed: int) -> dict[str, Any]:
+def make_request(params: Params, action: str, moral_variance: int) -> dict[str, Any]:
     """Return the whole request for one action and moral variance, as the endpoint gets it."""
+    settings = params.teacher
     return phrase_request(
         settings.endpoint,
         teacher_prompt(action, moral_variance),
@@ -62,66 +58,86 @@ def make_request(action: str, moral_variance: int, settings: Settings, seed: int
         presence_penalty=settings.presence_penalty,
         frequency_penalty=settings.frequency_penalty,
         max_tokens=settings.max_tokens,
-        seed=seed,
+        seed=params.seed,
     )
 
 
-def fill_cache(cache: Cache, recorded: pd.DataFrame, settings: Settings, seed: int) -> int:
-    """Put recorded responses into the cache as the answers to the requests of this study, in the place of other ones.
+def baseline_request(params: Params, endpoint: Endpoint, action: str, moral_variance: int) -> dict[str, Any]:
+    """Return the request for a baseline's best context."""
+    settings = {"n": 1, "temperature": 0.0, "max_tokens": params.teacher.max_tokens, "seed": params.seed}
+    return phrase_request(endpoint, teacher_prompt(action, moral_variance), **settings)
+
+
+def list_requests(params: Params, actions: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the requests for actions, in both directions."""
+    return [make_request(params, action, variance) for action in actions for variance in (1, -1)]
+
+
+def choose_requests(params: Params) -> Requests:
+    """Return how the cache is used: recorded responses are the answers, so there is nobody to ask them anew."""
+    anew = params.teacher.recorded and params.requests.cache == "refresh"
+    return params.requests.model_copy(update={"cache": "use"}) if anew else params.requests
+
+
+def fill_cache(study: Study, actions: pd.DataFrame) -> int:
+    """Put the responses of ``teacher.recorded``, if any, into the cache as the answers to this study's requests.
+
+    Parameters
+    ----------
+    actions : DataFrame
+        All actions, as `corpora.read_actions` returns them.
 
     Returns
     -------
     int
-        Requests newly answered.
+        Requests newly answered, or answered otherwise before.
     """
-    answers = []
+    settings = study.params.teacher
+    if settings.recorded is None:
+        return 0
+    study.note_data(settings.recorded)
+    recorded, answers = read_recorded(settings.recorded, actions), []
     for (action, variance), group in recorded.groupby(["action", "moral_variance"], sort=False):
         group = group.sort_values("choice").head(settings.contexts_per_variance)
         texts = [teacher_response(c, r) for c, r in zip(group["context"], group["rationale"], strict=True)]
-        request = make_request(action, int(variance), settings, seed)
-        answers.append((request, {number: Entry(text) for number, text in enumerate(texts)}))
+        answers.append((make_request(study.params, action, int(variance)), dict(enumerate(map(Answer, texts)))))
+    cache = open_cache(study.run)
     kept = cache.read(request_key(request) for request, _ in answers)
     new = [(request, texts) for request, texts in answers if not _holds(kept.get(request_key(request), {}), texts)]
     cache.put(new, replace=True)
     return len(new)
 
 
-def plan_teacher(
-    actions: Iterable[str], settings: Settings, requests: Requests, cache: Cache | None, seed: int
-) -> Forecast:
-    """Return what asking for these actions will take (see `forecast.Forecast`); nothing is asked."""
-    bodies = [make_request(action, variance, settings, seed) for action in actions for variance in (1, -1)]
-    refresh = _prefer_recorded(settings, requests).cache == "refresh"
-    return forecast(bodies, settings.endpoint, read_prices(requests.prices), cache, refresh=refresh)
+def _holds(kept: dict[int, Answer], texts: dict[int, Answer]) -> bool:
+    return all(number in kept and kept[number].text == answer.text for number, answer in texts.items())
 
 
-def try_teacher(action: str, settings: Settings, requests: Requests, cache: Cache, seed: int) -> dict[str, str]:
-    """Ask for one action whether the server heeds the penalties (see `probes.probe_penalties`)."""
-    request = make_request(action, 1, settings, seed)
-    return probe_penalties(request, settings.endpoint, requests, cache)
+def plan(study: Study, actions: pd.DataFrame) -> Forecast:
+    """Return what asking for these actions will take (see `costs.Forecast`); nothing is asked."""
+    params = study.params
+    bodies = list_requests(params, actions["action"])
+    return forecast(bodies, params.teacher.endpoint, choose_requests(params), open_cache(study.run))
 
 
-def ask_teacher(actions: pd.DataFrame, settings: Settings, requests: Requests, cache: Cache, seed: int) -> Asked:
+def ask(study: Study, actions: pd.DataFrame) -> Asked:
     """Ask for the contexts of all actions in both directions; what is in the cache is not asked.
 
-    Texts that do not parse are asked again, each `settings.parse_retries` times at most, with seeds of their own; recorded
+    Texts that do not parse are asked again, each `teacher.parse_retries` times at most, with seeds of their own; recorded
     ones are not, nor what the server refused for its content.
 
     Parameters
     ----------
     actions : DataFrame
         ``action_id`` and ``action``.
-    cache : Cache
-        Holds earlier and recorded responses, and gets the new ones.
 
     Raises
     ------
     EndpointError, BudgetError
-        See `endpoint.ask_all`.
+        See `client.ask_all`.
     """
-    requests = _prefer_recorded(settings, requests)
+    settings, requests, cache = study.params.teacher, choose_requests(study.params), open_cache(study.run)
     prompts = [(row.action_id, row.action, variance) for row in actions.itertuples() for variance in (1, -1)]
-    bodies = [make_request(action, variance, settings, seed) for _, action, variance in prompts]
+    bodies = list_requests(study.params, actions["action"])
     answers, usage = ask_all(bodies, settings.endpoint, requests, cache, "asking the teacher")
     n = settings.contexts_per_variance
     rows = [_to_row(prompts[k // n], k % n, answers[k // n][k % n]) for k in range(len(prompts) * n)]
@@ -141,12 +157,6 @@ def ask_teacher(actions: pd.DataFrame, settings: Settings, requests: Requests, c
             else:
                 rows[number] = row
     return Asked(pd.DataFrame(rows), pd.DataFrame(unparsed, columns=UNPARSED), usage)
-
-
-def _prefer_recorded(settings: Settings, requests: Requests) -> Requests:
-    # Recorded responses are the answers: there is nobody to ask them anew.
-    anew = settings.recorded and requests.cache == "refresh"
-    return requests.model_copy(update={"cache": "use"}) if anew else requests
 
 
 def _make_again(request: dict[str, Any], candidate: int, attempt: int) -> dict[str, Any]:
@@ -169,13 +179,3 @@ def _to_row(prompt: tuple[str, str, int], candidate: int, answer: Answer) -> dic
         "raw": answer.text,
         "why": why or (None if parsed else diagnose(text)),
     }
-
-
-def _holds(kept: dict[int, Entry], texts: dict[int, Entry]) -> bool:
-    return all(number in kept and kept[number].text == entry.text for number, entry in texts.items())
-
-
-def baseline_request(params: Params, endpoint: Endpoint, action: str, moral_variance: int) -> dict[str, Any]:
-    """Return the request for a baseline's best context."""
-    settings = {"n": 1, "temperature": 0.0, "max_tokens": params.teacher.max_tokens, "seed": params.seed}
-    return phrase_request(endpoint, teacher_prompt(action, moral_variance), **settings)

@@ -12,7 +12,7 @@ from drot_utils.llm.cache import Cache, cache_file
 from drot_utils.llm.costs import forecast, read_prices
 from drot_utils.method.critic import split_gold
 from drot_utils.method.judges import judge_prompt, judge_request
-from drot_utils.method.teacher import baseline_request, make_request, plan_teacher
+from drot_utils.method.teacher import baseline_request, choose_requests, list_requests, make_request
 from drot_utils.study.errors import DrotError
 from drot_utils.study.params import Endpoint, ModelRef, Params
 from drot_utils.study.paths import Run, resolve
@@ -168,11 +168,11 @@ def plan_requests(params: Params) -> pd.DataFrame:
     cache = Cache(file) if file.exists() else None
     rows = []
     for notebook, some in actions.items():
-        found = plan_teacher(some, params.teacher, params.requests, cache, params.seed)
+        bodies, requests = list_requests(params, some), choose_requests(params)
+        found = forecast(bodies, params.teacher.endpoint, requests, cache)
         rows.append({"notebook": notebook, "model": params.teacher.endpoint.model, **vars(found)})
-    prices, refresh = read_prices(params.requests.prices), params.requests.cache == "refresh"
     for notebook, endpoint, bodies in _list_others(params, actions["07 evaluation"]):
-        found = forecast(bodies, endpoint, prices, cache, refresh=refresh)
+        found = forecast(bodies, endpoint, params.requests, cache)
         rows.append({"notebook": notebook, "model": endpoint.model, **vars(found)})
     return pd.DataFrame(rows).assign(how=lambda table: table["how"] + note)
 
@@ -204,7 +204,9 @@ def say_requests(params: Params) -> str:
     lines += warn_refused(params)
     budget = params.requests.budget_usd
     lines.append(
-        "No budget is set." if budget is None else f"The run stops before it would cost more than ${budget:,.2f}."
+        "No budget is set."
+        if budget is None
+        else f"The run begins nothing that is forecast to cost more than ${budget:,.2f} in all, and stops when that is spent."
     )
     return "\n".join(lines)
 
@@ -213,7 +215,7 @@ def warn_refused(params: Params) -> list[str]:
     """Return a sentence for each model of an endpoint that is known to refuse settings that it would be sent."""
     prices, asked = read_prices(params.requests.prices), {}
     if not params.teacher.recorded:
-        request = make_request(STAND_IN, 1, params.teacher, params.seed)
+        request = make_request(params, STAND_IN, 1)
         asked["teacher"] = (params.teacher.endpoint, request)
     for baseline in params.evaluation.baselines:
         if baseline.endpoint:

@@ -1,0 +1,280 @@
+"""The accounts of one list of requests: what was sent, kept and spent, and where it has to stop."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from drot_utils.llm.cache import IGNORED, METERED, UNMETERED, Answer, Cache
+from drot_utils.llm.costs import Prices, bound_tokens, forecast
+from drot_utils.llm.faults import Declined, Fault, Refusal
+from drot_utils.llm.replies import (
+    REFUSED,
+    Work,
+    explain_finish,
+    is_broken,
+    is_thought_away,
+    read_most,
+    read_reply,
+)
+from drot_utils.study.errors import BudgetError, EndpointError
+from drot_utils.study.params import Endpoint, Requests
+
+LENGTHS = ("max_tokens", "max_completion_tokens")  # what servers call the most tokens of an answer
+FEW = 3  # replies without a word, and none with one, from which a model is seen to think all its tokens away
+FEWER, NO_LENGTH = "n: fewer choices than asked", "max_tokens: refused"  # what is noted of a model's servers
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a list of requests took.
+
+    Attributes
+    ----------
+    requests, choices : int
+        Asked for, and answered: all of them.
+    from_cache, asked : int
+        Requests that were in the cache whole, and those that were not.
+    calls : int
+        What was sent to the server, all tries.
+    faults : dict
+        What went wrong on the way and was asked again, by kind.
+    prompt_tokens, completion_tokens : int or None
+        Of all choices, those from the cache too; None when one of them was not counted.
+    cost_usd : float or None
+        All choices at the table's prices for this endpoint; None when a price or a count is not known.
+    spent_usd : float or None
+        What the answers to this run's calls cost by the table, 0 when it asked nothing; None when that is not known.
+    unmetered : int
+        Calls of this run that may have been billed although no answer arrived whole; they are not in `spent_usd`.
+    ignored : dict
+        What this model's server was seen to pass over in the cache's life, with how often.
+    unfinished : dict
+        Choices that did not come to an end of their own, by reason (see `replies.explain_finish`).
+    answered_by : dict
+        Choices by the name that the server gave the model that answered.
+    """
+
+    requests: int = 0
+    choices: int = 0
+    from_cache: int = 0
+    asked: int = 0
+    calls: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+    cost_usd: float | None = 0.0
+    spent_usd: float | None = 0.0
+    unmetered: int = 0
+    ignored: dict[str, int] = field(default_factory=dict)
+    unfinished: dict[str, int] = field(default_factory=dict)
+    answered_by: dict[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: "Usage") -> "Usage":
+        """Return the usage of both together."""
+        values = {name: _add(value, getattr(other, name)) for name, value in vars(self).items()}
+        # Counted over the cache's life: the later count holds the earlier.
+        return Usage(**{**values, "ignored": dict(Counter(self.ignored) | Counter(other.ignored))})
+
+    def add_to(self, record: dict[str, Any], key: str) -> None:
+        """Add it to what `record` has of the same one under `key`: somebody may be asked several times."""
+        record[key] = dict(vars(Usage(**record.get(key, {})) + self))
+
+
+def _add(one: object, other: object) -> object:
+    if one is None or other is None:
+        return None
+    return _sorted(Counter(one) + Counter(other)) if isinstance(one, dict) else one + other
+
+
+def _sorted(counts: Counter) -> dict[str, int]:
+    return dict(sorted(counts.items()))
+
+
+class Accounts:
+    """What one list of requests sent, kept and spent.
+
+    Parameters
+    ----------
+    endpoint : Endpoint
+    settings : Requests
+        What may be spent; with ``cache: refresh`` answers take the place of those in the cache.
+    cache : Cache
+        Its ledger has what was spent so far, over all restarts and by all that share it. What nobody counted is in it with
+        its upper bound.
+    prices : Prices
+    """
+
+    def __init__(self, endpoint: Endpoint, settings: Requests, cache: Cache, prices: Prices) -> None:
+        self.endpoint, self.settings, self.cache, self.prices = endpoint, settings, cache, prices
+        self.calls, self.unmetered, self.faults = 0, 0, Counter[str]()
+        self.spent: float | None = 0.0
+        self.done = 0  # requests of which nothing is missing any more
+        self.note = ""  # what there is to say while nothing seems to happen
+        self.billed = 0.0  # in the cache's life, as far as a budget asks for it
+        self.thoughts: int | None = 0  # replies that were thought away; None once one was not
+        refused = NO_LENGTH in cache.list_ignored(endpoint.model)
+        self.lengths = [*reversed(LENGTHS)] if refused else [*LENGTHS]
+
+    def open_budget(self, requests: Sequence[dict[str, Any]]) -> None:
+        """Refuse to begin what is forecast to cost more than is left of the budget, or whose cost is not known.
+
+        Raises
+        ------
+        BudgetError
+        """
+        if (limit := self.settings.budget_usd) is None:
+            return
+        where, spent = "requests.budget_usd", self.cache.list_spent()
+        for model, transport, *_ in [(self.endpoint.model, self.endpoint.transport), *spent]:
+            if self.prices.cost(model, transport, 0, 0) is None:
+                raise BudgetError(
+                    f"a budget is set, but the price of {model} ({transport}) is not known",
+                    where=self.prices.where,
+                    todo="add the model with its prices there, or to a table of your own that `requests.prices` names, or set "
+                    "`requests.budget_usd: null`",
+                )
+        self.billed = sum(self.prices.cost(*line) for line in spent)
+        cost = forecast(requests, self.endpoint, self.settings, self.cache).cost_usd
+        if cost is None:
+            raise BudgetError(
+                "a budget is set, but nothing limits the answers",
+                where=where,
+                todo="give the requests `max_tokens`, or set `requests.budget_usd: null`",
+            )
+        if self.billed + cost > limit:
+            raise BudgetError(
+                f"this would cost about ${cost:,.4f}; of ${limit:,.2f}, ${self.billed:,.4f} are spent",
+                where=where,
+                todo="raise the budget, or ask for less (fewer actions, fewer choices, a smaller max_tokens); nothing was asked",
+            )
+
+    def check_budget(self) -> None:
+        """Stop when the budget is spent; what is under way then may pass it.
+
+        Raises
+        ------
+        BudgetError
+        """
+        limit = self.settings.budget_usd
+        if limit is not None and self.billed >= limit:
+            raise BudgetError(
+                f"the budget of ${limit:,.2f} is spent (${self.billed:,.4f}, and what was under way)",
+                where="requests.budget_usd",
+                todo="raise the budget and run the same command again: what was answered is in the cache",
+            )
+
+    def phrase(self, sent: dict[str, Any]) -> dict[str, Any]:
+        """Return a request in this server's words; the cache knows it by ours."""
+        names = {"max_tokens": self.lengths[0], **self.endpoint.names}
+        return {names.get(name, name): v for name, v in sent.items() if names.get(name, name) is not None}
+
+    def learn_length(self, refusal: Refusal) -> bool:
+        """Take from a refusal how this server calls an answer's length; False when it is about something else."""
+        name = refusal.setting
+        if name not in LENGTHS or "max_tokens" in self.endpoint.names or self.lengths == [name]:
+            return False
+        if name in self.lengths:  # else another request has learnt it meanwhile
+            self.lengths.remove(name)
+            self._note(f"{name}: refused")
+        return True
+
+    def take(self, work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> None:
+        """Keep what a reply holds.
+
+        Raises
+        ------
+        Fault
+            A reply that holds no choices: nothing is kept.
+        """
+        doubted = work.doubted
+        answers, fewer = read_reply(work, sent, reply)
+        if broken := sum(map(is_broken, reply["choices"])):
+            self.faults["broken choice"] += broken
+        prompt, completion = (
+            [getattr(answer, name) for answer in answers.values()] for name in ("prompt_tokens", "completion_tokens")
+        )
+        tokens = None if None in [*prompt, *completion] else (sum(prompt), sum(completion))
+        with self.cache.transaction():
+            self.cache.put([(work.request, answers)], replace=self.settings.cache == "refresh")
+            self._bill(METERED if tokens else UNMETERED, *(tokens or bound_tokens(sent)))
+            if fewer or doubted:
+                self._note(FEWER)
+        cost = self.prices.cost(sent["model"], self.endpoint.transport, *(tokens or (None, None)))
+        self.spent = None if cost is None or self.spent is None else self.spent + cost
+        self.note, work.doubted = "", False
+        away = self.thoughts is not None and all(map(is_thought_away, answers.values()))
+        self.thoughts = self.thoughts + 1 if away else None
+
+    def decline(self, work: Work, sent: dict[str, Any], no: Declined) -> None:
+        """Keep a server's no to what a request says as the answer to all its choices; who read the prompt may bill it."""
+        answer = Answer("", REFUSED + no.reason, 0, 0)
+        with self.cache.transaction():
+            self.cache.put(
+                [(work.request, dict.fromkeys(work.missing, answer))], replace=self.settings.cache == "refresh"
+            )
+            self._bill(UNMETERED, bound_tokens(sent)[0], 0)
+        self.unmetered += 1
+        work.missing, work.doubted = [], False
+
+    def fail(self, fault: Fault, sent: dict[str, Any] | None = None) -> None:
+        """Count a fault; what may have been billed all the same is entered with its upper bound."""
+        self.faults[fault.kind] += 1
+        if fault.billed and sent is not None:
+            self.unmetered += 1
+            self._bill(UNMETERED, *bound_tokens(sent))
+
+    def check_thoughts(self, request: dict[str, Any]) -> None:
+        """Stop when the model only thinks, and has never come to an end within as many tokens as `request` allows.
+
+        Raises
+        ------
+        EndpointError
+            When the first few answers are empty, and all of them ended because their tokens were used up.
+        """
+        if (self.thoughts or 0) < FEW:
+            return
+        ended = self.cache.query(
+            "SELECT 1 FROM answers JOIN requests USING (key) WHERE json_extract(body, '$.model') = ? AND "
+            "json_extract(body, '$.max_tokens') IS ? AND text != '' AND finish IS NOT 'length' LIMIT 1",
+            request["model"],
+            read_most(request),
+        )
+        if not ended:
+            raise EndpointError(
+                f"the first {self.thoughts} replies are empty: the model used all of `max_tokens` for thinking",
+                where=f"{self.endpoint.base_url}, model {self.endpoint.model}",
+                todo="raise `teacher.max_tokens` (a judge's answers have 64 tokens at most), lower the model's reasoning where "
+                "the server lets you, or ask a model that does not think first",
+            )
+        self.thoughts = None
+
+    def sum_up(self, answers: list[list[Answer]], asked: int) -> Usage:
+        """Return what it took to have these answers, for `asked` of which the cache had not all."""
+        every = [answer for group in answers for answer in group]
+        counts = [[getattr(answer, name) for answer in every] for name in ("prompt_tokens", "completion_tokens")]
+        prompt, completion = (None if None in count else sum(count) for count in counts)
+        return Usage(
+            requests=len(answers),
+            choices=len(every),
+            from_cache=len(answers) - asked,
+            asked=asked,
+            calls=self.calls,
+            faults=_sorted(self.faults),
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            cost_usd=self.prices.cost(self.endpoint.model, self.endpoint.transport, prompt, completion),
+            spent_usd=self.spent,
+            unmetered=self.unmetered,
+            ignored=self.cache.list_ignored(self.endpoint.model),
+            unfinished=_sorted(Counter(filter(None, (explain_finish(answer.finish) for answer in every)))),
+            answered_by=_sorted(Counter(answer.answered_by for answer in every if answer.answered_by)),
+        )
+
+    def _bill(self, entry: str, prompt: int, completion: int | None) -> None:
+        model, transport = self.endpoint.model, self.endpoint.transport
+        self.cache.enter(model, transport, entry, prompt, completion or 0)
+        self.billed += self.prices.cost(model, transport, prompt, completion or 0) or 0.0
+
+    def _note(self, what: str) -> None:
+        self.cache.enter(self.endpoint.model, self.endpoint.transport, IGNORED + what)

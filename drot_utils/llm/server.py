@@ -1,0 +1,271 @@
+"""The connection to a server: the `openai` client, which asks again what may pass, and what it is to take for that."""
+
+import asyncio
+import ipaddress
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import anyio
+import httpx2
+import openai
+
+from drot_utils.llm.accounts import Accounts
+from drot_utils.llm.faults import Fault, read_delay, read_status
+from drot_utils.llm.replies import describe_request, list_choices, read_json
+from drot_utils.study.errors import EndpointError
+from drot_utils.study.params import Endpoint
+
+PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+#: Seconds for which a server that is overloaded is asked again at least, however few tries `max_retries` allows (0: none).
+PATIENCE = 120.0
+LONGEST_WAIT = 120  # seconds: the client waits for no server that asks for a longer pause
+FILE_TIMES = 10  # a file of requests or answers may take as many times as long as one request
+NO_LIMIT = 10**6  # tries that the client is given: how many it gets of them is decided here
+
+
+def keeps_asking(fault: Fault, retries: int, most: int, waited: float) -> bool:
+    """Say whether a fault is worth another try after `retries` of `most`, and `waited` seconds since the first one."""
+    return retries < most or (fault.overload and most > 0 and waited < PATIENCE)
+
+
+class Server:
+    """An open connection; an asynchronous context manager.
+
+    The key is handed to the `openai` package and is nowhere else; where a server repeats it, it is blotted out before the
+    response is looked at.
+
+    Parameters
+    ----------
+    endpoint : Endpoint
+    accounts : Accounts
+        Counts what is sent, and what goes wrong.
+
+    Attributes
+    ----------
+    answered : bool
+        Whether it has answered a request; until then, a server that is not there is asked twice only.
+    closing : bool
+        Set when nothing is to be tried again.
+    under_way : set of Task
+        Those who wait for a response, not for their next try.
+    """
+
+    def __init__(self, endpoint: Endpoint, accounts: Accounts) -> None:
+        self.endpoint, self.accounts = endpoint, accounts
+        self.secret = (read_key(endpoint) or "").encode()
+        self.answered = self.closing = False
+        self.under_way: set[asyncio.Task] = set()
+        self.calls: dict[asyncio.Task, tuple[float, int]] = {}  # when each began, and how many repetitions it may take
+
+    async def __aenter__(self) -> Self:
+        self.client = openai.AsyncOpenAI(
+            api_key=self.secret.decode() or "none",
+            base_url=self.endpoint.base_url,
+            max_retries=NO_LIMIT,
+            timeout=None,
+            http_client=_open_http(self),
+        )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.client.close()
+
+    async def post(self, path: str, body: dict[str, Any], *, once: bool = False) -> dict[str, Any]:
+        """Send a JSON body, `once` or as often as it takes; return the JSON object that comes back.
+
+        Raises
+        ------
+        Fault
+            What may pass, when all tries are used up.
+        Declined, Refusal, EndpointError
+            What does not: see `faults.read_status`.
+        """
+        response = self.client.post(path, body=body, cast_to=httpx2.Response)
+        return json.loads(await self._wait_for(response, 0 if once else self.endpoint.max_retries))
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """Return the JSON object at a path (see `post`)."""
+        return json.loads(await self.download(path))
+
+    async def download(self, path: str) -> bytes:
+        """Return the bytes at a path (see `post`)."""
+        return await self._wait_for(self.client.get(path, cast_to=httpx2.Response))
+
+    async def upload(self, path: Path) -> dict[str, Any]:
+        """Send a file of batch requests; return what the server says of it (see `post`)."""
+        with path.open("rb") as handle:
+            creation = self.client.files.with_raw_response.create(file=(path.name, handle), purpose="batch")
+            return json.loads(await self._wait_for(creation))
+
+    async def _wait_for(self, call: Any, most: int | None = None) -> bytes:
+        most = self.endpoint.max_retries if most is None else most
+        self.calls[asyncio.current_task()] = time.monotonic(), most
+        try:
+            response = await call
+        except openai.APIStatusError as error:
+            response = error.response
+        response = getattr(response, "http_response", response)
+        if response.status_code < 400:
+            return self._blot(response.content)
+        # Not in the handler: the package's error repeats what the server says, key and all, and would be part of ours.
+        body, pause = self._blot(response.content), response.headers.get("retry-after")
+        fault = read_status(response.status_code, body, self.endpoint, "")
+        if pause is None:
+            raise fault
+        raise EndpointError(
+            f"the server asks for a longer pause than {LONGEST_WAIT} s (retry-after: {pause}; {fault})",
+            where=f"{self.endpoint.base_url}, model {self.endpoint.model}",
+            todo="run the same command after it: what was answered is in the cache",
+        )
+
+    async def try_once(self, request: httpx2.Request, send: Any) -> httpx2.Response:
+        """Send a request, one try of those that the client makes.
+
+        Raises
+        ------
+        RequestError
+            A fault for which the client is to try again.
+        Fault, Declined, Refusal
+            As `post`.
+        """
+        task, retries = asyncio.current_task(), int(request.headers.get("x-stainless-retry-count", 0))
+        asks = request.url.path.endswith(PATHS["completions"])
+        body = json.loads(request.content) if asks else None
+        self.accounts.calls += asks
+        self.under_way.add(task)
+        response = None
+        try:
+            response = await self._exchange(request, send)
+            self._check(response, request, body)
+            self.answered |= asks
+            return response
+        except asyncio.CancelledError:
+            if asks:
+                self.accounts.fail(Fault("stopped"), body)
+            raise
+        except Fault as error:
+            fault = error
+        finally:
+            self.under_way.discard(task)
+        self.accounts.fail(fault, body)
+        began, most = self.calls[task]
+        most = min(1, most) if fault.unreachable and not self.answered else most
+        if self.closing or not keeps_asking(fault, retries, most, time.monotonic() - began):
+            raise fault
+        if response is None or response.status_code < 400:
+            raise httpx2.DecodingError(str(fault), request=request)
+        if pause := response.headers.get("retry-after"):
+            self.accounts.note = f"the server asks for a pause: {pause} s"
+        return response
+
+    async def _exchange(self, request: httpx2.Request, send: Any) -> httpx2.Response:
+        seconds = self.endpoint.timeout_s * (FILE_TIMES if "/files" in request.url.path else 1)
+        try:
+            # The whole exchange has its time: a server that drips a byte now and then is not waited for.
+            async with asyncio.timeout(seconds):
+                return await send(request)
+        except (TimeoutError, httpx2.TimeoutException) as error:
+            raise Fault("timeout", f"no whole answer in {seconds} s") from error
+        except (httpx2.RequestError, OSError, anyio.EndOfStream) as error:
+            said = (str(error) or type(error).__name__) + _say_environment(self.endpoint.base_url, str(error))
+            if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
+                raise Fault("no connection", said, billed=False, unreachable=True) from error
+            raise Fault("broken connection", said) from error
+
+    def _check(self, response: httpx2.Response, request: httpx2.Request, body: dict[str, Any] | None) -> None:
+        content, headers = self._blot(response.content), response.headers
+        if response.status_code >= 400:
+            asked = describe_request(body) if body else f"{request.method} {request.url.path}"
+            fault = read_status(response.status_code, content, self.endpoint, asked)
+            # A delay that only the body names goes where the client looks for one.
+            if not {"retry-after", "retry-after-ms"} & set(headers) and (delay := read_delay(content)) is not None:
+                headers["retry-after"] = f"{delay:g}"
+            raise fault
+        if not request.url.path.endswith("/content"):
+            reply = read_json(content, headers.get("content-type", ""))
+            if body:
+                list_choices(reply)
+
+    def _blot(self, content: bytes) -> bytes:
+        return content.replace(self.secret, b"[key]") if self.secret else content
+
+
+def _open_http(server: Server) -> httpx2.AsyncClient:
+    class Http(openai.DefaultAsyncHttpxClient):
+        async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+            return await server.try_once(request, lambda again: super(Http, self).send(again, **options))
+
+    where = f"{server.endpoint.base_url}, model {server.endpoint.model}"
+    try:
+        certificates = httpx2.create_ssl_context()
+    except OSError as error:
+        names = [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)]
+        names = [name for name in names if not Path(os.environ[name]).exists()] or names
+        raise EndpointError(
+            f"the certificates that {' or '.join(names) or 'the system'} names cannot be read ({error})",
+            where=where,
+            todo="correct or unset that environment variable",
+        ) from error
+    try:
+        # A proxy's address may hold a password: it is in no error of ours.
+        return Http(verify=certificates, trust_env=not is_loopback(server.endpoint.base_url))
+    except (ValueError, ImportError):
+        names = [name for name in sorted(os.environ) if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
+        raise EndpointError(
+            f"the proxy that {' or '.join(names)} names cannot be used",
+            where=where,
+            todo="give it as http://host:port (socks5:// needs the package socksio), unset the variable, or name this server in NO_PROXY",
+        ) from None
+
+
+def is_loopback(url: str) -> bool:
+    """Say whether an address is this machine's own, which no proxy can reach."""
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
+
+
+def find_proxy(url: str) -> str | None:
+    """Return the name of the environment's variable whose proxy requests to an address go through, None without one."""
+    place = urlsplit(url)
+    if is_loopback(url) or proxy_bypass(place.hostname or ""):
+        return None
+    kind = next((kind for kind in (place.scheme, "all") if getproxies().get(kind)), None)
+    names = [name for name in os.environ if kind and name.lower() == f"{kind}_proxy"]
+    return names[0] if names else kind and "the system's proxy"
+
+
+def _say_environment(url: str, said: str) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in said and os.environ.get("SSL_CERT_FILE"):
+        return "; certificates are those of SSL_CERT_FILE"
+    proxy = find_proxy(url)
+    return f"; asked through the proxy in {proxy}" if proxy else ""
+
+
+def read_key(endpoint: Endpoint) -> str | None:
+    """Return the key from the environment, None when the server wants none.
+
+    Raises
+    ------
+    EndpointError
+        When the variable is not set, or holds what cannot be a key.
+    """
+    if endpoint.api_key_env is None:
+        return None
+    key = os.environ.get(endpoint.api_key_env, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise EndpointError(
+            "there is no key to ask with" if not key else "the key holds characters that no key has",
+            where=f"{endpoint.base_url}, model {endpoint.model}",
+            todo=f"set the environment variable {endpoint.api_key_env} to the key (`api_key_env: null` for a server that wants "
+            "none), or give recorded responses that cover these requests",
+        )
+    return key
