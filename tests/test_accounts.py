@@ -55,7 +55,7 @@ def test_a_reply_that_is_none_leaves_nothing(cache):
     accounts, work = open_accounts(cache), open_work()
     with pytest.raises(Fault):
         accounts.take(work, work.outgoing(), {"choices": []})
-    assert cache.present([work.key]) == {} and cache.list_spent() == [] and work.missing == [0, 1]
+    assert cache.read([work.key]) == {} and cache.list_spent() == [] and work.missing == [0, 1]
 
 
 def test_what_was_passed_over_is_written_down(cache):

@@ -40,7 +40,7 @@ def test_choices_are_kept_by_number_and_the_first_ones_stay(cache):
     assert cache.put([(BODY, {0: Answer("a", "stop", 10, 3, "m-1"), 1: Answer("b")})]) == 2
     assert cache.put([(BODY, {1: Answer("other"), 2: Answer("c")})]) == 1
     key = request_key(BODY)
-    assert cache.present([key, "nobody"]) == {key: {0, 1, 2}}
+    assert list(cache.read([key, "nobody"])) == [key]
     assert cache.read([key])[key] == {0: Answer("a", "stop", 10, 3, "m-1"), 1: Answer("b"), 2: Answer("c")}
     cache.put([(BODY, {1: Answer("other")})], replace=True)
     assert Cache(cache.path).read([key])[key][1] == Answer("other")
@@ -73,7 +73,7 @@ def test_all_of_a_transaction_or_nothing(cache):
     with pytest.raises(ZeroDivisionError), cache.transaction():
         cache.put([(BODY, {0: Answer("a")})])
         raise ZeroDivisionError
-    assert cache.present([request_key(BODY)]) == {}
+    assert cache.read([request_key(BODY)]) == {}
 
 
 def test_several_processes_make_and_fill_it_at_once(tmp_path):
@@ -170,7 +170,7 @@ def test_on_a_shared_disk_no_log_that_needs_shared_memory(tmp_path, monkeypatch)
     first.close()
     monkeypatch.setattr("drot_utils.llm.cache.file_system", lambda _: "nfs4")
     second = Cache(path)  # brought there from elsewhere
-    assert second.query("PRAGMA journal_mode") == [("delete",)] and second.present([request_key(BODY)])
+    assert second.query("PRAGMA journal_mode") == [("delete",)] and second.read([request_key(BODY)])
     assert Cache(tmp_path / "new.sqlite").query("PRAGMA journal_mode") == [("delete",)]
 
 

@@ -1,22 +1,14 @@
 """The accounts of one list of requests: what was sent, kept and spent, and where it has to stop."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from drot_utils.llm.cache import IGNORED, METERED, UNMETERED, Answer, Cache
 from drot_utils.llm.costs import Prices, bound_tokens, forecast
 from drot_utils.llm.faults import Declined, Fault, Refusal
-from drot_utils.llm.replies import (
-    REFUSED,
-    Work,
-    explain_finish,
-    is_broken,
-    is_thought_away,
-    read_most,
-    read_reply,
-)
+from drot_utils.llm.replies import REFUSED, Work, explain_finish, is_broken, is_thought_away, read_most, read_reply
 from drot_utils.study.errors import BudgetError, EndpointError
 from drot_utils.study.params import Endpoint, Requests
 
@@ -27,48 +19,22 @@ FEWER, NO_LENGTH = "n: fewer choices than asked", "max_tokens: refused"  # what 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a list of requests took.
-
-    Attributes
-    ----------
-    requests, choices : int
-        Asked for, and answered: all of them.
-    from_cache, asked : int
-        Requests that were in the cache whole, and those that were not.
-    calls : int
-        What was sent to the server, all tries.
-    faults : dict
-        What went wrong on the way and was asked again, by kind.
-    prompt_tokens, completion_tokens : int or None
-        Of all choices, those from the cache too; None when one of them was not counted.
-    cost_usd : float or None
-        All choices at the table's prices for this endpoint; None when a price or a count is not known.
-    spent_usd : float or None
-        What the answers to this run's calls cost by the table, 0 when it asked nothing; None when that is not known.
-    unmetered : int
-        Calls of this run that may have been billed although no answer arrived whole; they are not in `spent_usd`.
-    ignored : dict
-        What this model's server was seen to pass over in the cache's life, with how often.
-    unfinished : dict
-        Choices that did not come to an end of their own, by reason (see `replies.explain_finish`).
-    answered_by : dict
-        Choices by the name that the server gave the model that answered.
-    """
+    """What a list of requests took; None where a price or a count of tokens is not known."""
 
     requests: int = 0
     choices: int = 0
-    from_cache: int = 0
-    asked: int = 0
-    calls: int = 0
-    faults: dict[str, int] = field(default_factory=dict)
-    prompt_tokens: int | None = 0
+    from_cache: int = 0  # requests that were in the cache whole
+    asked: int = 0  # those that were not
+    calls: int = 0  # what was sent to the server, all tries
+    faults: dict[str, int] = field(default_factory=dict)  # what went wrong and was asked again, by kind
+    prompt_tokens: int | None = 0  # of all choices, those from the cache too
     completion_tokens: int | None = 0
-    cost_usd: float | None = 0.0
-    spent_usd: float | None = 0.0
-    unmetered: int = 0
-    ignored: dict[str, int] = field(default_factory=dict)
-    unfinished: dict[str, int] = field(default_factory=dict)
-    answered_by: dict[str, int] = field(default_factory=dict)
+    cost_usd: float | None = 0.0  # of all choices, at the table's prices for this endpoint
+    spent_usd: float | None = 0.0  # of the answers to this run's calls
+    unmetered: int = 0  # calls that may have been billed although no answer arrived whole; not in `spent_usd`
+    ignored: dict[str, int] = field(default_factory=dict)  # what this model's server passed over in the cache's life
+    unfinished: dict[str, int] = field(default_factory=dict)  # choices without an end of their own, by reason
+    answered_by: dict[str, int] = field(default_factory=dict)  # choices, by the server's name of the model
 
     def __add__(self, other: "Usage") -> "Usage":
         """Return the usage of both together."""
@@ -91,18 +57,17 @@ def _sorted(counts: Counter) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def _count_tokens(answers: Collection[Answer]) -> tuple[int | None, int | None]:
+    counts = [answer.prompt_tokens for answer in answers], [answer.completion_tokens for answer in answers]
+    prompt, completion = (None if None in count else sum(count) for count in counts)
+    return prompt, completion
+
+
 class Accounts:
     """What one list of requests sent, kept and spent.
 
-    Parameters
-    ----------
-    endpoint : Endpoint
-    settings : Requests
-        What may be spent; with ``cache: refresh`` answers take the place of those in the cache.
-    cache : Cache
-        Its ledger has what was spent so far, over all restarts and by all that share it. What nobody counted is in it with
-        its upper bound.
-    prices : Prices
+    The cache's ledger has what was spent so far, over all restarts and by all that share it; what nobody counted is in it with
+    its upper bound. With ``cache: refresh`` answers take the place of those in the cache.
     """
 
     def __init__(self, endpoint: Endpoint, settings: Requests, cache: Cache, prices: Prices) -> None:
@@ -117,12 +82,7 @@ class Accounts:
         self.lengths = [*reversed(LENGTHS)] if refused else [*LENGTHS]
 
     def open_budget(self, requests: Sequence[dict[str, Any]]) -> None:
-        """Refuse to begin what is forecast to cost more than is left of the budget, or whose cost is not known.
-
-        Raises
-        ------
-        BudgetError
-        """
+        """Refuse with a `BudgetError` what is forecast to cost more than is left, or whose cost is not known."""
         if (limit := self.settings.budget_usd) is None:
             return
         where, spent = "requests.budget_usd", self.cache.list_spent()
@@ -150,12 +110,7 @@ class Accounts:
             )
 
     def check_budget(self) -> None:
-        """Stop when the budget is spent; what is under way then may pass it.
-
-        Raises
-        ------
-        BudgetError
-        """
+        """Stop with a `BudgetError` when the budget is spent; what is under way then may pass it."""
         limit = self.settings.budget_usd
         if limit is not None and self.billed >= limit:
             raise BudgetError(
@@ -180,27 +135,18 @@ class Accounts:
         return True
 
     def take(self, work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> None:
-        """Keep what a reply holds.
-
-        Raises
-        ------
-        Fault
-            A reply that holds no choices: nothing is kept.
-        """
+        """Keep what a reply holds; one without choices is a `Fault`, and nothing is kept."""
         doubted = work.doubted
         answers, fewer = read_reply(work, sent, reply)
         if broken := sum(map(is_broken, reply["choices"])):
             self.faults["broken choice"] += broken
-        prompt, completion = (
-            [getattr(answer, name) for answer in answers.values()] for name in ("prompt_tokens", "completion_tokens")
-        )
-        tokens = None if None in [*prompt, *completion] else (sum(prompt), sum(completion))
+        tokens = _count_tokens(answers.values())
         with self.cache.transaction():
-            self.cache.put([(work.request, answers)], replace=self.settings.cache == "refresh")
-            self._bill(METERED if tokens else UNMETERED, *(tokens or bound_tokens(sent)))
+            self._keep(work, answers)
+            self._bill(*(UNMETERED, *bound_tokens(sent)) if None in tokens else (METERED, *tokens))
             if fewer or doubted:
                 self._note(FEWER)
-        cost = self.prices.cost(sent["model"], self.endpoint.transport, *(tokens or (None, None)))
+        cost = self.prices.cost(sent["model"], self.endpoint.transport, *tokens)
         self.spent = None if cost is None or self.spent is None else self.spent + cost
         self.note, work.doubted = "", False
         away = self.thoughts is not None and all(map(is_thought_away, answers.values()))
@@ -210,9 +156,7 @@ class Accounts:
         """Keep a server's no to what a request says as the answer to all its choices; who read the prompt may bill it."""
         answer = Answer("", REFUSED + no.reason, 0, 0)
         with self.cache.transaction():
-            self.cache.put(
-                [(work.request, dict.fromkeys(work.missing, answer))], replace=self.settings.cache == "refresh"
-            )
+            self._keep(work, dict.fromkeys(work.missing, answer))
             self._bill(UNMETERED, bound_tokens(sent)[0], 0)
         self.unmetered += 1
         work.missing, work.doubted = [], False
@@ -225,12 +169,9 @@ class Accounts:
             self._bill(UNMETERED, *bound_tokens(sent))
 
     def check_thoughts(self, request: dict[str, Any]) -> None:
-        """Stop when the model only thinks, and has never come to an end within as many tokens as `request` allows.
+        """Stop with an `EndpointError` when the first few answers are empty, as thinking used up all their tokens.
 
-        Raises
-        ------
-        EndpointError
-            When the first few answers are empty, and all of them ended because their tokens were used up.
+        A model that has ever come to an end within as many tokens as `request` allows is not stopped.
         """
         if (self.thoughts or 0) < FEW:
             return
@@ -252,8 +193,7 @@ class Accounts:
     def sum_up(self, answers: list[list[Answer]], asked: int) -> Usage:
         """Return what it took to have these answers, for `asked` of which the cache had not all."""
         every = [answer for group in answers for answer in group]
-        counts = [[getattr(answer, name) for answer in every] for name in ("prompt_tokens", "completion_tokens")]
-        prompt, completion = (None if None in count else sum(count) for count in counts)
+        prompt, completion = _count_tokens(every)
         return Usage(
             requests=len(answers),
             choices=len(every),
@@ -270,6 +210,9 @@ class Accounts:
             unfinished=_sorted(Counter(filter(None, (explain_finish(answer.finish) for answer in every)))),
             answered_by=_sorted(Counter(answer.answered_by for answer in every if answer.answered_by)),
         )
+
+    def _keep(self, work: Work, answers: dict[int, Answer]) -> None:
+        self.cache.put([(work.request, answers)], replace=self.settings.cache == "refresh")
 
     def _bill(self, entry: str, prompt: int, completion: int | None) -> None:
         model, transport = self.endpoint.model, self.endpoint.transport

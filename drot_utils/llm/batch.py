@@ -27,21 +27,11 @@ Line = tuple[str, list[int]]
 
 @dataclass(frozen=True)
 class Batch:
-    """A file of requests.
+    """A file of requests."""
 
-    Attributes
-    ----------
-    token : str
-        Our mark, by which it is found again at the server.
-    lines : dict
-        By the number of the line.
-    id : str or None
-        The server's number, None until it is known.
-    """
-
-    token: str
-    lines: dict[str, Line]
-    id: str | None = None
+    token: str  # our mark, by which it is found again at the server
+    lines: dict[str, Line]  # by number
+    id: str | None = None  # the server's, None until it is known
 
     def path(self, cache: Cache) -> Path:
         """Return where the file lies."""
@@ -53,15 +43,6 @@ class Batches:
 
     Each batch is written down in the cache before it is handed in, so that a run that was stopped finds it again, and nothing is
     handed in twice.
-
-    Parameters
-    ----------
-    works : list of Work
-        What is missing; changed.
-    server : Server
-        Open.
-    accounts : Accounts
-        Keep what comes.
     """
 
     def __init__(self, works: list[Work], server: Server, accounts: Accounts) -> None:
@@ -73,13 +54,7 @@ class Batches:
         self.refusal: EndpointError | None = None
 
     async def ask(self) -> None:
-        """Ask until nothing is missing.
-
-        Raises
-        ------
-        EndpointError
-            When the server refuses for good, or several batches in a row brought nothing.
-        """
+        """Ask until nothing is missing; an `EndpointError` when the server refuses, or batch after batch brings nothing."""
         try:
             for batch in await self._find_earlier():
                 await self._bring_in(batch)

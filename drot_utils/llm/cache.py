@@ -18,6 +18,7 @@ from drot_utils.study.paths import Run, atomic, exclusive, file_system
 
 VERSION = 1
 APPLICATION = 0x64526F54  # "dRoT": marks the file as ours
+COLUMNS = "key, choice, text, finish, prompt_tokens, completion_tokens, answered_by"
 AT_ONCE = 400  # keys a query; every SQLite allows 999
 
 #: Entries of the ledger: what was billed, by the server's count or else at most; what a server passed over (the setting follows).
@@ -102,14 +103,8 @@ class Cache:
             self.file = sqlite3.connect(place, timeout=60, isolation_level=None, check_same_thread=False, uri=True)
             if bare:  # without locks SQLite reads a file that has a write-ahead log only so
                 self.file.execute("PRAGMA locking_mode = EXCLUSIVE")
-            version, application, tables = (
-                self.file.execute(query).fetchone()[0]
-                for query in (
-                    "PRAGMA user_version",
-                    "PRAGMA application_id",
-                    "SELECT count(*) FROM sqlite_master",
-                )
-            )
+            ask = ("PRAGMA user_version", "PRAGMA application_id", "SELECT count(*) FROM sqlite_master")
+            version, application, tables = (self.file.execute(query).fetchone()[0] for query in ask)
             if tables and (application, version) != (APPLICATION, VERSION):
                 self.file.close()
                 raise DataError(
@@ -135,19 +130,15 @@ class Cache:
         """Close the file; what was put into it is in it since."""
         self.file.close()
 
-    def present(self, keys: Iterable[str]) -> dict[str, set[int]]:
-        """Return, for each key that the cache has, the numbers of its choices."""
-        found: dict[str, set[int]] = {}
-        for key, choice in self._select("key, choice", keys):
-            found.setdefault(key, set()).add(choice)
-        return found
-
     def read(self, keys: Iterable[str]) -> dict[str, dict[int, Answer]]:
         """Return the choices of each key that the cache has, by their numbers."""
         found: dict[str, dict[int, Answer]] = {}
-        columns = "key, choice, text, finish, prompt_tokens, completion_tokens, answered_by"
-        for key, choice, *values in self._select(columns, keys):
-            found.setdefault(key, {})[choice] = Answer(*values)
+        wanted = list(dict.fromkeys(keys))
+        for start in range(0, len(wanted), AT_ONCE):
+            some = wanted[start : start + AT_ONCE]
+            places = ",".join("?" * len(some))
+            for key, choice, *values in self.query(f"SELECT {COLUMNS} FROM answers WHERE key IN ({places})", *some):
+                found.setdefault(key, {})[choice] = Answer(*values)
         return found
 
     def put(self, items: Iterable[tuple[dict[str, Any], dict[int, Answer]]], *, replace: bool = False) -> int:
@@ -235,12 +226,6 @@ class Cache:
                 where=str(self.path),
                 todo="move the file away and import your export of it, if you have one (python -m drot_utils answers import)",
             ) from error
-
-    def _select(self, columns: str, keys: Iterable[str]) -> Iterator[tuple]:
-        wanted = list(dict.fromkeys(keys))
-        for start in range(0, len(wanted), AT_ONCE):
-            some = wanted[start : start + AT_ONCE]
-            yield from self.query(f"SELECT {columns} FROM answers WHERE key IN ({','.join('?' * len(some))})", *some)
 
 
 def open_cache(run: Run) -> Cache:

@@ -14,7 +14,7 @@ from aiolimiter import AsyncLimiter
 
 from drot_utils.llm.accounts import Accounts, Usage
 from drot_utils.llm.cache import Answer, Cache, request_key
-from drot_utils.llm.costs import count_prompt, estimate_tokens, read_prices
+from drot_utils.llm.costs import count_prompt, read_prices
 from drot_utils.llm.faults import Declined, Fault, Refusal
 from drot_utils.llm.replies import Work, describe_request, list_missing, read_most
 from drot_utils.study.errors import EndpointError
@@ -234,7 +234,7 @@ class _Asking:
     async def _wait_for_limits(self, sent: dict[str, Any]) -> None:
         if not any(self.limits):
             return
-        tokens = count_prompt(sent, estimate_tokens) + (read_most(sent) or 0) * sent.get("n", 1)
+        tokens = count_prompt(sent) + (read_most(sent) or 0) * sent.get("n", 1)
         for limit, amount in zip(self.limits, (1, tokens), strict=True):
             while limit and amount > 0:  # more than a second's worth is taken in parts
                 await limit.acquire(min(amount, limit.max_rate))

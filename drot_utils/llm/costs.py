@@ -1,13 +1,8 @@
 """What requests take: tokens counted or estimated, their price, and a forecast."""
 
-import hashlib
-import importlib.util
-import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -23,10 +18,7 @@ ENOUGH = 20  # answers of a model in the cache from which their mean length is t
 SAMPLE = 2000  # requests whose tokens are counted; of more, these stand for all
 BYTES_A_TOKEN = 4  # English text under current tokenizers; an estimate, and said to be one
 FRAME = 4  # tokens around a message, and to open the answer
-#: Where tiktoken gets its encodings; it looks for them in its own folder first, under the SHA-1 of the address.
-ENCODINGS = "https://openaipublic.blob.core.windows.net/encodings/{name}.tiktoken"
 
-TokenCounter = Callable[[str], int]
 Dollars = Annotated[float, Field(ge=0)]
 
 
@@ -46,18 +38,10 @@ class Price(Section):
 
 @dataclass(frozen=True)
 class Prices:
-    """A table of prices.
-
-    Attributes
-    ----------
-    table : dict of Price
-        By the exact name of the model: a snapshot of another date may cost something else.
-    where : str
-        The file.
-    """
+    """A table of prices, by the exact name of the model: a snapshot of another date may cost something else."""
 
     table: dict[str, Price]
-    where: str
+    where: str  # the file
 
     def cost(
         self, model: str, transport: Literal["direct", "batch"], prompt: int | None, completion: int | None
@@ -116,30 +100,16 @@ def read_prices(path: str) -> Prices:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a list of requests will take.
+    """What a list of requests will take."""
 
-    Attributes
-    ----------
-    requests, choices : int
-        In all, and how many choices of them are to be asked for in `to_ask` requests; the others are in the cache.
-    prompt_tokens, completion_tokens : int or None
-        Of what is to be asked; None when nothing limits the answers and none are known.
-    cost_usd : float or None
-        None when the price is not known.
-    minutes : float or None
-        At least, at the limits per minute; None when none are set.
-    how : str
-        What the numbers rest on, in words.
-    """
-
-    requests: int
-    to_ask: int
-    choices: int
-    prompt_tokens: int
-    completion_tokens: int | None
-    cost_usd: float | None
-    minutes: float | None
-    how: str
+    requests: int  # in all
+    to_ask: int  # those that the cache does not have whole
+    choices: int  # to be asked for
+    prompt_tokens: int  # of what is to be asked
+    completion_tokens: int | None  # None when nothing limits the answers and none are known
+    cost_usd: float | None  # None when the price is not known
+    minutes: float | None  # at least, at the limits per minute; None when none are set
+    how: str  # what the numbers rest on, in words
 
 
 def forecast(
@@ -159,9 +129,8 @@ def forecast(
     prices = read_prices(settings.prices)
     works = list_missing(requests, [request_key(r) for r in requests], cache, refresh=settings.cache == "refresh")
     choices = sum(len(work.missing) for work in works)
-    count, counted = open_counter(endpoint.model)
     sample = works[:: max(1, len(works) // SAMPLE)]
-    prompt = sum(count_prompt(work.request, count) for work in sample)
+    prompt = sum(count_prompt(work.request) for work in sample)
     prompt = round(prompt * len(works) / len(sample)) if sample else 0
     mean, answers = _mean_answer(endpoint, cache)
     most = [read_most(work.request) for work in works]
@@ -174,7 +143,7 @@ def forecast(
         how = "answers as long as they may be, at most"
     cost = prices.cost(endpoint.model, endpoint.transport, prompt, completion) if works else 0.0
     minutes = _count_minutes(endpoint, len(works), prompt, completion)
-    how = f"prompts {counted}; {how}; {prices.say(endpoint.model)}"
+    how = f"prompts estimated at {BYTES_A_TOKEN} bytes a token; {how}; {prices.say(endpoint.model)}"
     return Forecast(len(requests), len(works), choices, prompt, completion, cost, minutes, how)
 
 
@@ -198,35 +167,11 @@ def _count_minutes(endpoint: Endpoint, requests: int, prompt: int, completion: i
     return max(minutes, default=None)
 
 
-def open_counter(model: str) -> tuple[TokenCounter, str]:
-    """Return what counts the tokens of a text for a model, and how it does that, in words."""
-    estimate = (estimate_tokens, f"estimated at {BYTES_A_TOKEN} bytes a token")
-    if importlib.util.find_spec("tiktoken") is None:
-        return estimate
-    import tiktoken
-
-    try:
-        name = tiktoken.encoding_name_for_model(model)
-    except KeyError:
-        return estimate
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    folder = folder or str(Path(tempfile.gettempdir()) / "data-gym-cache")
-    address = ENCODINGS.format(name=name)
-    if not (Path(folder) / hashlib.sha1(address.encode()).hexdigest()).exists():
-        return estimate  # tiktoken would fetch it: planning must not need a network
-    encoding = tiktoken.get_encoding(name)
-    return lambda text: len(encoding.encode(text, disallowed_special=())), f"counted with tiktoken ({name})"
-
-
-def estimate_tokens(text: str) -> int:
-    """Return a text's tokens, roughly."""
-    return -(-len(text.encode("utf-8", "replace")) // BYTES_A_TOKEN)
-
-
-def count_prompt(request: dict[str, Any], count: TokenCounter) -> int:
-    """Return the tokens that go in with a request."""
+def count_prompt(request: dict[str, Any]) -> int:
+    """Return the tokens that go in with a request, roughly."""
     texts = _list_texts(request)
-    return sum(count(text) for text in texts) + (FRAME * (len(texts) + 1) if "messages" in request else 0)
+    tokens = sum(-(-len(text.encode("utf-8", "replace")) // BYTES_A_TOKEN) for text in texts)
+    return tokens + (FRAME * (len(texts) + 1) if "messages" in request else 0)
 
 
 def bound_tokens(request: dict[str, Any]) -> tuple[int, int | None]:

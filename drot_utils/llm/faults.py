@@ -44,18 +44,8 @@ _TODO = {
 class Fault(Exception):
     """Something that may pass: the request is worth asking again.
 
-    Parameters
-    ----------
-    kind : str
-        A few words, under which it is counted.
-    detail : str
-        What came back.
-    overload : bool
-        Whether the server refused for load.
-    billed : bool
-        Whether it may have been billed: an answer that was lost or spoilt on its way.
-    unreachable : bool
-        Whether nobody was there at all.
+    `kind`: a few words, under which it is counted; `detail`: what came back; `overload`: the server refused for load; `billed`: it
+    may have been billed, as an answer was lost or spoilt on its way; `unreachable`: nobody was there at all.
     """
 
     def __init__(
@@ -127,10 +117,7 @@ def read_status(status: int, body: bytes, endpoint: Endpoint, asked: str) -> Fau
 def find_content(body: bytes, *, words: bool = True) -> str | None:
     """Return the code with which an error refuses an input for its content, None for any other error.
 
-    Parameters
-    ----------
-    words : bool
-        Whether an error's words count, too, where it has no such code.
+    Where it has no such code, its `words` count.
     """
     error = _open_error(body)
     if not isinstance(error, dict):

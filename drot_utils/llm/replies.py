@@ -83,7 +83,7 @@ def list_missing(
     for key, request in zip(keys, requests, strict=True):
         if key not in wanted or request.get("n", 1) > wanted[key].get("n", 1):
             wanted[key] = request
-    present = {} if refresh or cache is None else cache.present(wanted)
+    present = {} if refresh or cache is None else cache.read(wanted)
     works = []
     for key, request in wanted.items():
         missing = [number for number in range(request.get("n", 1)) if number not in present.get(key, ())]

@@ -34,32 +34,18 @@ def keeps_asking(fault: Fault, retries: int, most: int, waited: float) -> bool:
 
 
 class Server:
-    """An open connection; an asynchronous context manager.
+    """An open connection; an asynchronous context manager. The accounts count what is sent, and what goes wrong.
 
     The key is handed to the `openai` package and is nowhere else; where a server repeats it, it is blotted out before the
     response is looked at.
-
-    Parameters
-    ----------
-    endpoint : Endpoint
-    accounts : Accounts
-        Counts what is sent, and what goes wrong.
-
-    Attributes
-    ----------
-    answered : bool
-        Whether it has answered a request; until then, a server that is not there is asked twice only.
-    closing : bool
-        Set when nothing is to be tried again.
-    under_way : set of Task
-        Those who wait for a response, not for their next try.
     """
 
     def __init__(self, endpoint: Endpoint, accounts: Accounts) -> None:
         self.endpoint, self.accounts = endpoint, accounts
         self.secret = (read_key(endpoint) or "").encode()
-        self.answered = self.closing = False
-        self.under_way: set[asyncio.Task] = set()
+        self.answered = False  # a request; until then, a server that is not there is asked twice only
+        self.closing = False  # set when nothing is to be tried again
+        self.under_way: set[asyncio.Task] = set()  # who wait for a response, not for their next try
         self.calls: dict[asyncio.Task, tuple[float, int]] = {}  # when each began, and how many repetitions it may take
 
     async def __aenter__(self) -> Self:
@@ -124,14 +110,9 @@ class Server:
         )
 
     async def try_once(self, request: httpx2.Request, send: Any) -> httpx2.Response:
-        """Send a request, one try of those that the client makes.
+        """Send a request: one try of those that the client makes.
 
-        Raises
-        ------
-        RequestError
-            A fault for which the client is to try again.
-        Fault, Declined, Refusal
-            As `post`.
+        The client tries again after an error status that is returned, and after a `RequestError`; not after a `Fault`.
         """
         task, retries = asyncio.current_task(), int(request.headers.get("x-stainless-retry-count", 0))
         asks = request.url.path.endswith(PATHS["completions"])
