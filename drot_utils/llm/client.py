@@ -154,7 +154,8 @@ class _Asking:
         tasks = [asyncio.create_task(self._take_turns()) for _ in range(count)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            errors = [task.exception() for task in done if not task.cancelled() and task.exception()]
+            ended = [task for task in tasks if task in done and not task.cancelled()]
+            errors = list(filter(None, (task.exception() for task in ended)))
             await self._wind_up(tasks, self.endpoint.timeout_s)
         except asyncio.CancelledError:
             await self._wind_up(tasks, GRACE)

@@ -23,7 +23,6 @@ from drot_utils.study.params import Endpoint
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 #: Seconds for which a server that is overloaded is asked again at least, however few tries `max_retries` allows (0: none).
 PATIENCE = 120.0
-LONGEST_WAIT = 120  # seconds: the client waits for no server that asks for a longer pause
 FILE_TIMES = 10  # a file of requests or answers may take as many times as long as one request
 NO_LIMIT = 10**6  # tries that the client is given: how many it gets of them is decided here
 
@@ -94,7 +93,9 @@ class Server:
         try:
             response = await call
         except openai.APIStatusError as error:
-            response = error.response
+            response = (
+                error.response
+            )  # it asks for a pause of more than two minutes, for which the client does not wait
         response = getattr(response, "http_response", response)
         if response.status_code < 400:
             return self._blot(response.content)
@@ -104,7 +105,7 @@ class Server:
         if pause is None:
             raise fault
         raise EndpointError(
-            f"the server asks for a longer pause than {LONGEST_WAIT} s (retry-after: {pause}; {fault})",
+            f"the server is not to be asked again yet (retry-after: {pause}; {fault})",
             where=f"{self.endpoint.base_url}, model {self.endpoint.model}",
             todo="run the same command after it: what was answered is in the cache",
         )

@@ -65,20 +65,14 @@ def plan_run(params: Params, train_actions: int = 234_000) -> list[Row]:
     seeds = corpus.seed_actions * 2 * params.teacher.contexts_per_variance
     written = {"round 1": rounds[0] * 2 * n, "round 2": rounds[1] * 2 * n, "data set": rest * 2 * n}
     kept = {"Distill_base": seeds * KEPT["seed"]}
-    kept["SelfDistill_1"], kept["SelfDistill_2"] = (
-        written["round 1"] * KEPT["round_1"],
-        written["round 2"] * KEPT["round_2"],
-    )
+    kept["SelfDistill_1"] = written["round 1"] * KEPT["round_1"]
+    kept["SelfDistill_2"] = written["round 2"] * KEPT["round_2"]
     scored = seeds + sum(written.values())
     kept["Distill_final"] = (sum(kept.values()) + written["data set"]) * KEPT["dataset"]
     read, write, pair = TOKENS["prompt"], TOKENS["target"], TOKENS["pair"]
     rows = [Row("teacher", "requests", corpus.seed_actions * 2, seeds * (read + write), 0)]
-    epochs = [
-        params.student.epochs,
-        params.student.round_epochs,
-        params.student.round_epochs,
-        params.student.final_epochs,
-    ]
+    trained = params.student
+    epochs = (trained.epochs, trained.round_epochs, trained.round_epochs, trained.final_epochs)
     for (name, count), times in zip(kept.items(), epochs, strict=True):
         tokens = count * times * (read + write)
         rows.append(Row(f"train {name}", "rows", count, tokens, 6 * student * tokens))
@@ -103,25 +97,16 @@ def to_table(rows: list[Row], rate: float) -> pd.DataFrame:
     """Return the plan as a table with GPU hours at `rate` operations a second, and their sum."""
     table = pd.DataFrame([vars(row) for row in rows])
     table["gpu_hours"] = table.pop("operations") / rate / 3600
-    total = {
-        "stage": "all",
-        "unit": "",
-        "count": float("nan"),
-        "tokens": table["tokens"].sum(),
-        "gpu_hours": table["gpu_hours"].sum(),
-    }
-    return pd.concat([table, pd.DataFrame([total])], ignore_index=True)
+    sums = table[["tokens", "gpu_hours"]].sum()
+    return pd.concat([table, pd.DataFrame([{"stage": "all", "unit": "", **sums}])], ignore_index=True)
 
 
 def _size(ref: ModelRef) -> float:
     if ref.source == "random":
         return 1e5
     if ref.name not in SIZES:
-        raise DrotError(
-            f"the size of {ref.name} is not known",
-            where="drot_utils/report/plan.py",
-            todo="add it to SIZES there",
-        )
+        where, todo = "drot_utils/report/plan.py", "add it to SIZES there"
+        raise DrotError(f"the size of {ref.name} is not known", where=where, todo=todo)
     return SIZES[ref.name]
 
 
@@ -185,13 +170,8 @@ def say_requests(params: Params) -> str:
         form = "{:,.2f}" if column in ("cost_usd", "minutes") else "{:,.0f}"
         table[column] = ["unknown" if pd.isna(value) else form.format(value) for value in table[column]]
     sides = ["left", "left"] + ["right"] * (len(table.columns) - 2)
-    lines = [
-        "Requests to endpoints:",
-        "",
-        table.to_markdown(index=False, disable_numparse=True, colalign=sides),
-        "",
-        f"{how}.",
-    ]
+    table = table.to_markdown(index=False, disable_numparse=True, colalign=sides)
+    lines = ["Requests to endpoints:", "", table, "", f"{how}."]
     if params.teacher.recorded:
         lines.append(f"Nobody is asked for what {params.teacher.recorded} has: its responses fill the cache.")
     if any(judge.endpoint for judge in params.judges.panel) and "judges" in (
@@ -199,7 +179,7 @@ def say_requests(params: Params) -> str:
         params.evaluation.critic,
     ):
         lines.append(
-            "What the judges are asked in the critic's place, a request a context and judge, is not in the table."
+            "Not in the table: what judges are asked instead of the critic, a request for each context and judge."
         )
     lines += warn_refused(params)
     budget = params.requests.budget_usd
@@ -219,10 +199,7 @@ def warn_refused(params: Params) -> list[str]:
         asked["teacher"] = (params.teacher.endpoint, request)
     for baseline in params.evaluation.baselines:
         if baseline.endpoint:
-            asked[baseline.name] = (
-                baseline.endpoint,
-                baseline_request(params, baseline.endpoint, STAND_IN, 1),
-            )
+            asked[baseline.name] = (baseline.endpoint, baseline_request(params, baseline.endpoint, STAND_IN, 1))
     for judge in params.judges.panel:
         if judge.endpoint:
             asked[judge.name] = (judge.endpoint, judge_request(judge.endpoint, STAND_IN, params.seed))
@@ -239,10 +216,8 @@ def _list_actions(params: Params) -> tuple[dict[str, list[str]], str]:
     corpus = params.corpus
     if resolve(corpus.actions).exists():
         parts = sample_actions(read_actions(corpus.actions), corpus, params.seed)
-        return {
-            "01 seed generation": list(parts["seed"]["action"]),
-            "07 evaluation": list(parts["test"]["action"]),
-        }, ""
+        names = {"01 seed generation": "seed", "07 evaluation": "test"}
+        return {notebook: list(parts[part]["action"]) for notebook, part in names.items()}, ""
     counts = {"01 seed generation": corpus.seed_actions, "07 evaluation": corpus.test_actions or TEST_ACTIONS}
     actions = {name: [f"{STAND_IN} {number}" for number in range(count)] for name, count in counts.items()}
     return actions, f"; {corpus.actions} is not there yet: {STAND_IN!r} stands for its actions"
@@ -257,12 +232,8 @@ def _list_others(params: Params, test: list[str]) -> Iterator[tuple[str, Endpoin
     items = _list_judged(params) if any(judge.endpoint for judge in params.judges.panel) else []
     for judge in params.judges.panel:
         if judge.endpoint:
-            prompts = [judge_prompt(*item) for item in items]
-            yield (
-                "02 critic",
-                judge.endpoint,
-                [judge_request(judge.endpoint, p, params.seed) for p in prompts],
-            )
+            bodies = [judge_request(judge.endpoint, judge_prompt(*item), params.seed) for item in items]
+            yield "02 critic", judge.endpoint, bodies
 
 
 def _list_judged(params: Params) -> list[tuple[str, int, str]]:
