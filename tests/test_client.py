@@ -12,9 +12,11 @@ import time
 
 import pytest
 from fault_server import FAULTS, USE, FaultServer, expected_text, make_endpoint, make_questions
+from hypothesis import given
+from hypothesis import strategies as st
 
 from drot_utils.llm.cache import Answer, Cache
-from drot_utils.llm.client import GIVE_UP, ask_all
+from drot_utils.llm.client import GIVE_UP, _open_limit, ask_all
 from drot_utils.llm.replies import derive_choice_seed
 from drot_utils.study.errors import BudgetError, EndpointError
 from drot_utils.study.paths import ROOT
@@ -229,6 +231,21 @@ def test_limits_that_the_parameters_name_are_kept(cache):
         ask(make_questions(15), make_endpoint(server.url, requests_per_minute=610), cache)  # 10 a second
         assert time.monotonic() - began > 0.45
     assert server.met["limit"] == 0
+
+
+def test_limits_of_tokens_are_kept_by_requests_larger_than_a_seconds_worth_too(cache):
+    with FaultServer() as server:
+        began = time.monotonic()
+        ask(
+            make_questions(2, max_tokens=450), make_endpoint(server.url, tokens_per_minute=18_300), cache
+        )  # 300 a second
+        assert time.monotonic() - began > 1.8  # of 922 tokens 300 at once
+
+
+@given(st.integers(1, 10**7))
+def test_no_sixty_seconds_see_more_than_the_rate(per_minute):
+    limit = _open_limit(per_minute)
+    assert limit.max_rate + 60 * limit.max_rate / limit.time_period <= per_minute * (1 + 1e-9) + (per_minute < 61)
 
 
 def test_it_works_inside_a_running_event_loop(cache):

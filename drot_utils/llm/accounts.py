@@ -124,6 +124,14 @@ class Accounts:
         names = {"max_tokens": self.lengths[0], **self.endpoint.names}
         return {names.get(name, name): v for name, v in sent.items() if names.get(name, name) is not None}
 
+    def learn(self, refusal: Refusal, work: Work, sent: dict[str, Any]) -> bool:
+        """Take from a refusal how to ask this server; False when it is final."""
+        if refusal.status in (400, 422) and not refusal.setting and sent.get("n", 1) > 1:
+            # Some servers refuse `n` instead of passing over it. If this was not it, the next refusal is final.
+            work.alone = work.doubted = True
+            return True
+        return self.learn_length(refusal)
+
     def learn_length(self, refusal: Refusal) -> bool:
         """Take from a refusal how this server calls an answer's length; False when it is about something else."""
         name = refusal.setting

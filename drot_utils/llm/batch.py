@@ -89,18 +89,16 @@ class Batches:
     async def _create(self, batch: Batch, file: str) -> str:
         window, mark = "24h", {"drot": batch.token}
         body = {"input_file_id": file, "endpoint": self.path, "completion_window": window, "metadata": mark}
-        attempt = 0
-        while True:
+        for attempt in range(self.endpoint.max_retries + 1):
             try:
                 return (await self.server.post("/batches", body, once=True))["id"]
-            except Fault:
-                # Sent again, it could be made, and paid, twice: is it there?
-                if found := await self._search(batch.token):
-                    return found
-                if attempt >= self.endpoint.max_retries:
-                    raise
+            except Fault as error:
+                fault = error
+            # Sent again, it could be made, and paid, twice: is it there?
+            if found := await self._search(batch.token):
+                return found
             await self._pause(attempt)
-            attempt += 1
+        raise fault
 
     async def _search(self, token: str) -> str | None:
         after = ""
@@ -173,10 +171,8 @@ class Batches:
         except Fault as fault:
             self._fail(fault, work.outgoing())
         except Refusal as refusal:
-            if self.accounts.learn_length(refusal):
+            if self.accounts.learn(refusal, work, work.outgoing()):
                 self.progressed = True  # it is known now how to ask
-            elif refusal.status in (400, 422) and not refusal.setting and len(choices) > 1:
-                work.alone = work.doubted = self.progressed = True
             else:
                 self.refusal = self.refusal or refusal
         self._settle(work, choices)

@@ -242,10 +242,8 @@ def _body(request: dict[str, Any]) -> str:
     body = {name: value for name, value in request.items() if name != "n"}
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     if not text.isascii() and _join_halves(text) != text:
-        raise DataError(
-            "a request holds half a character (a lone surrogate)",
-            where=text[:80].encode("ascii", "replace").decode(),
-        )
+        where = text[:80].encode("ascii", "replace").decode()
+        raise DataError("a request holds half a character (a lone surrogate)", where=where)
     return text
 
 
@@ -263,11 +261,7 @@ def export_lines(cache: Cache, file: Path) -> int:
     """Write all answers to `file` as JSON lines, sorted, so that the same answers give the same bytes; return their number."""
     columns = "choice, text, finish, prompt_tokens, completion_tokens, answered_by"
     count = 0
-    with (
-        cache.explained_errors(),
-        atomic(file) as temporary,
-        temporary.open("w", encoding="utf-8", newline="\n") as handle,
-    ):
+    with cache.explained_errors(), atomic(file) as part, part.open("w", encoding="utf-8", newline="\n") as handle:
         handle.write(json.dumps(FORMAT) + "\n")
         rows = cache.file.execute(f"SELECT body, {columns} FROM answers JOIN requests USING (key) ORDER BY key, choice")
         for body, *values in rows:

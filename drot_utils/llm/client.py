@@ -218,19 +218,12 @@ class _Asking:
             self.accounts.decline(work, sent, no)
             self.server.answered = True
         except Refusal as refusal:
-            self._learn(refusal, work, sent)
+            if not self.accounts.learn(refusal, work, sent):
+                raise
         else:
             self.alone |= work.doubted
             self.accounts.take(work, sent, reply)
             self.accounts.check_thoughts(sent)
-
-    def _learn(self, refusal: Refusal, work: Work, sent: dict[str, Any]) -> None:
-        if self.accounts.learn_length(refusal):
-            return
-        if refusal.status not in (400, 422) or refusal.setting or sent.get("n", 1) == 1:
-            raise refusal
-        # Some servers refuse `n` instead of passing over it. If this was not it, the next refusal is final.
-        work.alone = work.doubted = True
 
     async def _wait_for_limits(self, sent: dict[str, Any]) -> None:
         if not any(self.limits):

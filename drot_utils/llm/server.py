@@ -92,10 +92,8 @@ class Server:
         self.calls[asyncio.current_task()] = time.monotonic(), most
         try:
             response = await call
-        except openai.APIStatusError as error:
-            response = (
-                error.response
-            )  # it asks for a pause of more than two minutes, for which the client does not wait
+        except openai.APIStatusError as error:  # the client does not wait for more than two minutes
+            response = error.response
         response = getattr(response, "http_response", response)
         if response.status_code < 400:
             return self._blot(response.content)
