@@ -36,7 +36,7 @@ def write_baseline(
     Returns
     -------
     DataFrame
-        Columns of `schema.CANDIDATES`, two rows an action, ``source`` the baseline's name; flags and scores null.
+        Columns of `table.CANDIDATES`, two rows an action, ``source`` the baseline's name; flags and scores null.
 
     Raises
     ------
