@@ -19,10 +19,10 @@ LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-demo: .venv/ready-$(TORCH)  ## the whole study on the embedded profile (about 20 minutes on 2 slow cores); PROFILE=, CORES=
+demo: .venv/ready-$(TORCH)  ## the whole study on the built-in data (about 20 minutes on 2 slow cores); PROFILE=, CORES=
 	@$(BIN)/python -m drot_utils run "params/$(PROFILE).yaml" --cores $(CORES)
 
-smoke: .venv/ready-$(TORCH)  ## every code path with tiny random models, in about 3 minutes; its numbers mean nothing
+smoke: .venv/ready-$(TORCH)  ## every code path with tiny random models, in 3 to 4 minutes; its numbers mean nothing
 	@$(BIN)/python -m drot_utils run params/smoke.yaml --cores 2
 
 ablations: .venv/ready-$(TORCH)  ## the six ablated students of table 2 as well
@@ -51,10 +51,10 @@ bench: .venv/ready-$(TORCH)  ## all benchmarks, ours against what one would othe
 chaos: .venv/ready-$(TORCH)  ## kill the smoke study 30 times and compare with an undisturbed run (half an hour)
 	@$(BIN)/python tests/chaos.py --kills 30
 
-extras: .venv/ready-$(TORCH)  ## Ray and the Slurm executor
+extras: .venv/ready-$(TORCH)  ## install Ray and the Slurm executor
 	@$(PIP) --require-hashes -r requirements/extras.txt
 
-annotate:  ## an annotation server (Potato) in an environment of its own, .venv-annotate
+annotate:  ## install an annotation server (Potato) in an environment of its own, .venv-annotate
 	@$(PYTHON) -m venv .venv-annotate
 	@.venv-annotate/bin/python -m pip --disable-pip-version-check install -qq --require-hashes -r requirements/annotate.txt
 
@@ -75,7 +75,7 @@ lock: .venv/ready-$(TORCH)  ## renew the locks from requirements/*.in
 clean:  ## remove the run of PROFILE (demo by default); its figures and tables stay
 	rm -rf runs/$(PROFILE)
 
-# The environment: pinned, hash-checked. A lock that changes is installed anew.
+# The environment: pinned, hash-checked. When a lock changes, its packages are installed again.
 .venv/ready-$(TORCH): $(LOCKS) pyproject.toml
 	@echo "setting up .venv (a minute or two, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'

@@ -1,0 +1,124 @@
+"""The README and the pages in docs/: links lead somewhere, files and commands exist, numbers are those of the tables."""
+
+import csv
+import re
+
+import pandas as pd
+import pytest
+
+from drot_utils.__main__ import main
+from drot_utils.study.paths import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WORDS = 1300  # of the README, with its tables
+PLACES = ("drot_utils/", "notebooks/", "params/", "data/demo/")
+#: Columns of table 2 in the order of the README's, and the decimals that it shows.
+METRICS = {"auto_vld": 2, "auto_avg": 2, "auto_n_vld": 1, "auto_n_unq_vld": 1, "independent_vld": 2}
+
+
+def list_anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#{1,6} (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def list_broken(page, text: str) -> list[str]:
+    """Return the relative links of a page that lead nowhere, and the paths in backticks that do not exist."""
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        place, _, anchor = target.partition("#")
+        file = page.parent / place if place else page
+        if re.match(r"[a-z]+:", target):
+            continue
+        if not file.exists() or (anchor and anchor not in list_anchors(file.read_text(encoding="utf-8"))):
+            broken.append(target)
+    for path in re.findall(r"`([^`\s]+)`", text):
+        if path.startswith(PLACES) and not re.search(r"[<>*{]", path) and not (ROOT / path).exists():
+            broken.append(path)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_and_paths_lead_somewhere(page):
+    assert list_broken(page, page.read_text(encoding="utf-8")) == []
+
+
+def test_a_broken_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# One, two\n")
+    text = (
+        "[a](page.md) [b](#one-two) [c](https://x.org) [d](no.md) [e](page.md#no) `params/demo.yaml` `params/no.yaml`"
+    )
+    assert list_broken(page, text) == ["no.md", "page.md#no", "params/no.yaml"]
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= WORDS
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in text] == []
+
+
+def test_every_notebook_is_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [
+        path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb")) if f"](notebooks/{path.name})" not in text
+    ] == []
+
+
+def test_every_module_is_in_the_layout():
+    text = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+    files = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "drot_utils").glob("*/*.py"))]
+    assert [file for file in files if not file.endswith("__init__.py") and f"](../{file})" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_exist(page):
+    text = page.read_text(encoding="utf-8")
+    code = "\n".join([*re.findall(r"```console\n(.*?)```", text, re.DOTALL), *re.findall(r"`([^`\n]+)`", text)])
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for made in re.findall(r"(?:^|\$ |&& )make ((?:[a-z][a-z-]*(?= |$) ?)+)", code, re.MULTILINE):
+        assert set(made.split()) <= set(targets), made
+    for command in re.findall(r"python -m drot_utils (\w+)", code):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, "--help"])
+        assert stopped.value.code == 0, command
+
+
+def test_the_rows_shown_are_in_the_data():
+    actions = pd.read_csv(ROOT / "data/demo/actions.tsv", sep="\t", quoting=csv.QUOTE_NONE)
+    rows = pd.read_csv(ROOT / "data/demo/teacher_plain.tsv", sep="\t", quoting=csv.QUOTE_NONE)
+    rows = rows.merge(actions[["action-id", "action"]], on="action-id")
+    words = {1: "more acceptable", -1: "less acceptable"}
+    known = set(zip(rows["action"], rows["moral-variance"].map(words), rows["context"], rows["rationale"], strict=True))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = [
+        tuple(cell.strip() for cell in line.strip("| ").split("|"))
+        for line in text.splitlines()
+        if "acceptable |" in line
+    ]
+    assert len(shown) >= 4 and set(shown) <= known
+
+
+def test_the_results_are_those_of_table_2():
+    table = pd.read_csv(ROOT / "figures/demo/table2.csv")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = text.partition("| model |")[2].split("\n\n")[0].splitlines()[2:]
+    assert len(lines) == len(table)
+    for line, (_, row) in zip(lines, table.iterrows(), strict=True):
+        _, learnt, *cells, paper = (
+            cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")
+        )
+        assert learnt == ("" if pd.isna(row["train_rows"]) else str(int(row["train_rows"])))
+        for cell, (metric, decimals) in zip(cells, METRICS.items(), strict=True):
+            values = [row[metric], row[f"{metric}_low"], row[f"{metric}_high"]]
+            if pd.isna(values[0]):
+                assert cell == ""
+                continue
+            shown = [float(number) for number in re.findall(r"[\d.]+", cell)]
+            assert shown == pytest.approx(values, abs=0.51 * 10**-decimals), (line, metric)
+        numbers = [row["paper_auto_vld"], row["paper_auto_n_unq_vld"]]
+        known = [number for number in numbers if not pd.isna(number)]
+        assert [float(number) for number in re.findall(r"[\d.]+", paper)] == pytest.approx(known)
