@@ -3,8 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import CPU
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +11,7 @@ from drot_utils.method import nli
 from drot_utils.study.errors import MissingInputError, ModelError
 from drot_utils.study.params import ModelRef
 from drot_utils.study.paths import Run
+from drot_utils.study.record import Study
 
 LETTERS = "abcdefgh"
 GROUPS = st.lists(st.lists(st.sampled_from(LETTERS), max_size=7), max_size=5)
@@ -104,7 +103,8 @@ def test_what_settles_most_is_asked_first():
 def trained(smoke):
     pairs = corpora.read_groups("data/demo/entailment_groups.jsonl")
     settings = smoke.nli.model_copy(update={"max_steps": 4, "evaluations": 2})
-    return settings, *nli.train_nli(pairs, settings, Run("smoke"), CPU, torch.float32, 0)
+    study = Study(smoke.model_copy(update={"nli": settings}), Run("smoke"), "test")
+    return study, *nli.train_nli(study, pairs)
 
 
 def test_groups_not_pairs_are_split(trained):
@@ -116,17 +116,17 @@ def test_groups_not_pairs_are_split(trained):
     }
 
 
-def test_save_and_load(trained, tmp_path):
-    settings, model, _, pairs = trained
-    nli.save_nli(model, settings, tmp_path / "nli", {"accuracy": 0.5})
-    again = nli.load_nli(tmp_path / "nli", settings, Run("smoke"), CPU, torch.float32)
+def test_save_and_load(trained):
+    study, model, _, pairs = trained
+    with pytest.raises(MissingInputError, match="03_nli_filter"):
+        nli.load_nli(study)
+    nli.save_nli(study, model, {"accuracy": 0.5})
+    again = nli.load_nli(study)
     sample = pairs["premise"].tolist()[:5], pairs["hypothesis"].tolist()[:5]
     np.testing.assert_array_equal(again(*sample), model(*sample))
-    with pytest.raises(MissingInputError, match="03_nli_filter"):
-        nli.load_nli(tmp_path, settings, Run("smoke"), CPU, torch.float32)
 
 
-def test_a_ready_model_must_name_entailment(trained, tmp_path):
+def test_a_ready_model_must_name_entailment(study, tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
 
     from drot_utils.engine.load import build_tiny
@@ -143,18 +143,21 @@ def test_a_ready_model_must_name_entailment(trained, tmp_path):
         config = BertConfig(**size, id2label=dict(enumerate(labels)), label2id={v: i for i, v in enumerate(labels)})
         BertForSequenceClassification(config).save_pretrained(tmp_path / place)
         tokenizer.save_pretrained(tmp_path / place)
-    settings = trained[0].model_copy(
-        update={"groups": None, "base": ModelRef(source="folder", name=str(tmp_path / "good"))}
-    )
-    model = nli.load_pretrained(settings, Run("smoke"), CPU, torch.float32)
+
+    def use(name):
+        base = ModelRef(source="folder", name=str(tmp_path / name))
+        study.params = study.params.model_copy(
+            update={"nli": study.params.nli.model_copy(update={"groups": None, "base": base})}
+        )
+
+    use("good")
+    model = nli.load_pretrained(study)
     assert model.entailment == 1 and model(["a fire"], ["a fire"]).shape == (1,)
-    nli.save_nli(model, settings, tmp_path / "nli", {})
-    assert nli.load_nli(tmp_path / "nli", settings, Run("smoke"), CPU, torch.float32)(["a"], ["a"]) == model(
-        ["a"], ["a"]
-    )
-    settings = settings.model_copy(update={"base": ModelRef(source="folder", name=str(tmp_path / "bad"))})
+    nli.save_nli(study, model, {})
+    assert nli.load_nli(study)(["a"], ["a"]) == model(["a"], ["a"])
+    use("bad")
     with pytest.raises(ModelError, match="label named entailment"):
-        nli.load_pretrained(settings, Run("smoke"), CPU, torch.float32)
+        nli.load_pretrained(study)
 
 
 def test_pairs_frame_is_a_frame(trained):

@@ -212,14 +212,14 @@ def judges(study):
     torch.manual_seed(0)
     base, tokenizer = build_tiny("tiny-bert")
     model = classifier.PairClassifier(
-        base, critic.CLASSES[settings.head], settings.pooling, settings.hidden, settings.dropout
+        base, critic.HEADS[settings.head].classes, settings.pooling, settings.hidden, settings.dropout
     )
-    one = critic.Critic(model.eval(), tokenizer, settings.head, settings.max_length, *place)
+    one = critic.Critic(model.eval(), tokenizer, settings, *place)
     one.save(study.run.model("critic"), {})
     base, tokenizer = build_tiny("tiny-bert")
     model = classifier.PairClassifier(base, len(nli.LABELS), **nli.HEAD)
     two = nli.Nli(model.eval(), tokenizer, 2, study.params.nli.max_length, *place)
-    nli.save_nli(two, study.params.nli, study.run.model("nli"), {})
+    nli.save_nli(study, two, {})
     return one, two
 
 
@@ -287,7 +287,7 @@ def test_embeddings_are_unit_length_and_like_goes_with_like(study, monkeypatch):
     a, b, c = found
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     assert a @ b > 0.6 > 0.3 > a @ c
-    monkeypatch.setattr(load, "load", lambda *a: pytest.fail("embedded again"))
+    monkeypatch.setattr(load, "load_model", lambda *a: pytest.fail("embedded again"))
     np.testing.assert_array_equal(topics.embed(study, texts, MINILM), found)
 
 

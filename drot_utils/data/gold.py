@@ -13,6 +13,11 @@ from drot_utils.study.errors import DataError
 VOTES = {"Y": "as_asked", "N": "neutral", "O": "opposite"}
 #: Columns of the single votes as scores: 1 for Y, 0 for N and O; null where there are not three of them.
 ANNOTATORS = ["annotator 1", "annotator 2", "annotator 3"]
+#: Columns of `read_gold`.
+COLUMNS = [
+    "action_id", "action", "moral_variance", "context", "rationale", "source", "valid", "shift", "votes", "agreed", "split",
+    *ANNOTATORS,
+]  # fmt: skip
 
 
 def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
@@ -85,18 +90,7 @@ def _read_gold_file(path: str, actions: pd.DataFrame) -> pd.DataFrame:
         frame["source"] = frame.get("source", "gpt-3")
     else:
         frame = _vote(frame, path)
-    columns = [
-        "action_id",
-        "action",
-        "moral_variance",
-        "context",
-        "rationale",
-        "source",
-        "valid",
-        "shift",
-        "votes",
-    ]
-    return frame.reindex(columns=[*columns, "agreed", "split", *ANNOTATORS])
+    return frame.reindex(columns=COLUMNS)
 
 
 def _vote(frame: pd.DataFrame, path: str) -> pd.DataFrame:

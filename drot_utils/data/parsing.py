@@ -329,3 +329,66 @@ def _flatten(value: object) -> Iterator[_Part]:
         value = list(value.values())
     for item in value if isinstance(value, list) else []:
         yield from _flatten(item)
+
+
+#: What a judge may call its score, as a key of JSON or in prose.
+SCORE_KEYS = ("score", "probability", "acceptability", "answer", "rating", "value")
+_DECIMAL = r"(?<![\w.])(?<!\d,)[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?(?!\w|[.,]\d)"
+_RATIO = re.compile(rf"({_DECIMAL})\s*(?:/|out of)\s*({_DECIMAL})", re.IGNORECASE)
+_PERCENT = re.compile(rf"({_DECIMAL})\s*(?:%|per ?cent\b)", re.IGNORECASE)
+_SCALE = re.compile(
+    r"\b(?:scale|range|between|from)\D{0,20}0(?:\.0)?\s*(?:-|–|to|and)\s*1(?:\.0)?(?![\d.]*\d)", re.IGNORECASE
+)
+_LABELLED = re.compile(
+    rf"\b(?:{'|'.join(SCORE_KEYS)})\b[\s*_\"'`]*(?:[:=]|\bis\b|\bof\b|\bwould be\b)[\s*_\"'`]*"
+    rf"({_DECIMAL}(?:\s*(?:%|per ?cent\b|(?:/|out of)\s*{_DECIMAL}))?)",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"```(?:[a-z]+\b)?(.*?)```", re.DOTALL | re.IGNORECASE)
+_BRACES = re.compile(r"\{[^{}]*\}")
+
+
+def parse_score(text: str) -> float | None:
+    """Read a score from 0 to 1 in a model's own words.
+
+    Understood are the JSON asked for (also in a markdown fence or within prose, its number also as text), a number after the
+    word score (probability, answer ...), and a number alone or in prose if it is the only one; each also as a per cent or a
+    ratio ("8/10"). Thoughts are not read (`unwrap`). Nothing is guessed: a number outside the scale, several
+    different ones, or words only ("probably") are no score.
+
+    Returns
+    -------
+    float or None
+        None when there is no score; the caller counts it and keeps the text.
+    """
+    text = (unwrap(text) or "").strip()
+    for candidate in [*_FENCE.findall(text), text, *_BRACES.findall(text)]:
+        entry = _score_entry(candidate)
+        if entry is not None:
+            return _only_one(_list_numbers(entry))
+    labelled = set().union(*(_list_numbers(match[1]) for match in _LABELLED.finditer(text)))
+    return _only_one(labelled or _list_numbers(text))
+
+
+def _score_entry(text: str) -> str | None:
+    """Return the value of a JSON object's score, as text; None when it is no such object."""
+    try:
+        value = json.loads(text.strip())
+    except (ValueError, RecursionError):
+        return None
+    lower = {str(key).lower(): entry for key, entry in value.items()} if isinstance(value, dict) else {}
+    return next((str(lower[key]) for key in SCORE_KEYS if key in lower), None)
+
+
+def _only_one(numbers: set[float]) -> float | None:
+    return next(iter(numbers)) if len(numbers) == 1 and 0 <= min(numbers) <= 1 else None
+
+
+def _list_numbers(text: str) -> set[float]:
+    """Return the different numbers of a text: of a per cent its share of 1, of a ratio the quotient, of a scale none."""
+    text = _SCALE.sub(" ", text)
+    ratios = [(float(part), float(whole)) for part, whole in _RATIO.findall(text)]
+    found = {part / whole if whole else float("inf") for part, whole in ratios}
+    text = _RATIO.sub(" ", text)
+    found |= {float(number) / 100 for number in _PERCENT.findall(text)}
+    return found | {float(number) for number in re.findall(_DECIMAL, _PERCENT.sub(" ", text))}
