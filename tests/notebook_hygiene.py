@@ -84,8 +84,11 @@ def problems_of(path: Path) -> list[str]:
             found.append(f"defines something: {lines[0]!r}; it belongs into the package")
     for name in rebound_names(["".join(cell["source"]) for cell in code]):
         found.append(f"assigns {name!r} in several cells and takes it from one of them: use a second name")
-    if len(cells) - len(code) < len(code):
-        found.append(f"has {len(cells) - len(code)} text cells for {len(code)} code cells")
+    if cells[0]["cell_type"] != "markdown":
+        found.append("does not open with prose")
+    for text in ("".join(cell["source"]).strip() for cell in cells if cell["cell_type"] == "markdown"):
+        if text.startswith("#") and "\n" not in text:
+            found.append(f"has a section that does not open with prose: {text!r}")
     if sum("parameters" in cell["metadata"].get("tags", []) for cell in code) != 1:
         found.append("needs one cell tagged `parameters`")
     return found

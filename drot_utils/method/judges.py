@@ -20,7 +20,7 @@ from drot_utils.engine.shards import Work, map_rows, source_hash
 from drot_utils.llm.cache import open_cache
 from drot_utils.llm.client import ask_all
 from drot_utils.llm.replies import USED_UP, Answer, explain_finish, phrase_request
-from drot_utils.method.consensus import Reliability, fit_reliability, merge
+from drot_utils.method.consensus import Reliability, fit_reliability, merge, merge_all
 from drot_utils.method.critic import ShardedCritic, choose_thresholds
 from drot_utils.study.errors import DataError, ModelError
 from drot_utils.study.params import Endpoint, Params, Respondent
@@ -123,6 +123,13 @@ class Panel:
         scores = spread(answers, rows)
         self.reliability = fit_reliability(scores)
         return merge(scores, self.settings.aggregate, self.reliability)
+
+    def merge_all(self, answers: pd.DataFrame, rows: pd.Index) -> pd.DataFrame:
+        """Find the judges' reliabilities (`fit`) and merge their scores in all three ways, a column each; none without judges."""
+        if not self.settings.panel:
+            return pd.DataFrame(index=rows)
+        self.fit(answers, rows)
+        return merge_all(spread(answers, rows), self.reliability)
 
     def save(self, answers: pd.DataFrame, thresholds: dict[str, float]) -> None:
         """Keep the answers with the judges' own words (``data/judgments.parquet``), and who judges and how reliably."""

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from drot_utils.engine import classifier, load
 from drot_utils.engine.shards import Work, map_rows, source_hash
 from drot_utils.study.errors import MissingInputError, ModelError
+from drot_utils.study.params import Nli as Settings
 from drot_utils.study.paths import replace_folder, require, sha256
 from drot_utils.study.progress import Progress
 from drot_utils.study.record import Study
@@ -160,6 +161,39 @@ def train_nli(study: Study, pairs: pd.DataFrame) -> tuple[Nli, classifier.Fit, p
 
 def _texts(pairs: pd.DataFrame) -> classifier.Texts:
     return pairs["premise"].tolist(), pairs["hypothesis"].tolist()
+
+
+def measure_nli(
+    nli: Nli, pairs: pd.DataFrame, settings: Settings
+) -> tuple[dict[str, float | None], pd.DataFrame, pd.DataFrame]:
+    """Measure an entailment model on labelled pairs, which come in twos, there and back.
+
+    Returns
+    -------
+    measures : dict
+        ``accuracy`` over the three labels (None for a ready model, whose labels may be ordered differently), and
+        ``mutual_precision`` and ``mutual_recall`` of what the filter acts on: entailment both ways, at the threshold.
+    confusion : DataFrame
+        Counts of labels against answers; of entailment or not for a ready model.
+    mutual : DataFrame
+        Counts of pairs that entail each other (rows) against those found to (columns).
+    """
+    probabilities = nli.probabilities(*_texts(pairs))
+    found = probabilities[:, nli.entailment] >= settings.threshold
+    if settings.groups:
+        names, label, answer = LABELS, pairs["label"], probabilities.argmax(1)
+    else:
+        names, label, answer = ["other", "entailment"], pairs["label"].eq(ENTAILMENT).astype(int), found.astype(int)
+    truth, called = (pd.Categorical.from_codes(codes, names) for codes in (label, answer))
+    entails = pairs["label"].eq(ENTAILMENT).to_numpy()
+    mutual = pd.DataFrame({"label": entails[::2] & entails[1::2], "found": found[::2] & found[1::2]})
+    measures = {
+        "accuracy": float((answer == label).mean()) if settings.groups else None,
+        "mutual_precision": float(mutual.loc[mutual["found"], "label"].mean()) if mutual["found"].any() else None,
+        "mutual_recall": float(mutual.loc[mutual["label"], "found"].mean()),
+    }
+    confusion = pd.crosstab(truth, called, dropna=False)
+    return measures, confusion, pd.crosstab(mutual["label"], mutual["found"])
 
 
 def save_nli(study: Study, nli: Nli, record: dict) -> None:

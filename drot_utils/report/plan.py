@@ -257,14 +257,14 @@ def _list_others(params: Params, test: list[str]) -> Iterator[tuple[str, Endpoin
         if judge.endpoint:
             prompts = [judge_prompt(*item) for item in items]
             yield (
-                "02 critic",
+                "12 judges",
                 judge.endpoint,
                 [judge_request(judge.endpoint, p, params.seed) for p in prompts],
             )
 
 
 def _list_judged(params: Params) -> list[tuple[str, int, str]]:
-    """Return items as many and as long as those that notebook 2 shows to the judges."""
+    """Return items as many and as long as those that notebook 12 shows to the judges."""
     sample = params.judges.sample
     if not all(resolve(path).exists() for path in (params.corpus.actions, *params.critic.gold)):
         return [(STAND_IN, 1, f"{STAND_IN_CONTEXT} {number}") for number in range(sample or 0)]
