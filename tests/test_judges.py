@@ -314,12 +314,11 @@ def test_the_critics_rules_are_read_off_the_panels_scores(judged):
     assert panel_thresholds(study, shown.assign(valid=False), scores) == {}
 
 
-def test_a_panel_filters_in_the_critics_place(judged, rows_panel, monkeypatch):
+def test_a_panel_filters_in_the_critics_place(judged, rows_panel):
     board = Panel(judged)
     answers = board.ask(rows_panel)
     board.fit(answers, rows_panel.index)
     board.save(answers, {"distill": 0.5, "dataset": 0.8})
-    monkeypatch.setattr(distill, "ShardedNli", lambda study: None)
     scorer = distill.load_scorer(judged)
     assert isinstance(scorer.critic, Panel)
     candidates = rows_panel.assign(nli_kept=True, candidate=0, source="s", action_id="a")

@@ -268,8 +268,10 @@ def test_the_filters_shards_give_its_decisions(study, judges, executor):
     rng = np.random.default_rng(0)
     texts = ["at night", "at a camp", "in a field", "to a friend", "in court"]
     groups = [[texts[i] for i in rng.integers(0, 5, size)] for size in (6, 1, 0, 5, 7, 2, 4)]
+    section = study.params.nli.model_copy(update={"threshold": 0.3})
+    study.params = study.params.model_copy(update={"nli": section})
     expected = nli.filter_unique(groups, judges[1], 0.3)
-    assert nli.ShardedNli(study).filter(groups, 0.3) == expected
+    assert nli.filter_groups(study, groups) == expected
     assert len(shards_of(study)) == 3 and 0 < sum(map(sum, expected.kept)) < 25
 
 
@@ -277,7 +279,7 @@ def test_the_models_must_be_there(study):
     with pytest.raises(MissingInputError, match="02_critic"):
         critic.ShardedCritic(study)
     with pytest.raises(MissingInputError, match="03_nli_filter"):
-        nli.ShardedNli(study)
+        nli.filter_groups(study, [["at night"]])
 
 
 def test_embeddings_are_unit_length_and_like_goes_with_like(study, monkeypatch):
@@ -305,7 +307,7 @@ def test_nothing_to_score(study, judges):
     assert critic.ShardedCritic(study).score(pd.DataFrame(columns=["action", "moral_variance", "context"])).shape == (
         0,
     )
-    assert nli.ShardedNli(study).filter([], 0.5).kept == []
+    assert nli.filter_groups(study, []).kept == []
 
 
 def test_no_rows_have_no_results_of_the_right_shape(study, judges, tmp_path):

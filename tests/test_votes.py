@@ -148,7 +148,7 @@ def run_notebook(tmp_path, monkeypatch, rows, filled):
         ("drot", rows[rows["context"].notna()]),
     ):
         write_candidates(part, run.data(name))
-    monkeypatch.setattr(nli, "ShardedNli", lambda study: never)
+    monkeypatch.setattr(nli, "load_nli", lambda study: never)
     cells = json.loads((NOTEBOOKS / "11_human_evaluation.ipynb").read_text(encoding="utf-8"))["cells"]
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     for folder in (None, tmp_path / "filled"):

@@ -307,8 +307,5 @@ class ShardedCritic:
 
 
 def _open_critic(study: Study, name: str) -> Work:
-    return partial(_score, load_critic(study, name))
-
-
-def _score(critic: Critic, part: pd.DataFrame, seed: int) -> pd.DataFrame:
-    return pd.DataFrame({"score": critic.score(part)})
+    critic = load_critic(study, name)
+    return lambda part, seed: pd.DataFrame({"score": critic.score(part)})

@@ -8,14 +8,12 @@ import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from drot_utils.data.table import PROMPT
 from drot_utils.method.critic import ShardedCritic
 from drot_utils.method.judges import Panel, load_panel
-from drot_utils.method.nli import ShardedNli
-from drot_utils.study.params import Params
+from drot_utils.method.nli import filter_groups
 from drot_utils.study.paths import require
 from drot_utils.study.record import Study
 
@@ -75,47 +73,31 @@ def load_scorers(study: Study) -> dict[str, Scorer]:
     return {prefix: load_scorer(study, name) for prefix, name in names}
 
 
-@dataclass(frozen=True)
-class Given:
-    """What the filters go by: the parameters, the models, and the score that a valid context reaches."""
-
-    params: Params
-    nli: ShardedNli
-    critic: ShardedCritic | Panel
-    threshold: float
+Found = tuple[dict[str, pd.Series], dict[str, pd.Series]]
+#: Takes the rows that passed the filters before, the study, and the score that a valid context reaches. Returns the columns that
+#: it sets, and for each reason to drop a row, whether it holds.
+Filter = Callable[[pd.DataFrame, Study, float], Found]
 
 
-#: Takes rows; returns them with the flags it sets, and for each reason to drop a row, whether it holds.
-Filter = Callable[[pd.DataFrame, Given], tuple[pd.DataFrame, dict[str, pd.Series]]]
-
-
-def find_unparsed(rows: pd.DataFrame, given: Given) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
+def find_unparsed(rows: pd.DataFrame, study: Study, threshold: float) -> Found:
     """Drop what has no context."""
-    return rows, {"unparsed": rows["context"].isna()}
+    return {}, {"unparsed": rows["context"].isna()}
 
 
-def find_repeats(rows: pd.DataFrame, given: Given) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
-    """Set ``nli_kept``: does a context say something that no accepted earlier one of its group says? (MUTUALNLI)
-
-    Rows without a context keep a null flag.
-    """
-    has = rows["context"].notna()
-    groups = rows[has].groupby(PROMPT, sort=False).indices
-    contexts = rows.loc[has, "context"].to_numpy()
-    asked = [contexts[index].tolist() for index in groups.values()]
-    filtered = given.nli.filter(asked, given.params.nli.threshold)
-    flags = np.zeros(int(has.sum()), dtype=bool)
-    for index, kept in zip(groups.values(), filtered.kept, strict=True):
-        flags[index] = kept
-    column = pd.Series(pd.NA, index=rows.index, dtype="boolean")
-    column[has] = flags
-    return rows.assign(nli_kept=column), {"nli": ~column.fillna(True).astype(bool)}
+def find_repeats(rows: pd.DataFrame, study: Study, threshold: float) -> Found:
+    """Set ``nli_kept``: does a context say something that no accepted earlier one of its group says? (MUTUALNLI)"""
+    groups, contexts = rows.groupby(PROMPT, sort=False).indices.values(), rows["context"].to_numpy()
+    filtered = filter_groups(study, [contexts[index].tolist() for index in groups])
+    kept = pd.Series(False, index=rows.index, dtype="boolean")
+    for index, flags in zip(groups, filtered.kept, strict=True):
+        kept.iloc[index] = flags
+    return {"nli_kept": kept}, {"nli": ~kept}
 
 
-def find_invalid(rows: pd.DataFrame, given: Given) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
+def find_invalid(rows: pd.DataFrame, study: Study, threshold: float) -> Found:
     """Drop what scores below the threshold (FILTER), and what has no score, as when a judge's answer cannot be read."""
     score = rows["critic_score"]
-    return rows, {"unscored": score.isna(), "critic": score < given.threshold}
+    return {}, {"unscored": score.isna(), "critic": score < threshold}
 
 
 #: The filters in order, by the name under which they are left out. A row is counted under the first reason that holds.
@@ -147,13 +129,15 @@ def apply_filters(
     dropped : dict of int
         See `count_dropped`.
     """
-    given = Given(study.params, ShardedNli(study), scorer.critic, scorer.thresholds[threshold])
     rows = rows.assign(critic_score=scorer.critic.score(rows))
     first, order = pd.Series(None, index=rows.index, dtype=object), []
     for name, find in FILTERS.items():
-        rows, reasons = find(rows, given) if name not in leave_out else (rows, {name: False})
+        passed = rows[first.isna()]
+        nothing = ({}, {name: pd.Series(False, index=passed.index)})
+        columns, reasons = nothing if name in leave_out else find(passed, study, scorer.thresholds[threshold])
+        rows = rows.assign(**{column: values.reindex(rows.index) for column, values in columns.items()})
         for reason, holds in reasons.items():
-            first = first.mask(first.isna() & holds, reason)
+            first[first.isna() & holds.reindex(rows.index, fill_value=False)] = reason
             order.append(reason)
     rows = rows.assign(kept=first.isna().astype("boolean"), dropped=pd.Categorical(first, order))
     return rows, rows[rows["kept"]], count_dropped(rows)

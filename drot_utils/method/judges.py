@@ -41,19 +41,10 @@ Question: Does this situation make the action {direction} in the eyes of most pe
 """
 ANSWER = """\
 Answer with a JSON object with one key, "score": the probability, from 0 to 1, that most people would say yes."""
-FORMAT = {
-    "type": "json_schema",
-    "json_schema": {
-        "name": "judgment",
-        "strict": True,
-        "schema": {
-            "type": "object",
-            "properties": {"score": {"type": "number"}},
-            "required": ["score"],
-            "additionalProperties": False,
-        },
-    },
-}
+_SCHEMA = {
+    "type": "object", "properties": {"score": {"type": "number"}}, "required": ["score"], "additionalProperties": False,
+}  # fmt: skip
+FORMAT = {"type": "json_schema", "json_schema": {"name": "judgment", "strict": True, "schema": _SCHEMA}}
 LONGEST = 64  # tokens of a judge's answer
 BATCH = 32  # prompts a local model reads at once
 
@@ -135,7 +126,11 @@ class Panel:
         """Keep the answers with the judges' own words (``data/judgments.parquet``), and who judges and how reliably."""
         found = self.reliability
         kept = None if found is None else {**vars(found), "sigma": found.sigma.to_dict()}
-        values = {"panel": _describe(self.settings.panel), "reliability": kept, "thresholds": thresholds}
+        values = {
+            "panel": [_describe(judge) for judge in self.settings.panel],
+            "reliability": kept,
+            "thresholds": thresholds,
+        }
         path = self.study.run.model("judges") / "settings.json"
         write_text(path, to_json(values, indent=2, sort_keys=True))
         write_frame(answers, self.study.run.data("judgments"))
@@ -159,10 +154,11 @@ def load_panel(study: Study) -> Panel:
     """
     path = require(study.run.model("judges") / "settings.json", "12_judges")
     record = json.loads(path.read_text(encoding="utf-8"))
-    expected = _describe(study.params.judges.panel)
+    expected = [_describe(judge) for judge in study.params.judges.panel]
     if record["panel"] != expected:
+        names = [", ".join(judge["name"] for judge in panel) or "nobody" for panel in (expected, record["panel"])]
         raise DataError(
-            f"expected the judges {_names(expected)}, found the record of {_names(record['panel'])}",
+            f"expected the judges {names[0]}, found the record of {names[1]}",
             where=str(path),
             todo="run notebooks/12_judges.ipynb with these parameters",
         )
@@ -172,20 +168,10 @@ def load_panel(study: Study) -> Panel:
     return Panel(study, Reliability(**{**kept, "sigma": pd.Series(kept["sigma"], dtype=float, name="sigma")}))
 
 
-def _describe(judges: list[Respondent]) -> list[dict]:
+def _describe(judge: Respondent) -> dict:
     # What makes a judge another one; not how fast it is asked.
-    return [
-        {
-            "name": judge.name,
-            "model": judge.endpoint.model if judge.endpoint else judge.model and judge.model.model_dump(),
-            "recorded": judge.recorded,
-        }
-        for judge in judges
-    ]
-
-
-def _names(described: list[dict]) -> str:
-    return ", ".join(judge["name"] for judge in described) or "nobody"
+    model = judge.endpoint.model if judge.endpoint else judge.model and judge.model.model_dump()
+    return {"name": judge.name, "model": model, "recorded": judge.recorded}
 
 
 def choose_shown(gold: pd.DataFrame, params: Params) -> pd.DataFrame:
@@ -355,15 +341,14 @@ def _ask_local(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataF
 
 def _open_local(study: Study, judge: Respondent) -> Work:
     model, tokenizer = load.load_model(judge.model, "student", study.run)
-    return partial(_score_shard, round_weights(model.to(study.device), study.dtype), tokenizer)
+    model = round_weights(model.to(study.device), study.dtype)
 
+    def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
+        yes, no = yes_and_no(model, tokenizer, _prompts(part)).T
+        raw = [f"P(yes) {a:.3g}, P(no) {b:.3g}" for a, b in zip(yes, no, strict=True)]
+        return pd.DataFrame({"score": yes / (yes + no), "raw": raw})
 
-def _score_shard(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: pd.DataFrame, seed: int
-) -> pd.DataFrame:
-    yes, no = yes_and_no(model, tokenizer, _prompts(part)).T
-    raw = [f"P(yes) {a:.3g}, P(no) {b:.3g}" for a, b in zip(yes, no, strict=True)]
-    return pd.DataFrame({"score": yes / (yes + no), "raw": raw})
+    return work
 
 
 @torch.inference_mode()

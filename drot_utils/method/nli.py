@@ -239,46 +239,29 @@ def load_pretrained(study: Study) -> Nli:
     return Nli(model.to(study.device), tokenizer, names["entailment"], settings.max_length, study.device, study.dtype)
 
 
-@dataclass
-class ShardedNli:
-    """The run's entailment model, loaded where its shards are filtered. Call it to ask about pairs, without shards."""
-
-    study: Study
-
-    def __post_init__(self) -> None:
-        folder = require(self.study.run.model("nli") / "settings.json", "03_nli_filter").parent
-        self._weights = sha256(folder / "model.safetensors")
-
-    def __call__(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
-        """Return P(premise entails hypothesis), float64 of shape (pairs,)."""
-        return self._model(premises, hypotheses)
-
-    @cached_property
-    def _model(self) -> Nli:
-        return load_nli(self.study)
-
-    def filter(self, groups: Sequence[Sequence[str]], threshold: float, what: str = "NLI filter") -> Filtered:
-        """Keep of each group the contexts that say something new (see `filter_unique`)."""
-        settings, code = self.study.params.nli, source_hash("method/nli", "engine/classifier")
-        asked = pd.DataFrame({"contexts": [list(group) for group in groups]})
-        key = (threshold, self._weights, load.describe_model(settings.base), settings.max_length, code)
-        found = map_rows(self.study, asked, partial(_open_filter, self.study, threshold), what, "groups", *key)
-        return Filtered(
-            [[bool(flag) for flag in flags] for flags in found["kept"]],
-            int(found["asked"].sum()),
-            sum(len(group) * (len(group) - 1) for group in groups),
-            [[None if j < 0 else int(j) for j in group] for group in found["blocked_by"]],
-        )
+def filter_groups(study: Study, groups: Sequence[Sequence[str]], what: str = "NLI filter") -> Filtered:
+    """Keep of each group the contexts that say something new, by the run's model, in shards (see `filter_unique`)."""
+    settings, code = study.params.nli, source_hash("method/nli", "engine/classifier")
+    folder = require(study.run.model("nli") / "settings.json", "03_nli_filter").parent
+    weights = sha256(folder / "model.safetensors")
+    asked = pd.DataFrame({"contexts": [list(group) for group in groups]})
+    key = (settings.threshold, weights, load.describe_model(settings.base), settings.max_length, code)
+    found = map_rows(study, asked, partial(_open_filter, study), what, "groups", *key)
+    return Filtered(
+        [[bool(flag) for flag in flags] for flags in found["kept"]],
+        int(found["asked"].sum()),
+        sum(len(group) * (len(group) - 1) for group in groups),
+        [[None if j < 0 else int(j) for j in group] for group in found["blocked_by"]],
+    )
 
 
-def _open_filter(study: Study, threshold: float) -> Work:
-    return partial(_filter, load_nli(study), threshold)
+def _open_filter(study: Study) -> Work:
+    nli = load_nli(study)
 
+    def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
+        filtered = filter_unique([list(group) for group in part["contexts"]], nli, study.params.nli.threshold)
+        blocked_by = [[-1 if j is None else j for j in group] for group in filtered.blocked_by]
+        asked = [filtered.pairs_asked, *[0] * (len(part) - 1)][: len(part)]  # of the whole shard
+        return pd.DataFrame({"kept": filtered.kept, "blocked_by": blocked_by, "asked": asked})
 
-def _filter(nli: Nli, threshold: float, part: pd.DataFrame, seed: int) -> pd.DataFrame:
-    groups = [list(group) for group in part["contexts"]]
-    filtered = filter_unique(groups, nli, threshold)
-    blocked_by = [[-1 if j is None else j for j in group] for group in filtered.blocked_by]
-    asked = np.zeros(len(groups), dtype=int)
-    asked[:1] = filtered.pairs_asked  # of the whole shard
-    return pd.DataFrame({"kept": filtered.kept, "blocked_by": blocked_by, "asked": asked})
+    return work

@@ -316,14 +316,15 @@ def _ask_zero_shot(tokenizer: PreTrainedTokenizerBase, action: str, moral_varian
 
 
 def _open_writing(study: Study, name: str, n: int, method: str, zero_shot: ModelRef | None) -> Work:
-    return partial(_write_shard, open_author(study, name, zero_shot), study, n, method)
+    author, settings = open_author(study, name, zero_shot), study.params.generation
+    options = {"top_p": settings.top_p, "temperature": settings.temperature}
 
+    def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
+        prompts = [author.ask(row.action, row.moral_variance) for row in part.itertuples()]
+        written = author.writer.write(prompts, n, method, **options, seed=seed)
+        return to_rows(part, written, author.name, author.parse)
 
-def _write_shard(author: Author, study: Study, n: int, method: str, part: pd.DataFrame, seed: int) -> pd.DataFrame:
-    settings = study.params.generation
-    prompts = [author.ask(row.action, row.moral_variance) for row in part.itertuples()]
-    written = author.writer.write(prompts, n, method, top_p=settings.top_p, temperature=settings.temperature, seed=seed)
-    return to_rows(part, written, author.name, author.parse)
+    return work
 
 
 def to_rows(
