@@ -68,8 +68,8 @@ def test_recorded_scores_by_action_id(study, actions, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("Lying\t1\tto a thief\t1.2\n", "1 rows have a score that is no number from 0 to 1"),
-        ("Lying\t1\tto a thief\thigh\n", "line 2, column score.*no number from 0 to 1.*'high'"),
+        ("Lying\t1\tto a thief\t1.2\n", "1 rows have a score that is not a number from 0 to 1"),
+        ("Lying\t1\tto a thief\thigh\n", "line 2, column score.*not a number from 0 to 1.*'high'"),
         ("Lying\t2\tto a thief\t0.2\n", "moral-variance other than"),
         ("Lying\t1\t \t0.2\n", "empty context"),
         ("Lying\t1\tto a thief\t0.2\nlying.\t1\tto a thief\t0.3\n", "line 3: .* again"),

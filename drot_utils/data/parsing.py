@@ -162,7 +162,7 @@ class _Part:
 
     kind: str
     number: str | None = None
-    opening: bool = False  # stands under no label of its own: the answer goes on after the prompt's last word
+    opening: bool = False  # stands under no label of its own: the answer continues the prompt
     lines: list[str] = field(default_factory=list)
     closed: bool = False
 
@@ -190,7 +190,7 @@ def parse_teacher(text: str) -> Parsed | None:
     Because ...), repeated from the prompt, or keys of JSON; the first one may be missing, and without any label for the
     explanation a line that begins with "Because" or "This makes" is one. Of several situations the first pair is taken;
     of a text under a label its first paragraph or list item. What follows an ``Action:`` line after a situation is about
-    another action and is not read. Thoughts and special tokens are left out (`markup.unwrap`).
+    another action and is not read. Thoughts and special tokens are left out (`unwrap`).
 
     An answer that ends before its explanation has no context. An explanation need not end with a full stop (the recorded
     ones do not), so one that stops in mid sentence shows only where its last word cannot be the last of a sentence: then its
@@ -291,7 +291,7 @@ def _find_labels(line: str) -> Iterator[tuple[int, int, str, str | None]]:
     while True:
         signs = _PREFIX.match(line, position).end()
         label = _LABEL.match(line, signs)
-        # A label with nothing after it has a line of its own, and is no word of a wrapped sentence.
+        # A label with nothing after it has a line of its own, and is not a word of a wrapped sentence.
         bare = label and label["bare"] is not None
         if not label or (bare and (position or not (label[0][0].isupper() or line[:signs].strip()))):
             break
@@ -371,7 +371,7 @@ def parse_score(text: str) -> float | None:
 
 
 def _score_entry(text: str) -> str | None:
-    """Return the value of a JSON object's score, as text; None when it is no such object."""
+    """Return the value of a JSON object's score, as text; None when it is not such an object."""
     try:
         value = json.loads(text.strip())
     except (ValueError, RecursionError):

@@ -52,7 +52,7 @@ def check_scores(scores: pd.DataFrame) -> np.ndarray:
     Raises
     ------
     DataError
-        No judge, a judge named twice, or a score that is no number from 0 to 1; the judge and the row are named.
+        No judge, a judge named twice, or a score that is not a number from 0 to 1; the judge and the row are named.
     """
     if not scores.shape[1] or scores.columns.duplicated().any():
         doubled = scores.columns[scores.columns.duplicated()].tolist()
@@ -67,7 +67,7 @@ def check_scores(scores: pd.DataFrame) -> np.ndarray:
         if bad.any():
             first = scores.index[bad][0]
             raise DataError(
-                f"{int(bad.sum())} scores of the judge {judge!r} are no numbers from 0 to 1; the first is "
+                f"{int(bad.sum())} scores of the judge {judge!r} are not numbers from 0 to 1; the first is "
                 f"{scores[judge][bad].iloc[0]!r}",
                 where=f"consensus, row {first}",
                 todo="mend or remove these scores; a score that is not known is empty",
@@ -173,7 +173,7 @@ def fit_reliability(scores: pd.DataFrame) -> Reliability:
 
 
 def _placed(values: np.ndarray) -> np.ndarray:
-    # A judge that is not placed places nobody, so this goes on until no more fall out.
+    # A judge that is not placed places nobody, so this is repeated until no more fall out.
     placed = np.ones(values.shape[1], dtype=bool)
     while True:
         shared = np.where((~np.isnan(values[:, placed])).sum(axis=1, keepdims=True) > 1, values, np.nan)

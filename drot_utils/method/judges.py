@@ -277,7 +277,7 @@ def read_judgments(path: str, actions: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        An unknown action, a moral variance other than 1 and -1, an empty context, a score that is no number from 0 to 1, or
+        An unknown action, a moral variance other than 1 and -1, an empty context, a score that is not a number from 0 to 1, or
         a second score of the same context; the rows are counted and the first is named.
     """
     frame = with_variance(read_tsv(path, ["moral-variance", "context", "score"]), path)
@@ -286,7 +286,7 @@ def read_judgments(path: str, actions: pd.DataFrame) -> pd.DataFrame:
     raw = frame["score"].str.strip()
     score = pd.to_numeric(raw, errors="coerce").astype(float)
     bad = (raw != "") & ~score.between(0, 1)
-    refuse(frame, bad, "have a score that is no number from 0 to 1", path, "score")
+    refuse(frame, bad, "have a score that is not a number from 0 to 1", path, "score")
     frame = frame.assign(score=score, raw=raw.where(raw != ""))
     repeated = frame.assign(action=action_keys(frame["action"])).duplicated(ITEM)
     refuse(frame, repeated, "score the context of an earlier line again", path)

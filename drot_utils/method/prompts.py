@@ -40,7 +40,7 @@ def teacher_response(context: str, rationale: str) -> str:
 
 
 def student_source(action: str, moral_variance: int, seq2seq: bool) -> str:
-    """Write the student's prompt, appendix D.2; a causal student gets a line break before it goes on."""
+    """Write the student's prompt, appendix D.2; a causal student continues after a line break."""
     source = f"Action: {_sentence(action)}\nModifier: more {direction(moral_variance)}."
     return source if seq2seq else f"{source}\n"
 
