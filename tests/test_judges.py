@@ -331,7 +331,7 @@ def test_a_panel_filters_in_the_critics_place(judged, rows_panel):
 
 def test_a_local_judge_on_the_panel(study, rows_panel):
     board = Panel(study)
-    assert [j.model for j in board.settings.panel] == [ModelRef(source="random", name="tiny-llama")]
+    assert [j.model for j in study.params.judges.panel] == [ModelRef(source="random", name="tiny-llama")]
     scores = board.score(rows_panel)
     assert np.isnan(scores[40]) and ((scores[:40] > 0) & (scores[:40] < 1)).all()
 

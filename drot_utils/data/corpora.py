@@ -38,8 +38,8 @@ _QUOTED = re.compile(rb'"((?:[^"]++|"")*+)"(?=[\t\r\n]|\Z)')
 def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
     """Read a tab-separated file with a header; every value stays text.
 
-    Quotation marks are characters like any other, as in the published files, unless the file as a whole was written with quoted
-    fields, as pandas writes it (see `_has_quoted_fields`).
+    Quotation marks are characters like any other, as in the published files, unless the file as a whole was written
+    with quoted fields, as pandas writes it (see `_has_quoted_fields`).
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns renamed to snake_case; an empty cell is an empty string, an empty row is left out. A row's index is the number
-        of its line, less 2.
+        Columns renamed to snake_case; an empty cell is an empty string, an empty row is left out. A row's index is the
+        number of its line, less 2.
 
     Raises
     ------
@@ -75,8 +75,8 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
             path,
             read_options=arrow_csv.ReadOptions(use_threads=False),  # so that rows carry their numbers
             parse_options=arrow_csv.ParseOptions(
-                delimiter="\t", quote_char='"' if quoted else False, newlines_in_values=quoted, invalid_row_handler=note,
-                ignore_empty_lines=False,  # so that they are counted
+                delimiter="\t", quote_char='"' if quoted else False, newlines_in_values=quoted,
+                invalid_row_handler=note, ignore_empty_lines=False,  # so that they are counted
             ),
             convert_options=arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False, check_utf8=True
@@ -102,15 +102,10 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
 
 
 def action_key(action: str) -> str:
-    """Return what identifies an action, however it is typed.
+    """Return what identifies an action, however it is typed; "" for none, or only a word for nothing ("nan", "None").
 
-    Case, white space, final stops, the forms of quotation marks and hyphens, and whether an accent is a character of its own
-    make no difference.
-
-    Returns
-    -------
-    str
-        "" when there is no action, or only a word for nothing ("nan", "None").
+    Case, white space, final stops, the forms of quotation marks and hyphens, and whether an accent is a character of
+    its own make no difference.
     """
     if action.isascii():
         action = action.lower()
@@ -130,8 +125,8 @@ def read_actions(path: str | Path) -> pd.DataFrame:
     """Read the actions of Social-Chem-101, or of the built-in data, each once.
 
     The published file holds an action in several rows. "Sampled without replacement" (section 3.1) is about actions, so
-    rows whose action has the same `action_key` are one; the first row speaks for it. An action that also occurs in another
-    split than ``train`` is not a training action.
+    rows whose action has the same `action_key` are one; the first row speaks for it. An action that also occurs in
+    another split than ``train`` is not a training action.
 
     Parameters
     ----------
@@ -175,8 +170,8 @@ def read_recorded(path: str | Path, actions: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        An unknown action, a moral variance other than 1 and -1, an empty context, a choice that is not a whole number, a
-        duplicate choice.
+        An unknown action, a moral variance other than 1 and -1, an empty context, a choice that is not a whole number,
+        a duplicate choice.
     """
     frame = read_tsv(path, ["action-id", "moral-variance", "choice", "context", "rationale"])
     frame = with_variance(frame, str(path))
@@ -263,9 +258,9 @@ def refuse(frame: pd.DataFrame, bad: pd.Series, what: str, where: str, column: s
 def _has_quoted_fields(path: Path) -> bool:
     """Tell whether a file was written with quoted fields.
 
-    In such a file every quotation mark belongs to a field that is quoted as a whole, those within it doubled; and either the
-    header is quoted, or some field had to be, as it holds a quotation mark, a tab or a line end. In files without quoting, marks
-    stand anywhere, and the first that does not fit decides.
+    In such a file every quotation mark belongs to a field that is quoted as a whole, those within it doubled; and
+    either the header is quoted, or some field had to be, as it holds a quotation mark, a tab or a line end. In files
+    without quoting, marks stand anywhere, and the first that does not fit decides.
     """
     with path.open("rb") as handle:
         first = len(codecs.BOM_UTF8) if handle.read(3) == codecs.BOM_UTF8 else 0

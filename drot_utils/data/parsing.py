@@ -28,7 +28,7 @@ NOTHING = {"n/a", "none", "null", "not applicable", "nan", "<na>"}
 _THOUGHT = re.compile(
     r"[<◁]/?(?i:(?:\w{1,12}:)?(?:think(?:ing)?|thoughts?))[>▷]|\[/?THINK\]|<\|(?P<token>begin|end)_of_thought\|>"
 )
-#: gpt-oss: that it speaks in channels, and where its answer begins. Decoded without special tokens, only the words are left.
+#: gpt-oss speaks in channels; where its answer begins. Decoded without special tokens, only the words are left.
 _CHANNEL = re.compile(r"\A\s*+analysis(?=[A-Z\"'])|<\|channel\|>")
 _FINAL = re.compile(r"<\|channel\|>\s?final\b[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>|assistantfinal")
 #: Special tokens of chat templates: those before the first word open an answer, any other one ends it.
@@ -186,15 +186,15 @@ class _Part:
 def parse_teacher(text: str) -> Parsed | None:
     """Read the continuation of appendix A's prompt.
 
-    The labels may be in markdown, numbered, on lines of their own, called otherwise (Context, Scenario; Reason, Rationale,
-    Because ...), repeated from the prompt, or keys of JSON; the first one may be missing, and without any label for the
-    explanation a line that begins with "Because" or "This makes" is one. Of several situations the first pair is taken;
-    of a text under a label its first paragraph or list item. What follows an ``Action:`` line after a situation is about
-    another action and is not read. Thoughts and special tokens are left out (`unwrap`).
+    The labels may be in markdown, numbered, on lines of their own, called otherwise (Context, Scenario; Reason,
+    Rationale, Because ...), repeated from the prompt, or keys of JSON; the first one may be missing, and without any
+    label for the explanation a line that begins with "Because" or "This makes" is one. Of several situations the first
+    pair is taken; of a text under a label its first paragraph or list item. What follows an ``Action:`` line after a
+    situation is about another action and is not read. Thoughts and special tokens are left out (`unwrap`).
 
-    An answer that ends before its explanation has no context. An explanation need not end with a full stop (the recorded
-    ones do not), so one that stops in mid sentence shows only where its last word cannot be the last of a sentence: then its
-    whole sentences are kept, and without any the answer counts as cut off.
+    An answer that ends before its explanation has no context. An explanation need not end with a full stop (the
+    recorded ones do not), so one that stops in mid sentence shows only where its last word cannot be the last of a
+    sentence: then its whole sentences are kept, and without any the answer counts as cut off.
 
     Returns
     -------
@@ -351,10 +351,10 @@ _BRACES = re.compile(r"\{[^{}]*\}")
 def parse_score(text: str) -> float | None:
     """Read a score from 0 to 1 in a model's own words.
 
-    Understood are the JSON asked for (also in a markdown fence or within prose, its number also as text), a number after the
-    word score (probability, answer ...), and a number alone or in prose if it is the only one; each also as a per cent or a
-    ratio ("8/10"). Thoughts are not read (`unwrap`). Nothing is guessed: a number outside the scale, several
-    different ones, or words only ("probably") are no score.
+    Understood are the JSON asked for (also in a markdown fence or within prose, its number also as text), a number
+    after the word score (probability, answer ...), and a number alone or in prose if it is the only one; each also as a
+    per cent or a ratio ("8/10"). Thoughts are not read (`unwrap`). Nothing is guessed: a number outside the scale,
+    several different ones, or words only ("probably") are no score.
 
     Returns
     -------
@@ -385,7 +385,7 @@ def _only_one(numbers: set[float]) -> float | None:
 
 
 def _list_numbers(text: str) -> set[float]:
-    """Return the different numbers of a text: of a per cent its share of 1, of a ratio the quotient, of a scale none."""
+    """Return the different numbers of a text: of a per cent its share of 1, of a ratio its value, of a scale none."""
     text = _SCALE.sub(" ", text)
     ratios = [(float(part), float(whole)) for part, whole in _RATIO.findall(text)]
     found = {part / whole if whole else float("inf") for part, whole in ratios}

@@ -57,8 +57,8 @@ def check_candidates(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     Raises
     ------
     DataError
-        A missing column, a moral variance other than +1 and -1, a duplicate key, an empty context where one was
-        parsed, or a score outside [0, 1]; the first offending row is named.
+        A missing column, a moral variance other than +1 and -1, a duplicate key, an empty context where one was parsed,
+        or a score outside [0, 1]; the first offending row is named.
     """
     check_columns(frame, CANDIDATES.names, where)
     problems = {

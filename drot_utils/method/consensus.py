@@ -22,10 +22,10 @@ DOUBT, STRAY = 2.0, 0.25
 PLACED, SHARED = 3, 10
 #: Of log sigma, and steps of EM.
 TOLERANCE, ITERATIONS = 1e-3, 500
-#: A judge is far from the others when it is so many times less reliable than the median, or so many bits from the consensus.
+#: Far is a judge that is so many times less reliable than the median, or so many bits from the consensus.
 FAR_RATIO, FAR_DIVERGENCE = 4.0, 0.1
 
-# Latent consensus: the posterior of one judge at FLOOR still spans several levels. The prior is uniform: the trapezoid rule.
+# The posterior of one judge at FLOOR still spans several levels. The prior is uniform: the trapezoid rule.
 _LEVELS = np.linspace(0, 1, 129)
 _PRIOR = np.log(np.r_[0.5, np.ones(127), 0.5] / 128)
 
@@ -83,13 +83,13 @@ def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = N
     scores : DataFrame of float, shape (items, judges)
         From 0 to 1; null where a judge gave none.
     method : {"majority", "mean", "reliability"}
-        *majority*: 1 where more than half of the judges who scored an item say .5 or more, 0 where fewer do, .5 for a tie.
-        *mean*: of the scores there are. *reliability*: the mean of the posterior of the latent consensus given the scores
-        and the judges' sigmas (see `fit_reliability`); a judge without one has no weight. Where no sigmas can be had, the
-        mean.
+        *majority*: 1 where more than half of the judges who scored an item say .5 or more, 0 where fewer do, .5 for a
+        tie. *mean*: of the scores there are. *reliability*: the posterior mean of the latent consensus given the scores and
+        the judges' sigmas (see `fit_reliability`); a judge without one has no weight. Where no sigmas can be had,
+        the mean.
     reliability : Reliability, optional
-        Of these judges, found on other items, so that an item's consensus does not depend on its company. By default it is
-        fitted to `scores`.
+        Of these judges, found on other items, so that an item's consensus does not depend on its company. By default it
+        is fitted to `scores`.
 
     Returns
     -------
@@ -232,8 +232,8 @@ def _log_mass(sigma: np.ndarray) -> np.ndarray:
 def describe_judges(scores: pd.DataFrame, consensus: np.ndarray, reliability: Reliability) -> pd.DataFrame:
     """Say how each judge stands to a consensus, and name those that are far from it.
 
-    Far is a judge whose scores are all the same, whose reliability 1 / sigma^2 is below a quarter of the median judge's, or
-    whose mean Jensen-Shannon divergence to the consensus is above 0.1 bits (as between .3 and .7).
+    Far is a judge whose scores are all the same, whose reliability 1 / sigma^2 is below a quarter of the median
+    judge's, or whose mean Jensen-Shannon divergence to the consensus is above 0.1 bits (as between .3 and .7).
 
     Parameters
     ----------
@@ -276,7 +276,7 @@ def describe_judges(scores: pd.DataFrame, consensus: np.ndarray, reliability: Re
 
 
 def divergence_bits(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the Jensen-Shannon divergence, in bits, between yes with probability `one` and with `other`, item by item."""
+    """Return the Jensen-Shannon divergence, in bits, of yes with probability `one` and with `other`, item by item."""
     first, second = np.stack([one, 1 - one]), np.stack([other, 1 - other])
     middle = (first + second) / 2
     nats = (rel_entr(first, middle) + rel_entr(second, middle)).sum(axis=0) / 2

@@ -54,34 +54,19 @@ def _shift_labels(rows: pd.DataFrame) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Head:
-    """What a head reads and answers.
-
-    Attributes
-    ----------
-    classes : int
-    texts : callable
-        Rows to what the encoder reads of them.
-    labels : callable
-        Gold rows to class numbers; raises a `DataError` where they do not say enough.
-    asked : callable
-        Moral variances to the class that means "shifted as asked".
-    tokens : tuple of str
-        Special tokens of its texts.
-    balanced : bool
-        Whether the rarer class of invalid rows weighs as much more as it is rarer (appendix D.1).
-    """
+    """What a head reads and answers."""
 
     classes: int
-    texts: Callable[[pd.DataFrame], classifier.Texts]
-    labels: Callable[[pd.DataFrame], np.ndarray]
-    asked: Callable[[np.ndarray], np.ndarray]
-    tokens: tuple[str, ...] = ()
-    balanced: bool = False
+    texts: Callable[[pd.DataFrame], classifier.Texts]  # rows to what the encoder reads of them
+    labels: Callable[[pd.DataFrame], np.ndarray]  # gold rows to class numbers; a DataError where they do not say enough
+    asked: Callable[[np.ndarray], np.ndarray]  # moral variances to the class that means "shifted as asked"
+    tokens: tuple[str, ...] = ()  # special tokens of its texts
+    balanced: bool = False  # whether invalid rows weigh as much more as they are rarer (appendix D.1)
 
 
-#: The *binary* head is the paper's: it reads action, direction token and context, and says invalid or valid. The *shift* head
-#: reads action and context only and says less, neutral or more acceptable; so it cannot answer differently for a context that it
-#: has not understood.
+#: The *binary* head is the paper's: it reads action, direction token and context, and says invalid or valid. The *shift*
+#: head reads action and context only and says less, neutral or more acceptable; so it cannot answer differently for a
+#: context that it has not understood.
 HEADS = {
     "binary": Head(
         classes=2,
@@ -140,13 +125,7 @@ class Critic:
 
 
 def read_parts(study: Study) -> pd.DataFrame:
-    """Read the gold and split it (`split_gold`), with the teacher's rows if the parameters name some (`teacher_as_gold`).
-
-    Returns
-    -------
-    DataFrame
-        As `gold.read_gold`, with the column ``part``.
-    """
+    """Return the gold (`gold.read_gold`) in parts (`split_gold`), with the teacher's rows if the parameters name some."""
     params, settings = study.params, study.params.critic
     actions = read_actions(params.corpus.actions)
     gold = split_gold(read_gold(settings.gold, actions), settings, params.seed)
@@ -160,10 +139,9 @@ def read_parts(study: Study) -> pd.DataFrame:
 def split_gold(gold: pd.DataFrame, settings: Settings, seed: int) -> pd.DataFrame:
     """Add a column ``part``: train, independent, dev, test, or unused.
 
-    Actions, not rows, are split, so that no action is on two sides. Dev and test keep only rows on which at least
-    three annotators agree in full (appendix B.1). A published split is kept as it is. Of the training actions,
-    however they were chosen, `independent_share` is kept away from the filter's critic, to train a second one for the
-    evaluation.
+    Actions, not rows, are split, so that no action is on two sides. Dev and test keep only rows on which at least three
+    annotators agree in full (appendix B.1). A published split is kept as it is. Of the training actions, however they
+    were chosen, `independent_share` is kept away from the filter's critic, to train a second one for the evaluation.
     """
     rng = np.random.default_rng(seed)
     actions = np.array(sorted(gold["action_id"].unique()))
@@ -273,21 +251,14 @@ def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> 
 
 
 def choose_thresholds(settings: Settings, valid: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Apply both rules of the parameters (`choose_threshold`): ``distill`` for training data, ``dataset`` for the data set."""
+    """Apply both rules of the parameters: ``distill`` for training data, ``dataset`` for the data set."""
     rules = {"distill": settings.threshold_distill, "dataset": settings.threshold_dataset}
     return {name: choose_threshold(valid, scores, rule) for name, rule in rules.items()}
 
 
 @dataclass
 class ShardedCritic:
-    """One of the run's critics, loaded where its shards are scored. Scores as `Critic.score` does.
-
-    Parameters
-    ----------
-    study : Study
-    name : str
-        Its folder under ``models``: ``critic``, or ``critic_independent``.
-    """
+    """One of the run's critics (``critic``, or ``critic_independent``), loaded where its shards are scored."""
 
     study: Study
     name: str = "critic"

@@ -1,7 +1,7 @@
 """Which contexts are kept: the filters of Algorithm 1, in order, and whose scores they go by.
 
-To add a filter, write its function and enter it into `FILTERS`: the counts, the flow figure and the notebooks follow. The
-names in capitals in the docstrings are those of appendix C.
+To add a filter, write its function and enter it into `FILTERS`: the counts, the flow figure and the notebooks follow.
+The names in capitals in the docstrings are those of appendix C.
 """
 
 import json
@@ -74,8 +74,8 @@ def load_scorers(study: Study) -> dict[str, Scorer]:
 
 
 Found = tuple[dict[str, pd.Series], dict[str, pd.Series]]
-#: Takes the rows that passed the filters before, the study, and the score that a valid context reaches. Returns the columns that
-#: it sets, and for each reason to drop a row, whether it holds.
+#: Takes the rows that passed the filters before, the study, and the score that a valid context reaches. Returns the
+#: columns that it sets, and for each reason to drop a row, whether it holds.
 Filter = Callable[[pd.DataFrame, Study, float], Found]
 
 
@@ -144,6 +144,6 @@ def apply_filters(
 
 
 def count_dropped(rows: pd.DataFrame) -> dict[str, int]:
-    """Count the rows that were dropped by the first reason that holds: each filter's, and others where there are any."""
+    """Count the dropped rows by the first reason that holds: each filter's, and others where there are any."""
     counts = rows["dropped"].value_counts(sort=False)
     return {reason: int(count) for reason, count in counts.items() if count or reason in FILTERS}

@@ -24,7 +24,6 @@ from drot_utils.method.consensus import Reliability, fit_reliability, merge, mer
 from drot_utils.method.critic import ShardedCritic, choose_thresholds
 from drot_utils.study.errors import DataError, ModelError
 from drot_utils.study.params import Endpoint, Params, Respondent
-from drot_utils.study.params import Judges as Settings
 from drot_utils.study.paths import require, to_json, write_text
 from drot_utils.study.record import Study
 
@@ -59,21 +58,12 @@ ANSWERS = {
 class Panel:
     """The judges of the parameters. `score` is that of a `critic.Critic`: the probability that a context is valid.
 
-    Attributes
-    ----------
-    study : Study
-    reliability : Reliability or None
-        Of the judges, as found on a sample once: so a context's score does not depend on what else is scored. None: it is
-        found on whatever is scored.
+    Their reliabilities are found on a sample once (notebook 12), so that a context's score does not depend on what else
+    is scored; without any, they are found on whatever is scored.
     """
 
     study: Study
     reliability: Reliability | None = None
-
-    @property
-    def settings(self) -> Settings:
-        """The section of the parameters."""
-        return self.study.params.judges
 
     def ask(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Ask every judge about every context.
@@ -86,11 +76,11 @@ class Panel:
         Returns
         -------
         DataFrame
-            A row a judge and row: ``row`` (its index in `rows`), ``judge``, `ITEM`, ``score`` (null where the judge gave
-            none that can be read) and ``raw``.
+            A row a judge and row: ``row`` (its index in `rows`), ``judge``, `ITEM`, ``score`` (null where the judge
+            gave none that can be read) and ``raw``.
         """
-        parts = [] if self.settings.panel else [make_table([], ANSWERS)]
-        for judge in self.settings.panel:
+        parts = [] if self.study.params.judges.panel else [make_table([], ANSWERS)]
+        for judge in self.study.params.judges.panel:
             part = rows[ITEM].join(ask_judge(self.study, judge, rows)).rename_axis("row").reset_index()
             parts.append(part.assign(judge=judge.name))
         return pd.concat(parts, ignore_index=True)[list(ANSWERS)]
@@ -101,23 +91,23 @@ class Panel:
         Returns
         -------
         ndarray of float64, shape (rows,)
-            The judges' scores merged by `settings.aggregate`; NaN (null) where there is no context, or no judge gave a
+            The judges' scores merged by `judges.aggregate`; NaN (null) where there is no context, or no judge gave a
             score.
         """
         rows = rows.reset_index(drop=True)
         if rows.empty:
             return np.zeros(0)
-        return merge(spread(self.ask(rows), rows.index), self.settings.aggregate, self.reliability)
+        return merge(spread(self.ask(rows), rows.index), self.study.params.judges.aggregate, self.reliability)
 
     def fit(self, answers: pd.DataFrame, rows: pd.Index) -> np.ndarray:
         """Find the judges' reliabilities on what they answered (`ask`), and return the merged scores of `rows`."""
         scores = spread(answers, rows)
         self.reliability = fit_reliability(scores)
-        return merge(scores, self.settings.aggregate, self.reliability)
+        return merge(scores, self.study.params.judges.aggregate, self.reliability)
 
     def merge_all(self, answers: pd.DataFrame, rows: pd.Index) -> pd.DataFrame:
-        """Find the judges' reliabilities (`fit`) and merge their scores in all three ways, a column each; none without judges."""
-        if not self.settings.panel:
+        """Find the reliabilities (`fit`) and merge the scores in all three ways, a column each; none without judges."""
+        if not self.study.params.judges.panel:
             return pd.DataFrame(index=rows)
         self.fit(answers, rows)
         return merge_all(spread(answers, rows), self.reliability)
@@ -127,7 +117,7 @@ class Panel:
         found = self.reliability
         kept = None if found is None else {**vars(found), "sigma": found.sigma.to_dict()}
         values = {
-            "panel": [_describe(judge) for judge in self.settings.panel],
+            "panel": [_describe(judge) for judge in self.study.params.judges.panel],
             "reliability": kept,
             "thresholds": thresholds,
         }
@@ -177,7 +167,7 @@ def _describe(judge: Respondent) -> dict:
 def choose_shown(gold: pd.DataFrame, params: Params) -> pd.DataFrame:
     """Return what the judges are shown: `judges.sample` held-out contexts of the gold (`critic.read_parts`).
 
-    They are of dev and test actions and have three votes; those on which the annotators do not all agree are among them.
+    They are of dev and test actions and have three votes; those on which annotators do not all agree are among them.
     """
     held_out = set(gold.loc[gold["part"].isin(["dev", "test"]), "action_id"])
     shown = gold[gold["action_id"].isin(held_out) & gold["votes"].ge(3)]
@@ -195,24 +185,9 @@ def gather_scores(study: Study, shown: pd.DataFrame, answers: pd.DataFrame) -> p
 
 
 def panel_thresholds(study: Study, shown: pd.DataFrame, scores: np.ndarray) -> dict[str, float]:
-    """Apply the critic's threshold rules to the panel's scores of the dev contexts that it was shown.
+    """Apply the critic's threshold rules to the panel's scores of the dev contexts shown to it (`choose_thresholds`).
 
-    Parameters
-    ----------
-    shown : DataFrame
-        ``part`` and ``valid``.
-    scores : ndarray of float, shape (rows,)
-        NaN where the panel has no score; such rows are left out.
-
-    Returns
-    -------
-    dict
-        ``distill`` and ``dataset``; empty when the panel neither filters nor evaluates.
-
-    Raises
-    ------
-    DataError
-        See `critic.choose_threshold`.
+    Contexts without a score (NaN) are left out. Empty when the panel neither filters nor evaluates.
     """
     if "judges" not in (study.params.judges.filter, study.params.evaluation.critic):
         return {}
@@ -231,8 +206,8 @@ def ask_judge(study: Study, judge: Respondent, rows: pd.DataFrame) -> pd.DataFra
     Returns
     -------
     DataFrame
-        Indexed as `rows`: ``score`` (float64, null where the judge gave none that can be read) and ``raw`` (its own words;
-        null where it said nothing).
+        Indexed as `rows`: ``score`` (float64, null where the judge gave none that can be read) and ``raw`` (its own
+        words; null where it said nothing).
 
     Raises
     ------
@@ -277,8 +252,8 @@ def read_judgments(path: str, actions: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        An unknown action, a moral variance other than 1 and -1, an empty context, a score that is not a number from 0 to 1, or
-        a second score of the same context; the rows are counted and the first is named.
+        An unknown action, a moral variance other than 1 and -1, an empty context, a score that is not a number from 0
+        to 1, or a second score of the same context; the rows are counted and the first is named.
     """
     frame = with_variance(read_tsv(path, ["moral-variance", "context", "score"]), path)
     if "action" not in frame:
@@ -355,8 +330,9 @@ def _open_local(study: Study, judge: Respondent) -> Work:
 def yes_and_no(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> np.ndarray:
     """Return a local model's probabilities that its answer begins with yes, and with no.
 
-    Nothing is drawn: the probabilities of the first tokens of "yes" and "no", in their spellings with and without capitals and
-    a blank, are read off after the prompt. What they lack to 1 is the model's inclination to say something else.
+    Nothing is drawn: the probabilities of the first tokens of "yes" and "no", in their spellings with and without
+    capitals and a blank, are read off after the prompt. What they lack to 1 is the model's inclination to say something
+    else.
 
     Returns
     -------

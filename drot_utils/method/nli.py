@@ -48,9 +48,9 @@ def filter_unique(
 
     Candidate i is accepted if, for every earlier *accepted* j, P(i entails j) or P(j entails i) is below `threshold`.
     Only pairs that can still change a decision are asked: first the accepted context with the most words in common with
-    the candidate, which settles most repetitions, then the next one, the next two, four ... Of a pair, the direction that
-    is less likely to hold is asked first (a shorter text seldom entails a longer one), the other only where it reaches the
-    threshold. An exact repetition needs no model.
+    the candidate, which settles most repetitions, then the next one, the next two, four ... Of a pair, the direction
+    that is less likely to hold is asked first (a shorter text seldom entails a longer one), the other only where it
+    reaches the threshold. An exact repetition needs no model.
 
     Parameters
     ----------

@@ -57,8 +57,8 @@ def fine_tune(
     -------
     dict
         ``rows steps target_tokens losses seconds fingerprint``, also kept as ``training.json`` beside the weights. A
-        student that was already trained on the same rows, from the same weights, with the same settings is not
-        trained again.
+        student that was already trained on the same rows, from the same weights, with the same settings is not trained
+        again.
 
     Raises
     ------
@@ -139,16 +139,9 @@ def make_examples(
 
 
 def launch(study: Study, rows: pd.DataFrame, job: dict, work: Path) -> None:
-    """Train a student in ``compute.parallel.processes`` processes.
+    """Train a student in ``compute.parallel.processes`` processes; `job` holds the arguments of `learn` after `rows`.
 
-    Parameters
-    ----------
-    rows : DataFrame
-        The training data.
-    job : dict
-        The other arguments of `learn`.
-    work : Path
-        Gets the job, the rows and what the processes say (``log.txt``).
+    The folder `work` gets the job, the rows and what the processes say (``log.txt``).
 
     Raises
     ------

@@ -49,7 +49,7 @@ WRITES = (*TRAINS, "generation")
 def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     """Return the stages of a study in the order in which they can run.
 
-    That is the reading order, but that the judges (12) come before the first stage that needs their scores, if there is one.
+    That is the reading order, but the judges (12) come before the first stage that needs their scores, if any does.
 
     Parameters
     ----------
@@ -59,7 +59,8 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     """
     if ablations is None:
         ablations = params.ablations or any(Run(params.profile).model(name).exists() for name in ABLATIONS)
-    panel = Stage("12_judges", "12_judges", ("02_critic",), ("seed", "compute", "corpus", "requests", "critic", "judges", "evaluation"), 12)  # fmt: skip
+    sections = ("seed", "compute", "corpus", "requests", "critic", "judges", "evaluation")
+    panel = Stage("12_judges", "12_judges", ("02_critic",), sections, 12)
     filters, judged = (
         (panel.name,) if by == "judges" else () for by in (params.judges.filter, params.evaluation.critic)
     )

@@ -128,7 +128,7 @@ class Study:
         return compute_dtype(self.params.compute, self.device)
 
     def show(self, *names: str) -> None:
-        """Print the profile, the seed, and the named sections or single values (``critic.head``) of the parameters, as YAML."""
+        """Print profile, seed, and the named sections or values (``critic.head``) of the parameters, as YAML."""
         chosen: dict[str, Any] = {}
         for name in ("profile", "seed", *names):
             *sections, last = name.split(".")
