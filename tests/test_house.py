@@ -54,6 +54,7 @@ def test_names_that_each_cell_assigns_for_itself_are_no_hidden_state():
         (lambda cells: cells[1].update(source=["def f():\n", "    pass"]), "defines something"),
         (lambda cells: cells[1]["metadata"].update(tags=[]), "tagged `parameters`"),
         (lambda cells: cells.pop(0), "does not open with prose"),
+        (lambda cells: cells[0].update(source=["text\n", "#Vld is"]), "looks like a heading"),
         (lambda cells: cells[0].update(source=["## The model"]), "does not open with prose: '## The model'"),
         (lambda cells: cells.extend([code("x = 2"), code("print(x)")]), "assigns 'x' in several cells"),
         (lambda cells: cells.append(code("x = x + 1")), "assigns 'x' in several cells"),
