@@ -46,35 +46,6 @@ class Reliability:
         return self.converged and int(self.sigma.notna().sum()) >= PLACED
 
 
-def check_scores(scores: pd.DataFrame) -> np.ndarray:
-    """Return scores as an array of float64, shape (items, judges), null where a judge gave none.
-
-    Raises
-    ------
-    DataError
-        No judge, a judge named twice, or a score that is not a number from 0 to 1; the judge and the row are named.
-    """
-    if not scores.shape[1] or scores.columns.duplicated().any():
-        doubled = scores.columns[scores.columns.duplicated()].tolist()
-        raise DataError(
-            f"expected judges with different names, found {f'{doubled[0]!r} twice' if doubled else 'none'}",
-            where="consensus",
-            todo="check the list of judges in the parameters",
-        )
-    for judge in scores.columns:
-        numbers = pd.to_numeric(scores[judge], errors="coerce")
-        bad = (scores[judge].notna() & ~numbers.between(0, 1)).to_numpy()
-        if bad.any():
-            first = scores.index[bad][0]
-            raise DataError(
-                f"{int(bad.sum())} scores of the judge {judge!r} are not numbers from 0 to 1; the first is "
-                f"{scores[judge][bad].iloc[0]!r}",
-                where=f"consensus, row {first}",
-                todo="mend or remove these scores; a score that is not known is empty",
-            )
-    return scores.apply(pd.to_numeric).to_numpy(dtype=float, na_value=np.nan)
-
-
 def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = None) -> np.ndarray:
     """Merge the scores of several judges item by item.
 
@@ -172,63 +143,6 @@ def fit_reliability(scores: pd.DataFrame) -> Reliability:
     return Reliability(sigma, len(history), converged, history, note)
 
 
-def _placed(values: np.ndarray) -> np.ndarray:
-    # A judge that is not placed places nobody, so this is repeated until no more fall out.
-    placed = np.ones(values.shape[1], dtype=bool)
-    while True:
-        shared = np.where((~np.isnan(values[:, placed])).sum(axis=1, keepdims=True) > 1, values, np.nan)
-        enough, varies = (~np.isnan(shared)).sum(axis=0) >= SHARED, pd.DataFrame(shared).nunique() > 1
-        still = placed & enough & varies.to_numpy()
-        if (still == placed).all():
-            return placed
-        placed = still
-
-
-def _posterior(values: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return p(level | scores), shape (items, levels), and the log-likelihood of all scores."""
-    seen = ~np.isnan(values)
-    filled = np.where(seen, values, 0.0)
-    precision = sigma**-2.0
-    # The exponent -(s - m)^2 / 2 sigma^2, multiplied out, is two matrix products and a part that does not depend on m.
-    level = 0.5 * precision[:, None] * _LEVELS**2 + _log_mass(sigma)
-    joint = (filled @ precision)[:, None] * _LEVELS - seen.astype(float) @ level + _PRIOR
-    evidence = logsumexp(joint, axis=1, keepdims=True)
-    rest = seen @ (np.log(sigma) + 0.5 * np.log(2 * np.pi)) + 0.5 * filled**2 @ precision
-    return np.exp(joint - evidence), float(evidence.sum() - rest.sum())
-
-
-def _sigmas(values: np.ndarray, posterior: np.ndarray) -> np.ndarray:
-    seen = ~np.isnan(values)
-    filled = np.where(seen, values, 0.0)
-    mean, square = posterior @ _LEVELS, posterior @ _LEVELS**2
-    distance = (seen * (filled**2 - 2 * filled * mean[:, None] + square[:, None])).sum(axis=0)
-    weights = seen.T.astype(float) @ posterior
-    bounds = (np.log(FLOOR), np.log(CEILING))
-    found = [
-        minimize_scalar(_loss, bounds=bounds, args=judge, method="bounded", options={"xatol": 1e-7}).x
-        for judge in zip(distance, weights, strict=True)
-    ]
-    return np.exp(found)
-
-
-def _loss(log_sigma: float, distance: float, weights: np.ndarray) -> float:
-    sigma = np.exp([log_sigma])
-    spread = 0.5 * distance / sigma[0] ** 2
-    return spread + weights.sum() * log_sigma + weights @ _log_mass(sigma)[0] + _doubt(sigma)[0]
-
-
-def _doubt(sigma: np.ndarray) -> np.ndarray:
-    """Return minus the log prior of each sigma, up to a constant."""
-    return DOUBT * (np.log(sigma) + 0.5 * (STRAY / sigma) ** 2)
-
-
-def _log_mass(sigma: np.ndarray) -> np.ndarray:
-    """Return the log of a normal's mass inside [0, 1], shape (judges, levels)."""
-    above = log_ndtr((1 - _LEVELS) / sigma[:, None])
-    below = log_ndtr(-_LEVELS / sigma[:, None])
-    return above + np.log1p(-np.exp(below - above))
-
-
 def describe_judges(scores: pd.DataFrame, consensus: np.ndarray, reliability: Reliability) -> pd.DataFrame:
     """Say how each judge stands to a consensus, and name those that are far from it.
 
@@ -300,3 +214,89 @@ def compare_pairs(scores: pd.DataFrame, threshold: float = 0.5) -> pd.DataFrame:
         difference = np.abs(a - b).mean() if len(a) else np.nan
         rows.append((one, other, len(a), same, difference, np.corrcoef(a, b)[0, 1] if varies else np.nan))
     return pd.DataFrame(rows, columns=["one", "other", "both", "same_decision", "difference", "correlation"])
+
+
+def check_scores(scores: pd.DataFrame) -> np.ndarray:
+    """Return scores as an array of float64, shape (items, judges), null where a judge gave none.
+
+    Raises
+    ------
+    DataError
+        No judge, a judge named twice, or a score that is not a number from 0 to 1; the judge and the row are named.
+    """
+    if not scores.shape[1] or scores.columns.duplicated().any():
+        doubled = scores.columns[scores.columns.duplicated()].tolist()
+        raise DataError(
+            f"expected judges with different names, found {f'{doubled[0]!r} twice' if doubled else 'none'}",
+            where="consensus",
+            todo="check the list of judges in the parameters",
+        )
+    for judge in scores.columns:
+        numbers = pd.to_numeric(scores[judge], errors="coerce")
+        bad = (scores[judge].notna() & ~numbers.between(0, 1)).to_numpy()
+        if bad.any():
+            first = scores.index[bad][0]
+            raise DataError(
+                f"{int(bad.sum())} scores of the judge {judge!r} are not numbers from 0 to 1; the first is "
+                f"{scores[judge][bad].iloc[0]!r}",
+                where=f"consensus, row {first}",
+                todo="mend or remove these scores; a score that is not known is empty",
+            )
+    return scores.apply(pd.to_numeric).to_numpy(dtype=float, na_value=np.nan)
+
+
+def _placed(values: np.ndarray) -> np.ndarray:
+    # A judge that is not placed places nobody, so this is repeated until no more fall out.
+    placed = np.ones(values.shape[1], dtype=bool)
+    while True:
+        shared = np.where((~np.isnan(values[:, placed])).sum(axis=1, keepdims=True) > 1, values, np.nan)
+        enough, varies = (~np.isnan(shared)).sum(axis=0) >= SHARED, pd.DataFrame(shared).nunique() > 1
+        still = placed & enough & varies.to_numpy()
+        if (still == placed).all():
+            return placed
+        placed = still
+
+
+def _posterior(values: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return p(level | scores), shape (items, levels), and the log-likelihood of all scores."""
+    seen = ~np.isnan(values)
+    filled = np.where(seen, values, 0.0)
+    precision = sigma**-2.0
+    # The exponent -(s - m)^2 / 2 sigma^2, multiplied out, is two matrix products and a part that does not depend on m.
+    level = 0.5 * precision[:, None] * _LEVELS**2 + _log_mass(sigma)
+    joint = (filled @ precision)[:, None] * _LEVELS - seen.astype(float) @ level + _PRIOR
+    evidence = logsumexp(joint, axis=1, keepdims=True)
+    rest = seen @ (np.log(sigma) + 0.5 * np.log(2 * np.pi)) + 0.5 * filled**2 @ precision
+    return np.exp(joint - evidence), float(evidence.sum() - rest.sum())
+
+
+def _sigmas(values: np.ndarray, posterior: np.ndarray) -> np.ndarray:
+    seen = ~np.isnan(values)
+    filled = np.where(seen, values, 0.0)
+    mean, square = posterior @ _LEVELS, posterior @ _LEVELS**2
+    distance = (seen * (filled**2 - 2 * filled * mean[:, None] + square[:, None])).sum(axis=0)
+    weights = seen.T.astype(float) @ posterior
+    bounds = (np.log(FLOOR), np.log(CEILING))
+    found = [
+        minimize_scalar(_loss, bounds=bounds, args=judge, method="bounded", options={"xatol": 1e-7}).x
+        for judge in zip(distance, weights, strict=True)
+    ]
+    return np.exp(found)
+
+
+def _loss(log_sigma: float, distance: float, weights: np.ndarray) -> float:
+    sigma = np.exp([log_sigma])
+    spread = 0.5 * distance / sigma[0] ** 2
+    return spread + weights.sum() * log_sigma + weights @ _log_mass(sigma)[0] + _doubt(sigma)[0]
+
+
+def _doubt(sigma: np.ndarray) -> np.ndarray:
+    """Return minus the log prior of each sigma, up to a constant."""
+    return DOUBT * (np.log(sigma) + 0.5 * (STRAY / sigma) ** 2)
+
+
+def _log_mass(sigma: np.ndarray) -> np.ndarray:
+    """Return the log of a normal's mass inside [0, 1], shape (judges, levels)."""
+    above = log_ndtr((1 - _LEVELS) / sigma[:, None])
+    below = log_ndtr(-_LEVELS / sigma[:, None])
+    return above + np.log1p(-np.exp(below - above))
