@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from drot_utils.data import corpora
 from drot_utils.method import nli
 from drot_utils.study.errors import MissingInputError, ModelError
-from drot_utils.study.params import ModelRef
+from drot_utils.study.params import ModelRef, load_params
 from drot_utils.study.paths import Run
 from drot_utils.study.record import Study
 
@@ -162,3 +162,23 @@ def test_a_ready_model_must_name_entailment(study, tmp_path):
 
 def test_pairs_frame_is_a_frame(trained):
     assert isinstance(trained[3], pd.DataFrame)
+
+
+def test_what_the_filter_acts_on_is_measured():
+    texts = {"a": 0, "b": 1, "c": 2}
+    table = np.array([[0.9, 0.8, 0.1], [0.7, 0.9, 0.6], [0.2, 0.9, 0.9]])  # P(row entails column)
+
+    class Fixed:
+        entailment = 2
+
+        def probabilities(self, premises, hypotheses):
+            yes = np.array([table[texts[p], texts[h]] for p, h in zip(premises, hypotheses, strict=True)])
+            return np.stack([np.zeros(len(yes)), 1 - yes, yes], axis=1)
+
+    pairs = pd.DataFrame({"premise": list("abacbc"), "hypothesis": list("bacacb"), "label": [2, 2, 1, 1, 2, 1]})
+    settings = load_params("params/smoke.yaml").nli
+    measures, confusion, mutual = nli.measure_nli(Fixed(), pairs, settings)
+    assert measures == {"accuracy": pytest.approx(5 / 6), "mutual_precision": 0.5, "mutual_recall": 1.0}
+    assert confusion.loc["neutral", "entailment"] == 1 and mutual.loc[True, True] == 1
+    ready = nli.measure_nli(Fixed(), pairs, settings.model_copy(update={"groups": None}))
+    assert ready[0]["accuracy"] is None and list(ready[1].columns) == ["other", "entailment"]
