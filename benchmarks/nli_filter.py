@@ -59,7 +59,7 @@ def _model(params, run, device) -> Nli:
     if (run.model("nli") / "model.safetensors").exists():
         from drot_utils.method.nli import load_nli
 
-        return load_nli(run.model("nli"), params.nli, run, device, record.compute_dtype(params.compute, device))
+        return load_nli(record.Study(params, run, "benchmark"))
     base, tokenizer = load.load_model(params.nli.base, "encoder", run)
     torch.manual_seed(0)
     model = classifier.PairClassifier(base, len(LABELS), **HEAD).to(device).eval()

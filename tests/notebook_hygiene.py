@@ -2,10 +2,12 @@
 
 import ast
 import json
+import re
 import sys
 from pathlib import Path
 
 LONGEST = 15  # non-empty lines of a code cell
+GLUED = re.compile(r"#+\w")  # what some renderers take for a heading
 
 
 class _Names(ast.NodeVisitor):
@@ -84,8 +86,12 @@ def problems_of(path: Path) -> list[str]:
             found.append(f"defines something: {lines[0]!r}; it belongs into the package")
     for name in rebound_names(["".join(cell["source"]) for cell in code]):
         found.append(f"assigns {name!r} in several cells and takes it from one of them: use a second name")
-    if len(cells) - len(code) < len(code):
-        found.append(f"has {len(cells) - len(code)} text cells for {len(code)} code cells")
+    if cells[0]["cell_type"] != "markdown":
+        found.append("does not open with prose")
+    for text in ("".join(cell["source"]).strip() for cell in cells if cell["cell_type"] == "markdown"):
+        if text.startswith("#") and "\n" not in text:
+            found.append(f"has a section that does not open with prose: {text!r}")
+        found += [f"has a line that looks like a heading: {line!r}" for line in text.split("\n") if GLUED.match(line)]
     if sum("parameters" in cell["metadata"].get("tags", []) for cell in code) != 1:
         found.append("needs one cell tagged `parameters`")
     return found

@@ -168,7 +168,7 @@ def test_reliabilities_found_elsewhere_make_scores_independent_of_company():
     together = consensus.merge(scores, "reliability", found)
     alone = np.concatenate([consensus.merge(scores.iloc[[i]], "reliability", found) for i in range(5)])
     assert np.allclose(together[:5], alone, atol=1e-12)
-    with pytest.raises(DataError, match="02_critic"):
+    with pytest.raises(DataError, match="12_judges"):
         consensus.merge(scores.rename(columns={"judge0": "other"}), "reliability", found)
 
 

@@ -230,7 +230,7 @@ def test_entailment_groups(tmp_path):
     with pytest.raises(DataError, match="line 1"):
         corpora.read_groups(bad)
     for path in (tmp_path / "none.jsonl", write(tmp_path / "l.jsonl", '"é"', "latin-1")):
-        with pytest.raises(DataError, match=f"{path.name}: is no UTF-8 text that can be read"):
+        with pytest.raises(DataError, match=f"{path.name}: cannot be read as UTF-8 text"):
             corpora.read_groups(path)
 
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import CPU, write_published_gold
+from conftest import write_published_gold
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +13,6 @@ from drot_utils.engine.load import build_tiny
 from drot_utils.method import critic
 from drot_utils.study.errors import DataError, MissingInputError
 from drot_utils.study.params import ModelRef, Threshold
-from drot_utils.study.paths import Run
 
 
 @pytest.fixture(scope="module")
@@ -52,38 +50,40 @@ def test_teacher_rows_go_to_the_critic_that_owns_their_action(gold, actions):
 
 def test_labels_of_the_shift_head_turn_with_the_direction():
     rows = pd.DataFrame({"valid": [True, True, False], "shift": [1.0, -1.0, 0.0]})
-    assert critic.labels(rows, "shift").tolist() == [2, 0, 1] and critic.labels(rows, "binary").tolist() == [
-        1,
-        1,
-        0,
-    ]
+    shift, binary = critic.HEADS["shift"], critic.HEADS["binary"]
+    assert shift.labels(rows).tolist() == [2, 0, 1] and binary.labels(rows).tolist() == [1, 1, 0]
+    variance = np.array([1, -1])
+    assert shift.asked(variance).tolist() == [2, 0] and binary.asked(variance).tolist() == [1, 1]
     with pytest.raises(DataError, match=r"set `critic\.head: binary`"):
-        critic.labels(rows.assign(shift=np.nan), "shift")
+        shift.labels(rows.assign(shift=np.nan))
+
+
+def test_critic_marks_action_and_direction():
+    assert critic.critic_text("Lying", -1, "to a judge") == "[ACTION] Lying [NEG] to a judge"
 
 
 @pytest.mark.parametrize("head", ["binary", "shift"])
-def test_train_save_load_score(smoke, binary, gold, tmp_path, head):
+def test_train_save_load_score(smoke, binary, gold, study, head):
     settings = binary if head == "binary" else smoke.critic.model_copy(update={"max_steps": 6, "evaluations": 2})
     rows = gold[gold["shift"].notna()]
-    place = (Run("smoke"), CPU, torch.float32)
-    judge, fit = critic.train_critic(rows.head(120), rows.tail(60), settings, *place, seed=0)
+    study.params = smoke.model_copy(update={"critic": settings})
+    judge, fit = critic.train_critic(study, rows.head(120), rows.tail(60))
     assert [row["step"] for row in fit.curve] == [3, 6]
     asked = rows.head(10).assign(context=[None, " ", *rows["context"].head(8)])
     scores = judge.score(asked)
     assert np.isnan(scores[:2]).all() and ((scores[2:] > 0) & (scores[2:] < 1)).all()
-    judge.save(tmp_path / "c", {"thresholds": {"distill": 0.5}})
-    again = critic.load_critic(tmp_path / "c", settings, *place)
-    np.testing.assert_array_equal(again.score(asked), scores)
-    assert critic.read_record(tmp_path / "c")["thresholds"] == {"distill": 0.5}
+    judge.save(study.run.model("critic"), {"thresholds": {"distill": 0.5}})
+    np.testing.assert_array_equal(critic.load_critic(study).score(asked), scores)
+    assert critic.ShardedCritic(study).record["thresholds"] == {"distill": 0.5}
     if head == "shift":
         both = pd.concat([asked.iloc[2:], asked.iloc[2:].assign(moral_variance=-asked["moral_variance"].iloc[2:])])
         total = judge.score(both).reshape(2, -1).sum(axis=0)
         assert (total < 1).all()  # what is left is the neutral class
 
 
-def test_no_critic_yet(smoke, tmp_path):
+def test_no_critic_yet(study):
     with pytest.raises(MissingInputError, match="02_critic"):
-        critic.load_critic(tmp_path, smoke.critic, Run("smoke"), CPU, torch.float32)
+        critic.load_critic(study)
 
 
 def test_threshold_rules():
@@ -100,7 +100,7 @@ def test_threshold_rules():
 
 @pytest.mark.parametrize("head", ["binary", "shift"])
 @pytest.mark.parametrize("kind", ["padded", "short"])
-def test_a_base_whose_rows_are_not_its_tokens_is_loaded_again(smoke, gold, tmp_path, head, kind):
+def test_a_base_whose_rows_are_not_its_tokens_is_loaded_again(smoke, gold, study, tmp_path, head, kind):
     base, tokenizer = build_tiny("tiny-bert")
     if kind == "padded":  # as DeBERTa-v3, which has more rows than tokens
         base.resize_token_embeddings(len(tokenizer) + 40)
@@ -112,11 +112,11 @@ def test_a_base_whose_rows_are_not_its_tokens_is_loaded_again(smoke, gold, tmp_p
         update={"base": ModelRef(source="folder", name=str(tmp_path / "base")), "head": head,
                 "teacher_rows": None, "max_steps": 2, "evaluations": 1}
     )  # fmt: skip
-    place = (Run("smoke"), CPU, torch.float32)
+    study.params = smoke.model_copy(update={"critic": settings})
     rows = gold[gold["shift"].notna()].head(40).assign(action="Setting a fire")
-    judge, _ = critic.train_critic(rows, rows, settings, *place, seed=0)
-    judge.save(tmp_path / "c", {})
-    again = critic.load_critic(tmp_path / "c", settings, *place)
+    judge, _ = critic.train_critic(study, rows, rows)
+    judge.save(study.run.model("critic"), {})
+    again = critic.load_critic(study)
     np.testing.assert_array_equal(again.score(rows), judge.score(rows))
     expected = len(tokenizer) + (40 if kind == "padded" else 3 * (head == "binary"))
     assert again.model.encoder.get_input_embeddings().num_embeddings == expected

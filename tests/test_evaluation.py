@@ -154,3 +154,18 @@ def test_a_model_without_a_context_is_not_valid_and_has_no_average(candidates):
     assert differences.set_index("metric")["difference"].isna().to_dict()["avg"]
     none = evaluation.paired_differences({}, [], 20, 0)
     assert none.empty and none.dtypes.equals(differences.dtypes)
+
+
+def test_a_critic_is_measured_over_all_rows_and_by_source():
+    rows = pd.DataFrame({"source": ["a", "a", "b"], "valid": [True, False, False], "score": [0.9, 0.2, 0.6]})
+    table = evaluation.measure_critic({"dev": rows, "test": rows[:2]}, 0.5, 10, 0)
+    assert table["part"].tolist() == ["dev"] * 3 + ["test"] * 2 and table["source"].tolist() == [
+        "all",
+        "a",
+        "b",
+        "all",
+        "a",
+    ]
+    first = table.iloc[0]
+    assert first["rows"] == 3 and first["accuracy"] == pytest.approx(2 / 3) == first["majority_accuracy"]
+    assert table.loc[1, "accuracy"] == 1 and np.isnan(table.loc[2, "pr_auc"])

@@ -20,13 +20,33 @@ def test_every_notebook_is_run_and_order_is_kept(smoke):
     for stage in listed:
         assert set(stage.needs) <= seen, f"{stage.name} runs before what it needs"
         seen.add(stage.name)
-    assert len(seen) == len(listed) == 18
+    assert len(seen) == len(listed) == 19 and listed[-1].name == "12_judges"
 
 
 def test_ablations_run_when_asked_for_or_when_they_exist(demo):
-    assert len(graph.list_stages(demo)) == 12 and len(graph.list_stages(demo, ablations=True)) == 18
+    assert len(graph.list_stages(demo)) == 13 and len(graph.list_stages(demo, ablations=True)) == 19
     Run("demo").model("self_distill_1-no_nli").mkdir(parents=True)
-    assert len(graph.list_stages(demo)) == 18
+    assert len(graph.list_stages(demo)) == 19
+
+
+@pytest.mark.parametrize(
+    ("filters", "evaluates", "needed"),
+    [("critic", "same", set()), ("judges", "same", {"04_distill_base"}), ("critic", "judges", {"07_evaluation"}),
+     ("judges", "judges", {"04_distill_base", "07_evaluation"})],
+)  # fmt: skip
+def test_only_what_the_judges_score_waits_for_them(demo, filters, evaluates, needed):
+    section = {name: getattr(demo, name) for name in ("judges", "evaluation")}
+    listed = graph.list_stages(
+        demo.model_copy(
+            update={
+                "judges": section["judges"].model_copy(update={"filter": filters}),
+                "evaluation": section["evaluation"].model_copy(update={"critic": evaluates}),
+            }
+        )
+    )
+    assert {stage.name for stage in listed if "12_judges" in stage.needs} == needed
+    names = [stage.name for stage in listed]
+    assert len(names) == 13 and all(names.index("12_judges") < names.index(name) for name in needed)
 
 
 def test_sections_exist(smoke):
@@ -70,7 +90,7 @@ def test_a_stage_hangs_on_its_data_and_on_filled_forms(demo, tmp_path):
 
 def test_a_stage_hangs_on_the_modules_its_notebook_imports_and_no_others():
     names = {p.stem for p in graph.modules_of(NOTEBOOKS / "03_nli_filter.ipynb")}
-    assert {"nli", "encoder", "corpora", "errors"} <= names and not {"teacher", "topics", "student"} & names
+    assert {"nli", "classifier", "corpora", "errors"} <= names and not {"teacher", "topics", "student"} & names
     assert "shards" in {p.stem for p in graph.modules_of(NOTEBOOKS / "05_self_distill.ipynb")}
 
 

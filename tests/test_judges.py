@@ -6,10 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CUT, WRAPPERS, make_endpoint
+from conftest import make_endpoint
 from fault_server import FaultServer
-from hypothesis import given
-from hypothesis import strategies as st
 from test_corpora import write
 
 from drot_utils.analysis.evaluation import compare_with_gold
@@ -17,107 +15,9 @@ from drot_utils.data.table import read_table
 from drot_utils.engine.load import build_tiny
 from drot_utils.llm.replies import Answer
 from drot_utils.method import consensus, distill, judges
-from drot_utils.method.judges import (
-    Panel,
-    choose_thresholds,
-    load_opinions,
-    load_panel,
-    parse_score,
-    spread,
-    write_answers,
-)
+from drot_utils.method.judges import Panel, load_panel, panel_thresholds, spread
 from drot_utils.study.errors import DataError, EndpointError, MissingInputError, ModelError
 from drot_utils.study.params import Judges, ModelRef, Respondent, Threshold
-
-
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        ('{"score": 0.8}', 0.8),
-        (' {"score": 1}\n', 1.0),
-        ('```json\n{"score": 0.25}\n```', 0.25),
-        ('Sure! Here it is:\n```\n{"Score": "0.25"}\n```\nHope this helps with the 2 questions.', 0.25),
-        ('My judgment: {"reason": "it is 3 in the morning", "score": 0.3} as asked', 0.3),
-        ('{"probability": "85%"}', 0.85),
-        ('{"answer": "8/10"}', 0.8),
-        ('{"thoughts": {"a": 1}, "score": 0.5}', 0.5),
-        ('{"score": 0.8', 0.8),
-        ("0.7", 0.7),
-        (".7", 0.7),
-        ("1.", 1.0),
-        ("0", 0.0),
-        ("1e-3", 0.001),
-        ("85%", 0.85),
-        ("About 85 percent of people would say so.", 0.85),
-        ("**Score:** 0.65", 0.65),
-        ("1. The beach is crowded.\n2. Fires spread.\nProbability = 0.1", 0.1),
-        ("On a scale from 0 to 1, I would say 0.9.", 0.9),
-        ("I give it 0.9, as it is safe there", 0.9),
-        ("7 out of 10", 0.7),
-        ("score: 7/10", 0.7),
-        ("<think>0.1? No, 0.2.</think>\n0.6", 0.6),
-        ("0.6 ... so, again: 0.6", 0.6),
-    ],
-)
-def test_what_models_say(text, score):
-    assert parse_score(text) == pytest.approx(score)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "probably", "yes", "85", "1.2", "-0.3", "120%", "0.6 to 0.8", "0,8", '{"score": 85}', '{"score": null}',
-        '{"score": true}', '{"score": NaN}', '{"score": Infinity}', '{"score": "high"}', '{"score": [0.1, 0.2]}', "3/0",
-        "from 0 to 10, it is 8", "score: -0.3", "score: 0.2, or a score of 0.4", "<think>perhaps 0.3", "1.2.3", "GPT4", "Answer 1: 0.8", "{" * 5000,
-        '{"a": 1, "b": 2}',
-    ],
-)  # fmt: skip
-def test_nothing_is_guessed(text):
-    assert parse_score(text) is None
-
-
-JSON = [
-    '{"score": #}',
-    '```json\n{"score": #}\n```',
-    'I think {"score": #} fits.',
-    '{"why": "2 people", "score": "#"}',
-]
-PROSE = [
-    "#",
-    "Score: #",
-    "I would say #.",
-    "**#**",
-    "On a scale of 0 to 1: #",
-    "<think>hm, 0.123456</think>#",
-]
-
-
-@given(st.integers(0, 10_000), st.sampled_from([*JSON, *PROSE]))
-def test_a_score_survives_its_wrapping(number, form):
-    assert parse_score(form.replace("#", f"{number / 10_000:.4f}")) == number / 10_000
-
-
-@given(st.integers(0, 10_000), st.sampled_from([*PROSE, JSON[-1]]))
-def test_a_per_cent_survives_its_wrapping(number, form):
-    assert parse_score(form.replace("#", f"{number / 100:.2f}%")) == pytest.approx(number / 10_000)
-
-
-@given(st.integers(0, 10_000), st.sampled_from(JSON[:1] + PROSE[:-1]), st.sampled_from(WRAPPERS))
-def test_a_score_survives_thoughts_and_special_tokens(number, form, wrapper):
-    answer = form.replace("#", f"{number / 10_000:.4f}")
-    assert parse_score(wrapper.replace("#", answer).replace("@", "0.2? Score: 0.3")) == number / 10_000
-
-
-@pytest.mark.parametrize("wrapper", CUT)
-def test_a_thought_that_was_cut_off_gives_no_score(wrapper):
-    assert parse_score(wrapper.replace("@", "perhaps 0.3")) is None
-
-
-@given(st.text(alphabet=st.sampled_from('0123456789.,%/-{}":`\n score eE</think>'), max_size=60))
-def test_any_text_gives_null_or_a_score(text):
-    score = parse_score(text)
-    assert score is None or 0 <= score <= 1
-
 
 HEAD = "action\tmoral-variance\tcontext\tscore\n"
 TINY = Respondent(name="tiny", model=ModelRef(source="random", name="tiny-llama"))
@@ -168,8 +68,8 @@ def test_recorded_scores_by_action_id(study, actions, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("Lying\t1\tto a thief\t1.2\n", "1 rows have a score that is no number from 0 to 1"),
-        ("Lying\t1\tto a thief\thigh\n", "line 2, column score.*no number from 0 to 1.*'high'"),
+        ("Lying\t1\tto a thief\t1.2\n", "1 rows have a score that is not a number from 0 to 1"),
+        ("Lying\t1\tto a thief\thigh\n", "line 2, column score.*not a number from 0 to 1.*'high'"),
         ("Lying\t2\tto a thief\t0.2\n", "moral-variance other than"),
         ("Lying\t1\t \t0.2\n", "empty context"),
         ("Lying\t1\tto a thief\t0.2\nlying.\t1\tto a thief\t0.3\n", "line 3: .* again"),
@@ -230,7 +130,7 @@ def test_a_local_judge_is_not_asked_twice(study, rows, monkeypatch):
     given = judges.ask_judge(study, TINY, rows)
     assert given["score"].isna().tolist() == [False, False, True, False, False]
     assert given["score"].iloc[0] == given["score"].iloc[4] and given["raw"].iloc[0].startswith("P(yes)")
-    monkeypatch.setattr(judges.models, "load", lambda *a: pytest.fail("loaded again"))
+    monkeypatch.setattr(judges.load, "load_model", lambda *a: pytest.fail("loaded again"))
     pd.testing.assert_frame_equal(judges.ask_judge(study, TINY, rows), given)
 
 
@@ -349,17 +249,19 @@ def test_answers_are_kept_with_their_words(judged, rows_panel):
     board = Panel(judged)
     answers = board.ask(rows_panel)
     assert len(answers) == 3 * 41 and answers["judge"].unique().tolist() == ["j0", "j1", "j2"]
-    kept = read_table(write_answers(answers, judged.run.data("judgments")))
+    board.save(answers, {})
+    kept = read_table(judged.run.data("judgments"))
     assert kept["score"].isna().sum() == answers["score"].isna().sum() == 3 * 3
     wide = spread(answers, rows_panel.index)
     assert wide.columns.tolist() == ["j0", "j1", "j2"] and wide.index.tolist() == rows_panel.index.tolist()
 
 
-def test_what_notebook_2_found_is_used_later(judged, rows_panel):
+def test_what_notebook_12_found_is_used_later(judged, rows_panel):
     board = Panel(judged)
-    merged = board.fit(board.ask(rows_panel), rows_panel.index)
+    answers = board.ask(rows_panel)
+    merged = board.fit(answers, rows_panel.index)
     assert board.reliability.usable
-    board.save({"thresholds": {"distill": 0.6, "dataset": 0.8}})
+    board.save(answers, {"distill": 0.6, "dataset": 0.8})
     again = load_panel(judged)
     pd.testing.assert_series_equal(again.reliability.sigma, board.reliability.sigma, check_names=False)
     some = rows_panel.iloc[[3, 12]]
@@ -371,16 +273,17 @@ def test_what_notebook_2_found_is_used_later(judged, rows_panel):
 def test_one_judge_is_a_panel_whose_record_can_be_read(study, tmp_path, rows_panel):
     study = with_judges(study, tmp_path, rows_panel, {"alone": np.linspace(0, 1, 40)})
     board = Panel(study)
-    merged = board.fit(board.ask(rows_panel), rows_panel.index)
+    answers = board.ask(rows_panel)
+    merged = board.fit(answers, rows_panel.index)
     assert np.allclose(merged[:40], np.linspace(0, 1, 40)) and "of 1 judges" in board.reliability.note
-    board.save({"thresholds": {}})
+    board.save(answers, {})
     assert np.allclose(load_panel(study).score(rows_panel)[:40], np.linspace(0, 1, 40))
 
 
 def test_another_panel_or_none(judged, rows_panel, tmp_path):
-    with pytest.raises(MissingInputError, match="02_critic"):
+    with pytest.raises(MissingInputError, match="12_judges"):
         load_panel(judged)
-    Panel(judged).save({"thresholds": {}})
+    Panel(judged).save(Panel(judged).ask(rows_panel), {})
     other = with_judges(judged, tmp_path, rows_panel, {"new": np.full(40, 0.3)})
     with pytest.raises(DataError, match="expected the judges new, found the record of j0, j1, j2"):
         load_panel(other)
@@ -400,66 +303,37 @@ def with_rules(study, **rules):
 
 
 def test_the_critics_rules_are_read_off_the_panels_scores(judged):
-    valid = np.array([True, False, True, True, False])
-    scores = np.array([0.9, 0.8, 0.7, np.nan, 0.1])
+    shown = pd.DataFrame({"valid": [True, False, True, True, False, True], "part": ["dev"] * 5 + ["test"]})
+    scores = np.array([0.9, 0.8, 0.7, np.nan, 0.1, 0.05])
     study = with_rules(judged, distill=Threshold(recall=1.0), dataset=Threshold(value=0.75))
-    assert choose_thresholds(study, valid, scores) == {"distill": 0.7, "dataset": 0.75}
+    assert panel_thresholds(study, shown, scores) == {"distill": 0.7, "dataset": 0.75}
     with pytest.raises(DataError, match="none of the 1 dev contexts"):
-        choose_thresholds(study, ~valid[:1], scores[:1])
+        panel_thresholds(study, shown[:1].assign(valid=False), scores[:1])
     section = study.params.judges.model_copy(update={"filter": "critic"})
     study.params = study.params.model_copy(update={"judges": section})
-    assert choose_thresholds(study, ~valid, scores) == {}
+    assert panel_thresholds(study, shown.assign(valid=False), scores) == {}
 
 
-def test_a_panel_filters_in_the_critics_place(judged, rows_panel, monkeypatch):
+def test_a_panel_filters_in_the_critics_place(judged, rows_panel):
     board = Panel(judged)
-    board.fit(board.ask(rows_panel), rows_panel.index)
-    board.save({"thresholds": {"distill": 0.5, "dataset": 0.8}})
-    monkeypatch.setattr(distill, "ShardedNli", lambda study: None)
-    critic, _, record = distill.load_filters(judged)
-    assert isinstance(critic, Panel)
+    answers = board.ask(rows_panel)
+    board.fit(answers, rows_panel.index)
+    board.save(answers, {"distill": 0.5, "dataset": 0.8})
+    scorer = distill.load_scorer(judged)
+    assert isinstance(scorer.critic, Panel)
     candidates = rows_panel.assign(nli_kept=True, candidate=0, source="s", action_id="a")
-    flagged = distill.flag_valid(candidates, critic, record["thresholds"]["distill"])
+    flagged, _, dropped = distill.apply_filters(judged, candidates, scorer, "distill", ("nli",))
     scored = flagged["critic_score"]
     assert flagged["kept"].sum() == (scored > 0.5).sum() > 5 and not flagged["kept"][39] and not flagged["kept"][40]
-    dropped = distill.count_dropped(flagged)
     assert dropped["unparsed"] == dropped["unscored"] == 1
     assert sum(dropped.values()) + flagged["kept"].sum() == len(rows_panel)
 
 
 def test_a_local_judge_on_the_panel(study, rows_panel):
     board = Panel(study)
-    assert [j.model for j in board.settings.panel] == [ModelRef(source="random", name="tiny-llama")]
+    assert [j.model for j in study.params.judges.panel] == [ModelRef(source="random", name="tiny-llama")]
     scores = board.score(rows_panel)
     assert np.isnan(scores[40]) and ((scores[:40] > 0) & (scores[:40] < 1)).all()
-
-
-def test_opinions_are_whom_the_parameters_name(judged, rows_panel, monkeypatch):
-    monkeypatch.setattr(judges, "ShardedCritic", lambda study, name: name)
-    monkeypatch.setattr(judges, "load_panel", lambda study: "the judges")
-    for name in ("critic", "critic_independent", "judges"):
-        judged.run.model(name).mkdir(parents=True, exist_ok=True)
-        (judged.run.model(name) / "settings.json").write_text(json.dumps({"thresholds": {"distill": 0.5}}))
-    expected = {
-        ("critic", "same"): ["critic", "critic_independent"],
-        ("critic", "independent"): ["critic_independent", "critic"],
-        ("critic", "judges"): ["the judges", "critic_independent"],
-        ("judges", "same"): ["the judges", "critic_independent"],
-        ("judges", "independent"): ["critic_independent", "the judges"],
-    }
-    for (filters, evaluates), critics in expected.items():
-        section = judged.params.judges.model_copy(update={"filter": filters})
-        evaluation = judged.params.evaluation.model_copy(update={"critic": evaluates})
-        judged.params = judged.params.model_copy(update={"judges": section, "evaluation": evaluation})
-        found = load_opinions(judged)
-        assert [o.critic for o in found.values()] == critics and list(found) == ["auto_", "independent_"]
-        assert [o.label.endswith("that filtered") for o in found.values()].count(True) == (evaluates != "judges")
-    (judged.run.model("critic_independent") / "settings.json").unlink()
-    with pytest.raises(MissingInputError, match="02_critic"):
-        load_opinions(judged)  # names it first
-    evaluation = judged.params.evaluation.model_copy(update={"critic": "same"})
-    judged.params = judged.params.model_copy(update={"evaluation": evaluation})
-    assert list(load_opinions(judged)) == ["auto_"]
 
 
 def test_a_panel_that_answers_nothing_and_a_panel_that_is_asked_nothing(study, tmp_path, rows_panel):
@@ -472,6 +346,6 @@ def test_a_panel_that_answers_nothing_and_a_panel_that_is_asked_nothing(study, t
     assert standing["scored"].tolist() == [0, 0] and not standing["far"].any()
     against = compare_with_gold(scores, np.arange(41) > 20, 20, 0)
     assert against["unscored"].tolist() == [41, 41] and against["accuracy"].isna().all()
-    board.save({"thresholds": {}})
+    board.save(answers, {})
     assert np.isnan(load_panel(study).score(rows_panel)).all()
     assert board.score(rows_panel.iloc[:0]).shape == (0,)

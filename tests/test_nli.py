@@ -3,16 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import CPU
 from hypothesis import given
 from hypothesis import strategies as st
 
 from drot_utils.data import corpora
 from drot_utils.method import nli
 from drot_utils.study.errors import MissingInputError, ModelError
-from drot_utils.study.params import ModelRef
+from drot_utils.study.params import ModelRef, load_params
 from drot_utils.study.paths import Run
+from drot_utils.study.record import Study
 
 LETTERS = "abcdefgh"
 GROUPS = st.lists(st.lists(st.sampled_from(LETTERS), max_size=7), max_size=5)
@@ -104,7 +103,8 @@ def test_what_settles_most_is_asked_first():
 def trained(smoke):
     pairs = corpora.read_groups("data/demo/entailment_groups.jsonl")
     settings = smoke.nli.model_copy(update={"max_steps": 4, "evaluations": 2})
-    return settings, *nli.train_nli(pairs, settings, Run("smoke"), CPU, torch.float32, 0)
+    study = Study(smoke.model_copy(update={"nli": settings}), Run("smoke"), "test")
+    return study, *nli.train_nli(study, pairs)
 
 
 def test_groups_not_pairs_are_split(trained):
@@ -116,17 +116,17 @@ def test_groups_not_pairs_are_split(trained):
     }
 
 
-def test_save_and_load(trained, tmp_path):
-    settings, model, _, pairs = trained
-    nli.save_nli(model, settings, tmp_path / "nli", {"accuracy": 0.5})
-    again = nli.load_nli(tmp_path / "nli", settings, Run("smoke"), CPU, torch.float32)
+def test_save_and_load(trained):
+    study, model, _, pairs = trained
+    with pytest.raises(MissingInputError, match="03_nli_filter"):
+        nli.load_nli(study)
+    nli.save_nli(study, model, {"accuracy": 0.5})
+    again = nli.load_nli(study)
     sample = pairs["premise"].tolist()[:5], pairs["hypothesis"].tolist()[:5]
     np.testing.assert_array_equal(again(*sample), model(*sample))
-    with pytest.raises(MissingInputError, match="03_nli_filter"):
-        nli.load_nli(tmp_path, settings, Run("smoke"), CPU, torch.float32)
 
 
-def test_a_ready_model_must_name_entailment(trained, tmp_path):
+def test_a_ready_model_must_name_entailment(study, tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
 
     from drot_utils.engine.load import build_tiny
@@ -143,19 +143,42 @@ def test_a_ready_model_must_name_entailment(trained, tmp_path):
         config = BertConfig(**size, id2label=dict(enumerate(labels)), label2id={v: i for i, v in enumerate(labels)})
         BertForSequenceClassification(config).save_pretrained(tmp_path / place)
         tokenizer.save_pretrained(tmp_path / place)
-    settings = trained[0].model_copy(
-        update={"groups": None, "base": ModelRef(source="folder", name=str(tmp_path / "good"))}
-    )
-    model = nli.load_pretrained(settings, Run("smoke"), CPU, torch.float32)
+
+    def use(name):
+        base = ModelRef(source="folder", name=str(tmp_path / name))
+        study.params = study.params.model_copy(
+            update={"nli": study.params.nli.model_copy(update={"groups": None, "base": base})}
+        )
+
+    use("good")
+    model = nli.load_pretrained(study)
     assert model.entailment == 1 and model(["a fire"], ["a fire"]).shape == (1,)
-    nli.save_nli(model, settings, tmp_path / "nli", {})
-    assert nli.load_nli(tmp_path / "nli", settings, Run("smoke"), CPU, torch.float32)(["a"], ["a"]) == model(
-        ["a"], ["a"]
-    )
-    settings = settings.model_copy(update={"base": ModelRef(source="folder", name=str(tmp_path / "bad"))})
+    nli.save_nli(study, model, {})
+    assert nli.load_nli(study)(["a"], ["a"]) == model(["a"], ["a"])
+    use("bad")
     with pytest.raises(ModelError, match="label named entailment"):
-        nli.load_pretrained(settings, Run("smoke"), CPU, torch.float32)
+        nli.load_pretrained(study)
 
 
 def test_pairs_frame_is_a_frame(trained):
     assert isinstance(trained[3], pd.DataFrame)
+
+
+def test_what_the_filter_acts_on_is_measured():
+    texts = {"a": 0, "b": 1, "c": 2}
+    table = np.array([[0.9, 0.8, 0.1], [0.7, 0.9, 0.6], [0.2, 0.9, 0.9]])  # P(row entails column)
+
+    class Fixed:
+        entailment = 2
+
+        def probabilities(self, premises, hypotheses):
+            yes = np.array([table[texts[p], texts[h]] for p, h in zip(premises, hypotheses, strict=True)])
+            return np.stack([np.zeros(len(yes)), 1 - yes, yes], axis=1)
+
+    pairs = pd.DataFrame({"premise": list("abacbc"), "hypothesis": list("bacacb"), "label": [2, 2, 1, 1, 2, 1]})
+    settings = load_params("params/smoke.yaml").nli
+    measures, confusion, mutual = nli.measure_nli(Fixed(), pairs, settings)
+    assert measures == {"accuracy": pytest.approx(5 / 6), "mutual_precision": 0.5, "mutual_recall": 1.0}
+    assert confusion.loc["neutral", "entailment"] == 1 and mutual.loc[True, True] == 1
+    ready = nli.measure_nli(Fixed(), pairs, settings.model_copy(update={"groups": None}))
+    assert ready[0]["accuracy"] is None and list(ready[1].columns) == ["other", "entailment"]

@@ -85,8 +85,8 @@ def test_baselines_and_judges_at_endpoints_are_planned_too(tmp_path):
     table = plan.plan_requests(params)
     others = table[table["model"] == "gpt-4o-mini"].set_index("notebook")
     test = params.evaluation.baseline_actions or params.corpus.test_actions
-    assert others.loc["07 evaluation", "requests"] == 2 * test and others.loc["02 critic", "requests"] == 7
-    assert (others["cost_usd"] > 0).all() and others.loc["02 critic", "completion_tokens"] == 7 * 64
+    assert others.loc["07 evaluation", "requests"] == 2 * test and others.loc["12 judges", "requests"] == 7
+    assert (others["cost_usd"] > 0).all() and others.loc["12 judges", "completion_tokens"] == 7 * 64
 
 
 def test_models_that_are_known_to_refuse_settings_are_warned_of(tmp_path):

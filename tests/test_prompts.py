@@ -40,10 +40,6 @@ def test_cut_off_student_answers_do_not_parse(text):
     assert prompts.parse_student(text) is None
 
 
-def test_critic_marks_action_and_direction():
-    assert prompts.critic_text("Lying", -1, "to a judge") == "[ACTION] Lying [NEG] to a judge"
-
-
 def test_no_other_direction():
     with pytest.raises(KeyError):
         prompts.direction(0)

@@ -77,6 +77,8 @@ def test_show_prints_the_resolved_section(study, capsys):
     study.show("nli")
     out = capsys.readouterr().out
     assert "threshold: 0.5" in out and "student" not in out
+    study.show("nli.threshold", "nli.base.name", "generation")
+    assert capsys.readouterr().out.splitlines()[2:6] == ["nli:", "  threshold: 0.5", "  base:", "    name: tiny-bert"]
 
 
 def test_unknown_profile():

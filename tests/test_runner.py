@@ -287,7 +287,7 @@ def test_nothing_is_written_elsewhere(smoke_run):
 def test_the_log_of_a_batch_run_is_short_and_says_where_things_are(smoke_run):
     text = (smoke_run / "stdout.txt").read_text()
     assert len(text.splitlines()) < 60 and "\r" not in text
-    assert re.search(r"^\[\d+/18\] \d\d_\w+", text, re.MULTILINE) and "manifest" in text and "Distill_final" in text
+    assert re.search(r"^\[\d+/19\] \d\d_\w+", text, re.MULTILINE) and "manifest" in text and "Distill_final" in text
 
 
 def test_a_second_run_does_nothing_and_a_changed_parameter_only_what_hangs_on_it(smoke_run, tmp_path):

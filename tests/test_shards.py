@@ -212,14 +212,14 @@ def judges(study):
     torch.manual_seed(0)
     base, tokenizer = build_tiny("tiny-bert")
     model = classifier.PairClassifier(
-        base, critic.CLASSES[settings.head], settings.pooling, settings.hidden, settings.dropout
+        base, critic.HEADS[settings.head].classes, settings.pooling, settings.hidden, settings.dropout
     )
-    one = critic.Critic(model.eval(), tokenizer, settings.head, settings.max_length, *place)
+    one = critic.Critic(model.eval(), tokenizer, settings, *place)
     one.save(study.run.model("critic"), {})
     base, tokenizer = build_tiny("tiny-bert")
     model = classifier.PairClassifier(base, len(nli.LABELS), **nli.HEAD)
     two = nli.Nli(model.eval(), tokenizer, 2, study.params.nli.max_length, *place)
-    nli.save_nli(two, study.params.nli, study.run.model("nli"), {})
+    nli.save_nli(study, two, {})
     return one, two
 
 
@@ -268,8 +268,10 @@ def test_the_filters_shards_give_its_decisions(study, judges, executor):
     rng = np.random.default_rng(0)
     texts = ["at night", "at a camp", "in a field", "to a friend", "in court"]
     groups = [[texts[i] for i in rng.integers(0, 5, size)] for size in (6, 1, 0, 5, 7, 2, 4)]
+    section = study.params.nli.model_copy(update={"threshold": 0.3})
+    study.params = study.params.model_copy(update={"nli": section})
     expected = nli.filter_unique(groups, judges[1], 0.3)
-    assert nli.ShardedNli(study).filter(groups, 0.3) == expected
+    assert nli.filter_groups(study, groups) == expected
     assert len(shards_of(study)) == 3 and 0 < sum(map(sum, expected.kept)) < 25
 
 
@@ -277,7 +279,7 @@ def test_the_models_must_be_there(study):
     with pytest.raises(MissingInputError, match="02_critic"):
         critic.ShardedCritic(study)
     with pytest.raises(MissingInputError, match="03_nli_filter"):
-        nli.ShardedNli(study)
+        nli.filter_groups(study, [["at night"]])
 
 
 def test_embeddings_are_unit_length_and_like_goes_with_like(study, monkeypatch):
@@ -287,7 +289,7 @@ def test_embeddings_are_unit_length_and_like_goes_with_like(study, monkeypatch):
     a, b, c = found
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     assert a @ b > 0.6 > 0.3 > a @ c
-    monkeypatch.setattr(load, "load", lambda *a: pytest.fail("embedded again"))
+    monkeypatch.setattr(load, "load_model", lambda *a: pytest.fail("embedded again"))
     np.testing.assert_array_equal(topics.embed(study, texts, MINILM), found)
 
 
@@ -305,7 +307,7 @@ def test_nothing_to_score(study, judges):
     assert critic.ShardedCritic(study).score(pd.DataFrame(columns=["action", "moral_variance", "context"])).shape == (
         0,
     )
-    assert nli.ShardedNli(study).filter([], 0.5).kept == []
+    assert nli.filter_groups(study, []).kept == []
 
 
 def test_no_rows_have_no_results_of_the_right_shape(study, judges, tmp_path):

@@ -60,7 +60,7 @@ def test_a_chat_prompt_has_the_special_tokens_of_its_template_only(study, monkey
     )
     assert tokenizer("Lying")["input_ids"][0] == tokenizer.bos_token_id
     tokenizer.chat_template = "{{ bos_token }}" * writes_bos + "{{ messages[0]['content'] }}!"
-    monkeypatch.setattr(load, "load", lambda *a: (model, tokenizer))
+    monkeypatch.setattr(load, "load_model", lambda *a: (model, tokenizer))
     author, read = student.open_author(study, "base"), []
     monkeypatch.setattr(author.writer, "_causal", lambda prompts, *a: read.extend(prompts) or [[1]])
     author.writer.write([author.ask("Lying", -1)], 1, "greedy")

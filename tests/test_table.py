@@ -1,7 +1,6 @@
 """Tests of `table`."""
 
 import pandas as pd
-import pyarrow as pa
 import pytest
 
 from drot_utils.data import table
@@ -44,7 +43,7 @@ def test_missing_column_is_named(candidates):
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "empty"])
 def test_a_broken_file_is_never_read_as_whole(tmp_path, harm):
-    path = table.write_table(pa.table({"x": list(range(2000)), "y": ["some text"] * 2000}), tmp_path / "t.parquet")
+    path = table.write_frame(pd.DataFrame({"x": range(2000), "y": "some text"}), tmp_path / "t.parquet")
     data = bytearray(path.read_bytes())
     if harm == "truncate":
         data = data[: len(data) // 2]
@@ -55,3 +54,11 @@ def test_a_broken_file_is_never_read_as_whole(tmp_path, harm):
     path.write_bytes(data)
     with pytest.raises(DataError, match="remove the file"):
         table.read_table(path)
+
+
+def test_rows_are_shown_in_words(candidates):
+    html = table.for_reading(
+        candidates.assign(context="<b>at</b> a camp")[["moral_variance", "context", "critic_score"]]
+    ).to_html()
+    assert "strengthening" in html and "weakening" in html and ">-1<" not in html and "nan" not in html.lower()
+    assert "&lt;b&gt;at" in html and ">moral" not in html and "text-align: left" in html

@@ -8,7 +8,7 @@ import pytest
 from conftest import ALL_YES, FORM, fill, write_params
 
 from drot_utils.data.table import write_candidates
-from drot_utils.method import distill
+from drot_utils.method import nli
 from drot_utils.people import exchange
 from drot_utils.people.spreadsheet import read_csv
 from drot_utils.people.votes import (
@@ -148,7 +148,7 @@ def run_notebook(tmp_path, monkeypatch, rows, filled):
         ("drot", rows[rows["context"].notna()]),
     ):
         write_candidates(part, run.data(name))
-    monkeypatch.setattr(distill, "load_filters", lambda study: (None, never, {}))
+    monkeypatch.setattr(nli, "load_nli", lambda study: never)
     cells = json.loads((NOTEBOOKS / "11_human_evaluation.ipynb").read_text(encoding="utf-8"))["cells"]
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     for folder in (None, tmp_path / "filled"):

@@ -229,3 +229,31 @@ def _measure(valid: np.ndarray, scores: np.ndarray, threshold: float, counts: np
         "pr_auc": np.where(all_no > 0, pr_auc, np.nan),
         "roc_auc": roc_auc,
     }
+
+
+def measure_critic(parts: dict[str, pd.DataFrame], threshold: float, draws: int, seed: int) -> pd.DataFrame:
+    """Measure a critic on held-out gold, over all rows and by source of the rows (table 5).
+
+    Parameters
+    ----------
+    parts : dict of DataFrame
+        Such as dev and test, with ``source``, ``valid`` and ``score``.
+    threshold : float
+        For accuracy and F1.
+
+    Returns
+    -------
+    DataFrame
+        ``part source rows share_valid majority_accuracy`` and the metrics of `bootstrap_metrics` with ``_low`` and ``_high``.
+    """
+    records = []
+    for name, rows in parts.items():
+        for source, group in [("all", rows), *rows.groupby("source")]:
+            truth = group["valid"].to_numpy()
+            record = {"part": name, "source": source, "rows": len(group), "share_valid": truth.mean()}
+            record["majority_accuracy"] = max(truth.mean(), 1 - truth.mean())
+            metrics = bootstrap_metrics(truth, group["score"].to_numpy(), threshold, draws, seed)
+            for key, values in metrics.items():
+                record |= dict(zip((key, f"{key}_low", f"{key}_high"), values, strict=True))
+            records.append(record)
+    return pd.DataFrame(records)

@@ -30,8 +30,6 @@ SOCIAL_CHEM = [
     "situation-short-id", "rot", "rot-id", "rot-worker-id", "breakdown-worker-id", "n-characters",
     "characters",
 ]  # fmt: skip
-
-
 #: What is the same to a reader of an action: the forms of quotation marks and of hyphens.
 _ALIKE = INVISIBLE | str.maketrans("‘’‚‛ʼʹ′´`＇“”„‟″«»＂‐‑‒–—", "'" * 10 + '"' * 8 + "-" * 5)
 _QUOTED = re.compile(rb'"((?:[^"]++|"")*+)"(?=[\t\r\n]|\Z)')
@@ -40,8 +38,8 @@ _QUOTED = re.compile(rb'"((?:[^"]++|"")*+)"(?=[\t\r\n]|\Z)')
 def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
     """Read a tab-separated file with a header; every value stays text.
 
-    Quotation marks are characters like any other, as in the published files, unless the file as a whole was written with quoted
-    fields, as pandas writes it (see `_has_quoted_fields`).
+    Quotation marks are characters like any other, as in the published files, unless the file as a whole was written
+    with quoted fields, as pandas writes it (see `_has_quoted_fields`).
 
     Parameters
     ----------
@@ -53,8 +51,8 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns renamed to snake_case; an empty cell is an empty string, an empty row is left out. A row's index is the number
-        of its line, less 2.
+        Columns renamed to snake_case; an empty cell is an empty string, an empty row is left out. A row's index is the
+        number of its line, less 2.
 
     Raises
     ------
@@ -66,9 +64,8 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
 
     def note(row: arrow_csv.InvalidRow) -> str:
         number = f"{'row' if quoted else 'line'} {row.number}" if row.number is not None else "a line"
-        bad_lines.append(
-            f"{number} has {row.actual_columns} fields instead of {row.expected_columns}: {row.text[:60]!r}"
-        )
+        fields = f"{row.actual_columns} fields instead of {row.expected_columns}"
+        bad_lines.append(f"{number} has {fields}: {row.text[:60]!r}")
         return "skip"
 
     try:
@@ -78,28 +75,22 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
             path,
             read_options=arrow_csv.ReadOptions(use_threads=False),  # so that rows carry their numbers
             parse_options=arrow_csv.ParseOptions(
-                delimiter="\t",
-                quote_char='"' if quoted else False,
-                newlines_in_values=quoted,
-                ignore_empty_lines=False,  # so that they are counted
-                invalid_row_handler=note,
+                delimiter="\t", quote_char='"' if quoted else False, newlines_in_values=quoted,
+                invalid_row_handler=note, ignore_empty_lines=False,  # so that they are counted
             ),
             convert_options=arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()),
-                strings_can_be_null=False,
-                check_utf8=True,
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False, check_utf8=True
             ),
-        )
+        )  # fmt: skip
     except FileNotFoundError as error:
         raise DataError("no such file", where=str(path), todo="check the path in the parameters") from error
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"is no UTF-8 tab-separated text: {error}", where=str(path), todo="save it as UTF-8") from error
-    if bad_lines:
         raise DataError(
-            f"{len(bad_lines)} malformed lines; {bad_lines[0]}",
-            where=str(path),
-            todo="mend or remove these lines",
-        )
+            f"cannot be read as UTF-8 tab-separated text: {error}", where=str(path), todo="save it as UTF-8"
+        ) from error
+    if bad_lines:
+        found = f"{len(bad_lines)} malformed lines; {bad_lines[0]}"
+        raise DataError(found, where=str(path), todo="mend or remove these lines")
     frame = table.to_pandas()
     check_columns(frame, required, str(path))
     if quoted:  # a field may have several lines
@@ -111,15 +102,10 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
 
 
 def action_key(action: str) -> str:
-    """Return what identifies an action, however it is typed.
+    """Return what identifies an action, however it is typed; "" for none, or only a word for nothing ("nan", "None").
 
-    Case, white space, final stops, the forms of quotation marks and hyphens, and whether an accent is a character of its own
-    make no difference.
-
-    Returns
-    -------
-    str
-        "" when there is no action, or only a word for nothing ("nan", "None").
+    Case, white space, final stops, the forms of quotation marks and hyphens, and whether an accent is a character of
+    its own make no difference.
     """
     if action.isascii():
         action = action.lower()
@@ -139,8 +125,8 @@ def read_actions(path: str | Path) -> pd.DataFrame:
     """Read the actions of Social-Chem-101, or of the built-in data, each once.
 
     The published file holds an action in several rows. "Sampled without replacement" (section 3.1) is about actions, so
-    rows whose action has the same `action_key` are one; the first row speaks for it. An action that also occurs in another
-    split than ``train`` is no training action.
+    rows whose action has the same `action_key` are one; the first row speaks for it. An action that also occurs in
+    another split than ``train`` is not a training action.
 
     Parameters
     ----------
@@ -184,8 +170,8 @@ def read_recorded(path: str | Path, actions: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        An unknown action, a moral variance other than 1 and -1, an empty context, a choice that is no whole number, a
-        duplicate choice.
+        An unknown action, a moral variance other than 1 and -1, an empty context, a choice that is not a whole number,
+        a duplicate choice.
     """
     frame = read_tsv(path, ["action-id", "moral-variance", "choice", "context", "rationale"])
     frame = with_variance(frame, str(path))
@@ -206,29 +192,25 @@ def read_groups(path: str | Path) -> pd.DataFrame:
     Raises
     ------
     DataError
-        A file that cannot be read, a line that is no JSON object with the promised keys.
+        A file that cannot be read, a line that is not a JSON object with the promised keys.
     """
     try:
         lines = resolve(path).read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028, too
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"is no UTF-8 text that can be read: {error}", where=str(path)) from error
+        raise DataError(f"cannot be read as UTF-8 text: {error}", where=str(path)) from error
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             group = json.loads(line)
-            base, relations = group["base"], [(p, 2, 2) for p in group["paraphrases"]]
-            relations += [
-                (group["general"], 2, 1),
-                (group["different"], 1, 1),
-                (group["contradiction"], 0, 0),
-            ]
+            name, split, base = group["group"], group["split"], group["base"]
+            relations = [*((p, 2, 2) for p in group["paraphrases"]), (group["general"], 2, 1)]
+            relations += [(group["different"], 1, 1), (group["contradiction"], 0, 0)]
             for other, forward, backward in relations:
-                rows.append((group["group"], group["split"], base, other, forward))
-                rows.append((group["group"], group["split"], other, base, backward))
+                rows += [(name, split, base, other, forward), (name, split, other, base, backward)]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"is no entailment group: {error!r}", where=f"{path}, line {number}") from error
+            raise DataError(f"not an entailment group: {error!r}", where=f"{path}, line {number}") from error
     return pd.DataFrame(rows, columns=["group", "split", "premise", "hypothesis", "label"])
 
 
@@ -276,9 +258,9 @@ def refuse(frame: pd.DataFrame, bad: pd.Series, what: str, where: str, column: s
 def _has_quoted_fields(path: Path) -> bool:
     """Tell whether a file was written with quoted fields.
 
-    In such a file every quotation mark belongs to a field that is quoted as a whole, those within it doubled; and either the
-    header is quoted, or some field had to be, as it holds a quotation mark, a tab or a line end. In files without quoting, marks
-    stand anywhere, and the first that does not fit decides.
+    In such a file every quotation mark belongs to a field that is quoted as a whole, those within it doubled; and
+    either the header is quoted, or some field had to be, as it holds a quotation mark, a tab or a line end. In files
+    without quoting, marks stand anywhere, and the first that does not fit decides.
     """
     with path.open("rb") as handle:
         first = len(codecs.BOM_UTF8) if handle.read(3) == codecs.BOM_UTF8 else 0
@@ -325,11 +307,8 @@ def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, 
     train, test = (part.iloc[rng.permutation(len(part))].reset_index(drop=True) for part in (train, test))
     sizes = {"seed": plan.seed_actions, "round_1": plan.round_actions[0], "round_2": plan.round_actions[1]}
     sizes["final"] = plan.final_actions if plan.final_actions is not None else max(0, len(train) - sum(sizes.values()))
-    wanted_test = plan.test_actions if plan.test_actions is not None else len(test)
-    for split, wanted, found in (
-        ("train", sum(sizes.values()), len(train)),
-        ("test", wanted_test, len(test)),
-    ):
+    tested = plan.test_actions if plan.test_actions is not None else len(test)
+    for split, wanted, found in (("train", sum(sizes.values()), len(train)), ("test", tested, len(test))):
         if wanted > found or wanted == 0:
             raise DataError(
                 f"asked for {wanted} actions of the {split} split, found {found}",
@@ -342,12 +321,10 @@ def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, 
             where=plan.actions,
             todo="ask for fewer under `corpus` in the parameters",
         )
-    ends = np.cumsum(list(sizes.values()))
-    parts = {
-        name: train.iloc[end - size : end].reset_index(drop=True)
-        for (name, size), end in zip(sizes.items(), ends, strict=True)
-    }
-    return {**parts, "test": test.iloc[:wanted_test].reset_index(drop=True)}
+    parts, start = {}, 0
+    for name, size in sizes.items():
+        parts[name], start = train.iloc[start : start + size].reset_index(drop=True), start + size
+    return {**parts, "test": test.iloc[:tested].reset_index(drop=True)}
 
 
 def is_builtin(params: Params) -> bool:

@@ -13,6 +13,11 @@ from drot_utils.study.errors import DataError
 VOTES = {"Y": "as_asked", "N": "neutral", "O": "opposite"}
 #: Columns of the single votes as scores: 1 for Y, 0 for N and O; null where there are not three of them.
 ANNOTATORS = ["annotator 1", "annotator 2", "annotator 3"]
+#: Columns of `read_gold`.
+COLUMNS = [
+    "action_id", "action", "moral_variance", "context", "rationale", "source", "valid", "shift", "votes", "agreed",
+    "split", *ANNOTATORS,
+]  # fmt: skip
 
 
 def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
@@ -26,8 +31,8 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
     paths : list of str
         TSVs with ``q1-a1 q1-a2 q1-a3``, with a single ``q1``, or with ``context-quality``.
     actions : DataFrame
-        As `read_actions` returns it; joined where a file has ``action-id`` but no ``action``. A file with actions only gets
-        their ids; those of actions that are not among them begin with g.
+        As `read_actions` returns it; joined where a file has ``action-id`` but no ``action``. A file with actions only
+        gets their ids; those of actions that are not among them begin with g.
 
     Returns
     -------
@@ -39,8 +44,8 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        As `read_tsv`; also for a vote that is not Y, N or O, a ``context-quality`` other than 0 and 1, or without a ``split``
-        of train, dev and test, and a row without an action.
+        As `read_tsv`; also for a vote that is not Y, N or O, a ``context-quality`` other than 0 and 1, or without a
+        ``split`` of train, dev and test, and a row without an action.
     """
     gold = pd.concat([_read_gold_file(path, actions) for path in paths], ignore_index=True)
     if gold["action_id"].isna().any():
@@ -57,7 +62,7 @@ def read_votes(path: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``file row source question annotator answer``, a row a vote; empty when the file does not hold several votes a row.
+        ``file row source question annotator answer``, a row a vote; empty where a row has one vote.
     """
     frame = read_tsv(path, ["context"])
     columns = [name for name in frame if re.fullmatch(r"q\d_a\d", name)]
@@ -85,18 +90,7 @@ def _read_gold_file(path: str, actions: pd.DataFrame) -> pd.DataFrame:
         frame["source"] = frame.get("source", "gpt-3")
     else:
         frame = _vote(frame, path)
-    columns = [
-        "action_id",
-        "action",
-        "moral_variance",
-        "context",
-        "rationale",
-        "source",
-        "valid",
-        "shift",
-        "votes",
-    ]
-    return frame.reindex(columns=[*columns, "agreed", "split", *ANNOTATORS])
+    return frame.reindex(columns=COLUMNS)
 
 
 def _vote(frame: pd.DataFrame, path: str) -> pd.DataFrame:

@@ -28,7 +28,7 @@ NOTHING = {"n/a", "none", "null", "not applicable", "nan", "<na>"}
 _THOUGHT = re.compile(
     r"[<◁]/?(?i:(?:\w{1,12}:)?(?:think(?:ing)?|thoughts?))[>▷]|\[/?THINK\]|<\|(?P<token>begin|end)_of_thought\|>"
 )
-#: gpt-oss: that it speaks in channels, and where its answer begins. Decoded without special tokens, only the words are left.
+#: gpt-oss speaks in channels; where its answer begins. Decoded without special tokens, only the words are left.
 _CHANNEL = re.compile(r"\A\s*+analysis(?=[A-Z\"'])|<\|channel\|>")
 _FINAL = re.compile(r"<\|channel\|>\s?final\b[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>|assistantfinal")
 #: Special tokens of chat templates: those before the first word open an answer, any other one ends it.
@@ -162,7 +162,7 @@ class _Part:
 
     kind: str
     number: str | None = None
-    opening: bool = False  # stands under no label of its own: the answer goes on after the prompt's last word
+    opening: bool = False  # stands under no label of its own: the answer continues the prompt
     lines: list[str] = field(default_factory=list)
     closed: bool = False
 
@@ -186,15 +186,15 @@ class _Part:
 def parse_teacher(text: str) -> Parsed | None:
     """Read the continuation of appendix A's prompt.
 
-    The labels may be in markdown, numbered, on lines of their own, called otherwise (Context, Scenario; Reason, Rationale,
-    Because ...), repeated from the prompt, or keys of JSON; the first one may be missing, and without any label for the
-    explanation a line that begins with "Because" or "This makes" is one. Of several situations the first pair is taken;
-    of a text under a label its first paragraph or list item. What follows an ``Action:`` line after a situation is about
-    another action and is not read. Thoughts and special tokens are left out (`markup.unwrap`).
+    The labels may be in markdown, numbered, on lines of their own, called otherwise (Context, Scenario; Reason,
+    Rationale, Because ...), repeated from the prompt, or keys of JSON; the first one may be missing, and without any
+    label for the explanation a line that begins with "Because" or "This makes" is one. Of several situations the first
+    pair is taken; of a text under a label its first paragraph or list item. What follows an ``Action:`` line after a
+    situation is about another action and is not read. Thoughts and special tokens are left out (`unwrap`).
 
-    An answer that ends before its explanation has no context. An explanation need not end with a full stop (the recorded
-    ones do not), so one that stops in mid sentence shows only where its last word cannot be the last of a sentence: then its
-    whole sentences are kept, and without any the answer counts as cut off.
+    An answer that ends before its explanation has no context. An explanation need not end with a full stop (the
+    recorded ones do not), so one that stops in mid sentence shows only where its last word cannot be the last of a
+    sentence: then its whole sentences are kept, and without any the answer counts as cut off.
 
     Returns
     -------
@@ -291,7 +291,7 @@ def _find_labels(line: str) -> Iterator[tuple[int, int, str, str | None]]:
     while True:
         signs = _PREFIX.match(line, position).end()
         label = _LABEL.match(line, signs)
-        # A label with nothing after it has a line of its own, and is no word of a wrapped sentence.
+        # A label with nothing after it has a line of its own, and is not a word of a wrapped sentence.
         bare = label and label["bare"] is not None
         if not label or (bare and (position or not (label[0][0].isupper() or line[:signs].strip()))):
             break
@@ -329,3 +329,66 @@ def _flatten(value: object) -> Iterator[_Part]:
         value = list(value.values())
     for item in value if isinstance(value, list) else []:
         yield from _flatten(item)
+
+
+#: What a judge may call its score, as a key of JSON or in prose.
+SCORE_KEYS = ("score", "probability", "acceptability", "answer", "rating", "value")
+_DECIMAL = r"(?<![\w.])(?<!\d,)[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?(?!\w|[.,]\d)"
+_RATIO = re.compile(rf"({_DECIMAL})\s*(?:/|out of)\s*({_DECIMAL})", re.IGNORECASE)
+_PERCENT = re.compile(rf"({_DECIMAL})\s*(?:%|per ?cent\b)", re.IGNORECASE)
+_SCALE = re.compile(
+    r"\b(?:scale|range|between|from)\D{0,20}0(?:\.0)?\s*(?:-|–|to|and)\s*1(?:\.0)?(?![\d.]*\d)", re.IGNORECASE
+)
+_LABELLED = re.compile(
+    rf"\b(?:{'|'.join(SCORE_KEYS)})\b[\s*_\"'`]*(?:[:=]|\bis\b|\bof\b|\bwould be\b)[\s*_\"'`]*"
+    rf"({_DECIMAL}(?:\s*(?:%|per ?cent\b|(?:/|out of)\s*{_DECIMAL}))?)",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"```(?:[a-z]+\b)?(.*?)```", re.DOTALL | re.IGNORECASE)
+_BRACES = re.compile(r"\{[^{}]*\}")
+
+
+def parse_score(text: str) -> float | None:
+    """Read a score from 0 to 1 in a model's own words.
+
+    Understood are the JSON asked for (also in a markdown fence or within prose, its number also as text), a number
+    after the word score (probability, answer ...), and a number alone or in prose if it is the only one; each also as a
+    per cent or a ratio ("8/10"). Thoughts are not read (`unwrap`). Nothing is guessed: a number outside the scale,
+    several different ones, or words only ("probably") are no score.
+
+    Returns
+    -------
+    float or None
+        None when there is no score; the caller counts it and keeps the text.
+    """
+    text = (unwrap(text) or "").strip()
+    for candidate in [*_FENCE.findall(text), text, *_BRACES.findall(text)]:
+        entry = _score_entry(candidate)
+        if entry is not None:
+            return _only_one(_list_numbers(entry))
+    labelled = set().union(*(_list_numbers(match[1]) for match in _LABELLED.finditer(text)))
+    return _only_one(labelled or _list_numbers(text))
+
+
+def _score_entry(text: str) -> str | None:
+    """Return the value of a JSON object's score, as text; None when it is not such an object."""
+    try:
+        value = json.loads(text.strip())
+    except (ValueError, RecursionError):
+        return None
+    lower = {str(key).lower(): entry for key, entry in value.items()} if isinstance(value, dict) else {}
+    return next((str(lower[key]) for key in SCORE_KEYS if key in lower), None)
+
+
+def _only_one(numbers: set[float]) -> float | None:
+    return next(iter(numbers)) if len(numbers) == 1 and 0 <= min(numbers) <= 1 else None
+
+
+def _list_numbers(text: str) -> set[float]:
+    """Return the different numbers of a text: of a per cent its share of 1, of a ratio its value, of a scale none."""
+    text = _SCALE.sub(" ", text)
+    ratios = [(float(part), float(whole)) for part, whole in _RATIO.findall(text)]
+    found = {part / whole if whole else float("inf") for part, whole in ratios}
+    text = _RATIO.sub(" ", text)
+    found |= {float(number) / 100 for number in _PERCENT.findall(text)}
+    return found | {float(number) for number in re.findall(_DECIMAL, _PERCENT.sub(" ", text))}

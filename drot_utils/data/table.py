@@ -1,10 +1,11 @@
-"""The one table of the study: its columns, its checks, and how it is read and written."""
+"""The one table of the study: its columns, its checks, how it is read and written, and how it is shown."""
 
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pandas.io.formats.style import Styler
 
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import atomic
@@ -28,6 +29,8 @@ CANDIDATES = pa.schema(
 )
 KEY = ["action_id", "moral_variance", "candidate", "source"]
 PROMPT = ["action_id", "moral_variance"]
+#: What a moral variance is called where people read it.
+DIRECTIONS = {1: "strengthening", -1: "weakening"}
 
 
 def check_columns(frame: pd.DataFrame, required: list[str], where: str) -> None:
@@ -54,8 +57,8 @@ def check_candidates(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     Raises
     ------
     DataError
-        A missing column, a moral variance other than +1 and -1, a duplicate key, an empty context where one was
-        parsed, or a score outside [0, 1]; the first offending row is named.
+        A missing column, a moral variance other than +1 and -1, a duplicate key, an empty context where one was parsed,
+        or a score outside [0, 1]; the first offending row is named.
     """
     check_columns(frame, CANDIDATES.names, where)
     problems = {
@@ -86,14 +89,14 @@ def empty_columns(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_candidates(frame: pd.DataFrame, path: Path) -> Path:
-    """Check `frame` and write it to `path` (parquet, whole or not at all)."""
+    """Check `frame` and write its columns of `CANDIDATES` to `path`."""
     check_candidates(frame, str(path))
-    table = pa.Table.from_pandas(frame[CANDIDATES.names], schema=CANDIDATES, preserve_index=False)
-    return write_table(table.replace_schema_metadata(None), path)
+    return write_frame(frame[CANDIDATES.names], path, CANDIDATES)
 
 
-def write_table(table: pa.Table, path: Path) -> Path:
-    """Write an Arrow table as parquet with page checksums, whole or not at all, and return the path."""
+def write_frame(frame: pd.DataFrame, path: Path, schema: pa.Schema | None = None) -> Path:
+    """Write a frame without its index as parquet with page checksums, whole or not at all, and return the path."""
+    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
     with atomic(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
     return path
@@ -121,3 +124,16 @@ def read_table(path: Path) -> pd.DataFrame:
 def to_pandas(table: pa.Table) -> pd.DataFrame:
     """Return an Arrow table as a frame whose flags may be null."""
     return table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
+
+
+def for_reading(rows: pd.DataFrame, decimals: int = 2) -> Styler:
+    """Return rows as a notebook shows them: without index, texts on the left, directions in words, nothing for null."""
+    shown = rows.reset_index(drop=True)
+    if "moral_variance" in shown:
+        shown = shown.assign(direction=shown["moral_variance"].map(DIRECTIONS))
+        shown = shown[["direction" if name == "moral_variance" else name for name in rows]]
+    shown.columns = [str(name).replace("_", " ") for name in shown]
+    texts = [name for name in shown if not pd.api.types.is_numeric_dtype(shown[name])]
+    left = [{"selector": "th.col_heading", "props": "text-align: left"}]
+    style = shown.style.hide(axis="index").format(precision=decimals, na_rep="", escape="html")
+    return style.set_properties(texts, **{"text-align": "left"}).set_table_styles(left)

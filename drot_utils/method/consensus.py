@@ -1,5 +1,9 @@
-"""One score out of many: majority, mean, or a consensus weighted by reliability; and who is far from it."""
+"""One score out of many: majority, mean, or a consensus weighted by reliability; and who is far from it.
 
+The model behind the last one, and why it is so, is in docs/consensus.md.
+"""
+
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +22,10 @@ DOUBT, STRAY = 2.0, 0.25
 PLACED, SHARED = 3, 10
 #: Of log sigma, and steps of EM.
 TOLERANCE, ITERATIONS = 1e-3, 500
+#: Far is a judge that is so many times less reliable than the median, or so many bits from the consensus.
+FAR_RATIO, FAR_DIVERGENCE = 4.0, 0.1
 
-# Latent consensus: the posterior of one judge at FLOOR still spans several levels. The prior is uniform: the trapezoid rule.
+# The posterior of one judge at FLOOR still spans several levels. The prior is uniform: the trapezoid rule.
 _LEVELS = np.linspace(0, 1, 129)
 _PRIOR = np.log(np.r_[0.5, np.ones(127), 0.5] / 128)
 
@@ -40,35 +46,6 @@ class Reliability:
         return self.converged and int(self.sigma.notna().sum()) >= PLACED
 
 
-def check_scores(scores: pd.DataFrame) -> np.ndarray:
-    """Return scores as an array of float64, shape (items, judges), null where a judge gave none.
-
-    Raises
-    ------
-    DataError
-        No judge, a judge named twice, or a score that is no number from 0 to 1; the judge and the row are named.
-    """
-    if not scores.shape[1] or scores.columns.duplicated().any():
-        doubled = scores.columns[scores.columns.duplicated()].tolist()
-        raise DataError(
-            f"expected judges with different names, found {f'{doubled[0]!r} twice' if doubled else 'none'}",
-            where="consensus",
-            todo="check the list of judges in the parameters",
-        )
-    for judge in scores.columns:
-        numbers = pd.to_numeric(scores[judge], errors="coerce")
-        bad = (scores[judge].notna() & ~numbers.between(0, 1)).to_numpy()
-        if bad.any():
-            first = scores.index[bad][0]
-            raise DataError(
-                f"{int(bad.sum())} scores of the judge {judge!r} are no numbers from 0 to 1; the first is "
-                f"{scores[judge][bad].iloc[0]!r}",
-                where=f"consensus, row {first}",
-                todo="mend or remove these scores; a score that is not known is empty",
-            )
-    return scores.apply(pd.to_numeric).to_numpy(dtype=float, na_value=np.nan)
-
-
 def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = None) -> np.ndarray:
     """Merge the scores of several judges item by item.
 
@@ -77,13 +54,13 @@ def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = N
     scores : DataFrame of float, shape (items, judges)
         From 0 to 1; null where a judge gave none.
     method : {"majority", "mean", "reliability"}
-        *majority*: 1 where more than half of the judges who scored an item say .5 or more, 0 where fewer do, .5 for a tie.
-        *mean*: of the scores there are. *reliability*: the mean of the posterior of the latent consensus given the scores
-        and the judges' sigmas (see `fit_reliability`); a judge without one has no weight. Where no sigmas can be had, the
-        mean.
+        *majority*: 1 where more than half of the judges who scored an item say .5 or more, 0 where fewer do, .5 for a
+        tie. *mean*: of the scores there are. *reliability*: the posterior mean of the latent consensus given the scores and
+        the judges' sigmas (see `fit_reliability`); a judge without one has no weight. Where no sigmas can be had,
+        the mean.
     reliability : Reliability, optional
-        Of these judges, found on other items, so that an item's consensus does not hang on its company. By default it is
-        fitted to `scores`.
+        Of these judges, found on other items, so that an item's consensus does not depend on its company. By default it
+        is fitted to `scores`.
 
     Returns
     -------
@@ -96,6 +73,8 @@ def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = N
         See `check_scores`; also a reliability that is of other judges.
     """
     values = check_scores(scores)
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
     if method == "reliability":
         found = reliability or fit_reliability(scores)
         if set(found.sigma.index) != set(scores.columns):
@@ -103,46 +82,30 @@ def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = N
                 f"expected reliabilities of {', '.join(map(str, scores.columns))}, found those of "
                 f"{', '.join(map(str, found.sigma.index))}",
                 where="consensus",
-                todo="run notebooks/02_critic.ipynb again after a change of the judges",
+                todo="run notebooks/12_judges.ipynb again after a change of the judges",
             )
         if found.usable:
-            placed = found.sigma.reindex(scores.columns).notna().to_numpy()
-            sigma = found.sigma.reindex(scores.columns).to_numpy()[placed]
-            values = values[:, placed]
-            level = _posterior(values, sigma)[0] @ _LEVELS
-            return np.where(np.isnan(values).all(axis=1), np.nan, level)
-        method = "mean"
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+            sigma = found.sigma.reindex(scores.columns).to_numpy()
+            placed = ~np.isnan(sigma)
+            level = _posterior(values[:, placed], sigma[placed])[0] @ _LEVELS
+            return np.where(np.isnan(values[:, placed]).all(axis=1), np.nan, level)
     given = (~np.isnan(values)).sum(axis=1)
-    votes = values if method == "mean" else np.where(np.isnan(values), np.nan, values >= 0.5)
+    votes = np.where(np.isnan(values), np.nan, values >= 0.5) if method == "majority" else values
     share = np.divide(np.nansum(votes, axis=1), given, out=np.full(len(values), np.nan), where=given > 0)
-    return share if method == "mean" else np.where(given > 0, (np.sign(share - 0.5) + 1) / 2, np.nan)
+    return np.where(given > 0, (np.sign(share - 0.5) + 1) / 2, np.nan) if method == "majority" else share
+
+
+def merge_all(scores: pd.DataFrame, reliability: Reliability) -> pd.DataFrame:
+    """Merge scores in all three ways (`merge`), a column each."""
+    return pd.DataFrame({method: merge(scores, method, reliability) for method in METHODS})
 
 
 def fit_reliability(scores: pd.DataFrame) -> Reliability:
-    """Find how far each judge strays from the latent consensus, from the scores alone.
+    """Find how far each judge strays from the latent consensus, from the scores alone (derived in docs/consensus.md).
 
-    **Model.** Item i has a latent consensus m_i, before any score equally likely anywhere in [0, 1]. The score s_ij of judge
-    j is normal with mean m_i and standard deviation sigma_j, truncated to [0, 1]; given m_i, judges are independent. A
-    small sigma is a reliable judge. A judge has no bias term: one that always leans to one side cannot be told from a
-    consensus that does without knowing the truth, so leaning counts as unreliability, and
-    `dissent.describe_judges` shows it.
-
-    **EM.** m_i is integrated out, not maximised over: as a parameter it could follow one judge, whose sigma then goes to 0
-    and the likelihood to infinity. *E step*: the posterior of m_i on 129 levels (trapezoid rule), which is proportional to
-    the product of the truncated densities of the scores there are. *M step*: sigma_j maximises the expected
-    log-density of its judge's scores, -S / (2 sigma^2) - sum over levels of w (log sigma + log Z), where S is the
-    expected sum of squared distances, w how many of its items are expected at a level m, and Z(m, sigma) =
-    Phi((1 - m) / sigma) - Phi(-m / sigma) the mass inside [0, 1]; one bounded search a judge. To it a weak prior of sigma is
-    added, worth two scores at a distance of .25: without it, one of a few judges who nearly agree may be taken for infallible
-    and the consensus for its scores (a Heywood case). No step lowers likelihood times prior. Scores that are missing are left out of both.
-
-    **Convergence**: no sigma changes by more than 0.1% in a step. **Fallback**: with fewer than three judges that can be placed,
-    or without convergence in 500 steps, the result is not `usable` and its ``note`` says why. A judge is placed if it
-    shares 10 items with others and its scores there are not all the same: a constant says nothing about items, and
-    would make a perfect consensus by itself. Judges who copy each other are taken to be reliable: the more items, the nearer
-    their sigma comes to its floor of 0.02.
+    A score is a normal draw around its item's consensus, truncated to [0, 1], with a standard deviation (sigma) of each
+    judge's own; the sigmas are found by expectation-maximisation. With fewer than three judges that can be placed, or
+    without convergence, the result is not `usable` and its ``note`` says why.
 
     Parameters
     ----------
@@ -180,71 +143,11 @@ def fit_reliability(scores: pd.DataFrame) -> Reliability:
     return Reliability(sigma, len(history), converged, history, note)
 
 
-def _placed(values: np.ndarray) -> np.ndarray:
-    # A judge that is not placed places nobody, so this goes on until no more fall out.
-    placed = np.ones(values.shape[1], dtype=bool)
-    while True:
-        shared = np.where((~np.isnan(values[:, placed])).sum(axis=1, keepdims=True) > 1, values, np.nan)
-        enough, varies = (~np.isnan(shared)).sum(axis=0) >= SHARED, pd.DataFrame(shared).nunique() > 1
-        still = placed & enough & varies.to_numpy()
-        if (still == placed).all():
-            return placed
-        placed = still
-
-
-def _posterior(values: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return p(level | scores), shape (items, levels), and the log-likelihood of all scores."""
-    seen = ~np.isnan(values)
-    filled = np.where(seen, values, 0.0)
-    precision = sigma**-2.0
-    # The exponent -(s - m)^2 / 2 sigma^2, multiplied out, is two matrix products and a part that does not hang on m.
-    level = 0.5 * precision[:, None] * _LEVELS**2 + _log_mass(sigma)
-    joint = (filled @ precision)[:, None] * _LEVELS - seen.astype(float) @ level + _PRIOR
-    evidence = logsumexp(joint, axis=1, keepdims=True)
-    rest = seen @ (np.log(sigma) + 0.5 * np.log(2 * np.pi)) + 0.5 * filled**2 @ precision
-    return np.exp(joint - evidence), float(evidence.sum() - rest.sum())
-
-
-def _sigmas(values: np.ndarray, posterior: np.ndarray) -> np.ndarray:
-    seen = ~np.isnan(values)
-    filled = np.where(seen, values, 0.0)
-    mean, square = posterior @ _LEVELS, posterior @ _LEVELS**2
-    distance = (seen * (filled**2 - 2 * filled * mean[:, None] + square[:, None])).sum(axis=0)
-    weights = seen.T.astype(float) @ posterior
-    bounds = (np.log(FLOOR), np.log(CEILING))
-    found = [
-        minimize_scalar(_loss, bounds=bounds, args=judge, method="bounded", options={"xatol": 1e-7}).x
-        for judge in zip(distance, weights, strict=True)
-    ]
-    return np.exp(found)
-
-
-def _loss(log_sigma: float, distance: float, weights: np.ndarray) -> float:
-    sigma = np.exp([log_sigma])
-    spread = 0.5 * distance / sigma[0] ** 2
-    return spread + weights.sum() * log_sigma + weights @ _log_mass(sigma)[0] + _doubt(sigma)[0]
-
-
-def _doubt(sigma: np.ndarray) -> np.ndarray:
-    """Return minus the log prior of each sigma, up to a constant."""
-    return DOUBT * (np.log(sigma) + 0.5 * (STRAY / sigma) ** 2)
-
-
-def _log_mass(sigma: np.ndarray) -> np.ndarray:
-    """Return the log of a normal's mass inside [0, 1], shape (judges, levels)."""
-    above = log_ndtr((1 - _LEVELS) / sigma[:, None])
-    below = log_ndtr(-_LEVELS / sigma[:, None])
-    return above + np.log1p(-np.exp(below - above))
-
-
-FAR_RATIO, FAR_DIVERGENCE = 4.0, 0.1  # times less reliable than the median; bits
-
-
 def describe_judges(scores: pd.DataFrame, consensus: np.ndarray, reliability: Reliability) -> pd.DataFrame:
     """Say how each judge stands to a consensus, and name those that are far from it.
 
-    Far is a judge whose scores are all the same, whose reliability 1 / sigma^2 is below a quarter of the median judge's, or
-    whose mean Jensen-Shannon divergence to the consensus is above 0.1 bits (as between .3 and .7).
+    Far is a judge whose scores are all the same, whose reliability 1 / sigma^2 is below a quarter of the median
+    judge's, or whose mean Jensen-Shannon divergence to the consensus is above 0.1 bits (as between .3 and .7).
 
     Parameters
     ----------
@@ -287,7 +190,7 @@ def describe_judges(scores: pd.DataFrame, consensus: np.ndarray, reliability: Re
 
 
 def divergence_bits(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the Jensen-Shannon divergence, in bits, between yes with probability `one` and with `other`, item by item."""
+    """Return the Jensen-Shannon divergence, in bits, of yes with probability `one` and with `other`, item by item."""
     first, second = np.stack([one, 1 - one]), np.stack([other, 1 - other])
     middle = (first + second) / 2
     nats = (rel_entr(first, middle) + rel_entr(second, middle)).sum(axis=0) / 2
@@ -304,17 +207,96 @@ def compare_pairs(scores: pd.DataFrame, threshold: float = 0.5) -> pd.DataFrame:
         absolute difference, and Pearson's r (null where one does not vary).
     """
     rows = []
-    names = list(scores.columns)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            a, b = scores[[one, other]].dropna().to_numpy(dtype=float).T
-            varies = len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0
-            rows.append({
-                "one": one,
-                "other": other,
-                "both": len(a),
-                "same_decision": ((a >= threshold) == (b >= threshold)).mean() if len(a) else np.nan,
-                "difference": np.abs(a - b).mean() if len(a) else np.nan,
-                "correlation": np.corrcoef(a, b)[0, 1] if varies else np.nan,
-            })  # fmt: skip
+    for one, other in itertools.combinations(scores.columns, 2):
+        a, b = scores[[one, other]].dropna().to_numpy(dtype=float).T
+        same = ((a >= threshold) == (b >= threshold)).mean() if len(a) else np.nan
+        varies = len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0
+        difference = np.abs(a - b).mean() if len(a) else np.nan
+        rows.append((one, other, len(a), same, difference, np.corrcoef(a, b)[0, 1] if varies else np.nan))
     return pd.DataFrame(rows, columns=["one", "other", "both", "same_decision", "difference", "correlation"])
+
+
+def check_scores(scores: pd.DataFrame) -> np.ndarray:
+    """Return scores as an array of float64, shape (items, judges), null where a judge gave none.
+
+    Raises
+    ------
+    DataError
+        No judge, a judge named twice, or a score that is not a number from 0 to 1; the judge and the row are named.
+    """
+    if not scores.shape[1] or scores.columns.duplicated().any():
+        doubled = scores.columns[scores.columns.duplicated()].tolist()
+        raise DataError(
+            f"expected judges with different names, found {f'{doubled[0]!r} twice' if doubled else 'none'}",
+            where="consensus",
+            todo="check the list of judges in the parameters",
+        )
+    for judge in scores.columns:
+        numbers = pd.to_numeric(scores[judge], errors="coerce")
+        bad = (scores[judge].notna() & ~numbers.between(0, 1)).to_numpy()
+        if bad.any():
+            first = scores.index[bad][0]
+            raise DataError(
+                f"{int(bad.sum())} scores of the judge {judge!r} are not numbers from 0 to 1; the first is "
+                f"{scores[judge][bad].iloc[0]!r}",
+                where=f"consensus, row {first}",
+                todo="mend or remove these scores; a score that is not known is empty",
+            )
+    return scores.apply(pd.to_numeric).to_numpy(dtype=float, na_value=np.nan)
+
+
+def _placed(values: np.ndarray) -> np.ndarray:
+    # A judge that is not placed places nobody, so this is repeated until no more fall out.
+    placed = np.ones(values.shape[1], dtype=bool)
+    while True:
+        shared = np.where((~np.isnan(values[:, placed])).sum(axis=1, keepdims=True) > 1, values, np.nan)
+        enough, varies = (~np.isnan(shared)).sum(axis=0) >= SHARED, pd.DataFrame(shared).nunique() > 1
+        still = placed & enough & varies.to_numpy()
+        if (still == placed).all():
+            return placed
+        placed = still
+
+
+def _posterior(values: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return p(level | scores), shape (items, levels), and the log-likelihood of all scores."""
+    seen = ~np.isnan(values)
+    filled = np.where(seen, values, 0.0)
+    precision = sigma**-2.0
+    # The exponent -(s - m)^2 / 2 sigma^2, multiplied out, is two matrix products and a part that does not depend on m.
+    level = 0.5 * precision[:, None] * _LEVELS**2 + _log_mass(sigma)
+    joint = (filled @ precision)[:, None] * _LEVELS - seen.astype(float) @ level + _PRIOR
+    evidence = logsumexp(joint, axis=1, keepdims=True)
+    rest = seen @ (np.log(sigma) + 0.5 * np.log(2 * np.pi)) + 0.5 * filled**2 @ precision
+    return np.exp(joint - evidence), float(evidence.sum() - rest.sum())
+
+
+def _sigmas(values: np.ndarray, posterior: np.ndarray) -> np.ndarray:
+    seen = ~np.isnan(values)
+    filled = np.where(seen, values, 0.0)
+    mean, square = posterior @ _LEVELS, posterior @ _LEVELS**2
+    distance = (seen * (filled**2 - 2 * filled * mean[:, None] + square[:, None])).sum(axis=0)
+    weights = seen.T.astype(float) @ posterior
+    bounds = (np.log(FLOOR), np.log(CEILING))
+    found = [
+        minimize_scalar(_loss, bounds=bounds, args=judge, method="bounded", options={"xatol": 1e-7}).x
+        for judge in zip(distance, weights, strict=True)
+    ]
+    return np.exp(found)
+
+
+def _loss(log_sigma: float, distance: float, weights: np.ndarray) -> float:
+    sigma = np.exp([log_sigma])
+    spread = 0.5 * distance / sigma[0] ** 2
+    return spread + weights.sum() * log_sigma + weights @ _log_mass(sigma)[0] + _doubt(sigma)[0]
+
+
+def _doubt(sigma: np.ndarray) -> np.ndarray:
+    """Return minus the log prior of each sigma, up to a constant."""
+    return DOUBT * (np.log(sigma) + 0.5 * (STRAY / sigma) ** 2)
+
+
+def _log_mass(sigma: np.ndarray) -> np.ndarray:
+    """Return the log of a normal's mass inside [0, 1], shape (judges, levels)."""
+    above = log_ndtr((1 - _LEVELS) / sigma[:, None])
+    below = log_ndtr(-_LEVELS / sigma[:, None])
+    return above + np.log1p(-np.exp(below - above))

@@ -1,6 +1,10 @@
-"""The critic: does this context shift the action in the direction asked? (section 3.1, appendix D.1)"""
+"""The critic: does this context shift the action in the direction asked? (section 3.1, appendix D.1)
+
+`HEADS` says what a head reads and answers; another one is an entry there, and a name in `params.Critic`.
+"""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,34 +13,80 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import precision_recall_curve
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from drot_utils.data.corpora import read_actions, read_recorded
+from drot_utils.data.gold import read_gold
 from drot_utils.engine import classifier, load
 from drot_utils.engine.shards import Work, map_rows, source_hash
-from drot_utils.method.prompts import ACTION_TOKEN, NEGATIVE_TOKEN, POSITIVE_TOKEN, critic_text
 from drot_utils.study.errors import DataError, MissingInputError
 from drot_utils.study.params import Critic as Settings
 from drot_utils.study.params import Threshold
-from drot_utils.study.paths import Run, replace_folder, require, sha256
+from drot_utils.study.paths import replace_folder, require, sha256
 from drot_utils.study.progress import Progress
 from drot_utils.study.record import Study
 
-CLASSES = {"binary": 2, "shift": 3}  # invalid, valid; or less, neutral, more acceptable
+ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN = "[ACTION]", "[POS]", "[NEG]"
+
+
+def critic_text(action: str, moral_variance: int, context: str) -> str:
+    """Write the binary critic's input with its special tokens, appendix D.1."""
+    return f"{ACTION_TOKEN} {action} {POSITIVE_TOKEN if moral_variance == 1 else NEGATIVE_TOKEN} {context}"
+
+
+def _binary_texts(rows: pd.DataFrame) -> classifier.Texts:
+    columns = zip(rows["action"], rows["moral_variance"], rows["context"], strict=True)
+    return [critic_text(*row) for row in columns], None
+
+
+def _shift_texts(rows: pd.DataFrame) -> classifier.Texts:
+    return rows["action"].tolist(), rows["context"].tolist()
+
+
+def _shift_labels(rows: pd.DataFrame) -> np.ndarray:
+    if rows["shift"].isna().any():
+        raise DataError(
+            f"{int(rows['shift'].isna().sum())} gold rows do not say which way they shift the action",
+            todo="the published gold says valid or invalid only: set `critic.head: binary` for it",
+        )
+    return rows["shift"].to_numpy().astype(np.int64) + 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a head reads and answers."""
+
+    classes: int
+    texts: Callable[[pd.DataFrame], classifier.Texts]  # rows to what the encoder reads of them
+    labels: Callable[[pd.DataFrame], np.ndarray]  # gold rows to class numbers; a DataError where they do not say enough
+    asked: Callable[[np.ndarray], np.ndarray]  # moral variances to the class that means "shifted as asked"
+    tokens: tuple[str, ...] = ()  # special tokens of its texts
+    balanced: bool = False  # whether invalid rows weigh as much more as they are rarer (appendix D.1)
+
+
+#: The *binary* head is the paper's: it reads action, direction token and context, and says invalid or valid. The *shift*
+#: head reads action and context only and says less, neutral or more acceptable; so it cannot answer differently for a
+#: context that it has not understood.
+HEADS = {
+    "binary": Head(
+        classes=2,
+        texts=_binary_texts,
+        labels=lambda rows: rows["valid"].to_numpy().astype(np.int64),
+        asked=np.ones_like,
+        tokens=(ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN),
+        balanced=True,
+    ),
+    "shift": Head(classes=3, texts=_shift_texts, labels=_shift_labels, asked=lambda variance: variance + 1),
+}
 
 
 @dataclass
 class Critic:
-    """A trained critic. `score` gives the probability that a context is valid.
-
-    The *binary* head is the paper's: it reads action, direction token and context, and says valid or not. The *shift*
-    head reads action and context only and says less / neutral / more acceptable; a context is valid with the
-    probability of the direction asked. So it cannot answer differently for a context that it has not understood.
-    """
+    """A trained critic. `score` gives the probability that a context is valid."""
 
     model: classifier.PairClassifier
-    tokenizer: object
-    head: str
-    max_length: int
+    tokenizer: PreTrainedTokenizerBase
+    settings: Settings
     device: torch.device
     dtype: torch.dtype
 
@@ -48,14 +98,14 @@ class Critic:
         ndarray of float64, shape (rows,)
             Probability of the direction asked; NaN (null) where there is no context.
         """
-        scores = np.full(len(rows), np.nan)
+        head, scores = HEADS[self.settings.head], np.full(len(rows), np.nan)
         has = rows["context"].fillna("").str.strip().ne("").to_numpy()
         if has.any():
             asked = rows.loc[has]
-            encoded = classifier.encode(self.tokenizer, texts(asked, self.head), self.max_length)
+            encoded = classifier.encode(self.tokenizer, head.texts(asked), self.settings.max_length)
             with Progress(what, len(encoded), "contexts") as progress:
                 logits = classifier.predict(self._fast, self.tokenizer, encoded, self.device, progress=progress)
-            column = _class_of(asked["moral_variance"].to_numpy(), self.head)
+            column = head.asked(asked["moral_variance"].to_numpy(dtype=int))
             scores[has] = classifier.softmax(logits)[np.arange(len(asked)), column]
         return scores
 
@@ -65,46 +115,33 @@ class Critic:
 
     def save(self, folder: Path, record: dict) -> None:
         """Write weights, tokenizer and settings, with `record` (thresholds, curve, metrics) beside them."""
+        settings = {"head": self.settings.head, "max_length": self.settings.max_length, **record}
 
         def fill(place: Path) -> None:
-            load.save_module(self.model, {"head": self.head, "max_length": self.max_length, **record}, place)
+            load.save_module(self.model, settings, place)
             self.tokenizer.save_pretrained(place)
 
         replace_folder(folder, fill)
 
 
-def texts(rows: pd.DataFrame, head: str) -> classifier.Texts:
-    """Write rows the way the head reads them."""
-    if head == "shift":
-        return rows["action"].tolist(), rows["context"].tolist()
-    columns = zip(rows["action"], rows["moral_variance"], rows["context"], strict=True)
-    return [critic_text(*row) for row in columns], None
-
-
-def labels(rows: pd.DataFrame, head: str) -> np.ndarray:
-    """Return class numbers: 0/1 invalid/valid for the binary head, 0/1/2 less/neutral/more for the shift head.
-
-    Raises
-    ------
-    DataError
-        When the shift head meets rows whose shift is unknown (the published gold has only valid or not).
-    """
-    if head == "binary":
-        return rows["valid"].to_numpy().astype(np.int64)
-    if rows["shift"].isna().any():
-        raise DataError(
-            f"{int(rows['shift'].isna().sum())} gold rows do not say which way they shift the action",
-            todo="the published gold says valid or invalid only: set `critic.head: binary` for it",
-        )
-    return rows["shift"].to_numpy().astype(np.int64) + 1
+def read_parts(study: Study) -> pd.DataFrame:
+    """Return the gold (`gold.read_gold`) in parts (`split_gold`), with the teacher's rows if the parameters name some."""
+    params, settings = study.params, study.params.critic
+    actions = read_actions(params.corpus.actions)
+    gold = split_gold(read_gold(settings.gold, actions), settings, params.seed)
+    if not settings.teacher_rows:
+        return gold
+    recorded = read_recorded(settings.teacher_rows, actions)
+    recorded = recorded[recorded["action_id"].isin(actions.loc[actions["split"] == "train", "action_id"])]
+    return pd.concat([gold, teacher_as_gold(recorded, gold)], ignore_index=True)
 
 
 def split_gold(gold: pd.DataFrame, settings: Settings, seed: int) -> pd.DataFrame:
     """Add a column ``part``: train, independent, dev, test, or unused.
 
-    Actions, not rows, are split, so that no action is on two sides. Dev and test keep only rows on which at least
-    three annotators agree in full (appendix B.1). A published split is kept as it is. Of the training actions,
-    however they were chosen, `independent_share` is kept away from the filter's critic, to train a second one for the evaluation.
+    Actions, not rows, are split, so that no action is on two sides. Dev and test keep only rows on which at least three
+    annotators agree in full (appendix B.1). A published split is kept as it is. Of the training actions, however they
+    were chosen, `independent_share` is kept away from the filter's critic, to train a second one for the evaluation.
     """
     rng = np.random.default_rng(seed)
     actions = np.array(sorted(gold["action_id"].unique()))
@@ -131,58 +168,43 @@ def teacher_as_gold(recorded: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame
     held_out = set(parts["action_id"]) - set(owner.index)
     rows = recorded[~recorded["action_id"].isin(held_out)]
     return rows.assign(
-        valid=True,
-        shift=rows["moral_variance"].astype(float),
-        votes=0,
-        agreed=False,
-        source="teacher-unjudged",
+        valid=True, shift=rows["moral_variance"].astype(float), votes=0, agreed=False, source="teacher-unjudged",
         part=rows["action_id"].map(owner).fillna("train"),
-    )
+    )  # fmt: skip
 
 
-def train_critic(
-    train: pd.DataFrame,
-    dev: pd.DataFrame,
-    settings: Settings,
-    run: Run,
-    device: torch.device,
-    dtype: torch.dtype,
-    seed: int,
-) -> tuple[Critic, classifier.Fit]:
+def train_critic(study: Study, train: pd.DataFrame, dev: pd.DataFrame) -> tuple[Critic, classifier.Fit]:
     """Fine-tune a critic on gold rows and keep the checkpoint of the lowest dev loss."""
-    base, tokenizer = load.load_model(settings.base, "encoder", run)
-    if settings.head == "binary":
-        tokenizer.add_special_tokens({"additional_special_tokens": [ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN]})
+    settings, seed = study.params.critic, study.params.seed
+    head = HEADS[settings.head]
+    base, tokenizer = load.load_model(settings.base, "encoder", study.run)
+    if head.tokens:
+        tokenizer.add_special_tokens({"additional_special_tokens": [*head.tokens]})
         load.fit_embeddings(base, tokenizer)
     torch.manual_seed(seed)  # the head's first weights
-    model = classifier.PairClassifier(base, CLASSES[settings.head], settings.pooling, settings.hidden, settings.dropout)
-    train_labels = labels(train, settings.head)
-    weights = None
-    if settings.head == "binary":
-        # Appendix D.1: the rarer, low-quality class weighs as much more as it is rarer.
-        weights = [float((train_labels == 1).sum() / max(1, (train_labels == 0).sum())), 1.0]
+    model = classifier.PairClassifier(base, head.classes, settings.pooling, settings.hidden, settings.dropout)
+    labels, weights = head.labels(train), None
+    if head.balanced:
+        weights = [float((labels == 1).sum() / max(1, (labels == 0).sum())), 1.0]
     result = classifier.fit(
-        model, tokenizer, texts(train, settings.head), train_labels, texts(dev, settings.head), labels(dev, settings.head),
-        settings, device=device, dtype=dtype, seed=seed, class_weights=weights, what="training the critic",
+        model, tokenizer, head.texts(train), labels, head.texts(dev), head.labels(dev), settings,
+        device=study.device, dtype=study.dtype, seed=seed, class_weights=weights, what="training the critic",
     )  # fmt: skip
-    return Critic(model, tokenizer, settings.head, settings.max_length, device, dtype), result
+    return Critic(model, tokenizer, settings, study.device, study.dtype), result
 
 
-def load_critic(folder: Path, settings: Settings, run: Run, device: torch.device, dtype: torch.dtype) -> Critic:
-    """Load what `Critic.save` wrote."""
+def load_critic(study: Study, name: str = "critic") -> Critic:
+    """Load a critic of the run: ``critic``, or ``critic_independent``."""
+    folder, settings = study.run.model(name), study.params.critic
     if not (folder / "model.safetensors").exists():
         raise MissingInputError("no critic here", where=str(folder), todo="run notebooks/02_critic.ipynb first")
-    base, _ = load.load_model(settings.base, "encoder", run)
+    base, _ = load.load_model(settings.base, "encoder", study.run)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     load.fit_embeddings(base, tokenizer)
-    model = classifier.PairClassifier(base, CLASSES[settings.head], settings.pooling, settings.hidden, settings.dropout)
+    classes = HEADS[settings.head].classes
+    model = classifier.PairClassifier(base, classes, settings.pooling, settings.hidden, settings.dropout)
     load.load_module(model, folder)
-    return Critic(model.to(device).eval(), tokenizer, settings.head, settings.max_length, device, dtype)
-
-
-def read_record(folder: Path) -> dict:
-    """Return the settings, thresholds and metrics kept beside a critic."""
-    return json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    return Critic(model.to(study.device).eval(), tokenizer, settings, study.device, study.dtype)
 
 
 def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> float:
@@ -228,47 +250,33 @@ def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> 
     return float(thresholds[reached].min())
 
 
-def _class_of(moral_variance: np.ndarray, head: str) -> np.ndarray:
-    return np.ones(len(moral_variance), dtype=int) if head == "binary" else moral_variance.astype(int) + 1
+def choose_thresholds(settings: Settings, valid: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Apply both rules of the parameters: ``distill`` for training data, ``dataset`` for the data set."""
+    rules = {"distill": settings.threshold_distill, "dataset": settings.threshold_dataset}
+    return {name: choose_threshold(valid, scores, rule) for name, rule in rules.items()}
 
 
 @dataclass
 class ShardedCritic:
-    """One of the run's critics. Scores as `Critic.score` does.
-
-    Parameters
-    ----------
-    study : Study
-    name : str
-        Its folder under ``models``: ``critic``, or ``critic_independent``.
-    """
+    """One of the run's critics (``critic``, or ``critic_independent``), loaded where its shards are scored."""
 
     study: Study
     name: str = "critic"
 
     def __post_init__(self) -> None:
         folder = require(self.study.run.model(self.name) / "settings.json", "02_critic").parent
-        self.record, self._weights = read_record(folder), sha256(folder / "model.safetensors")
+        self.record = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        self._weights = sha256(folder / "model.safetensors")
 
     def score(self, rows: pd.DataFrame, what: str = "critic") -> np.ndarray:
         """Score rows with ``action``, ``moral_variance`` and ``context`` (see `Critic.score`)."""
+        settings, code = self.study.params.critic, source_hash("method/critic", "engine/classifier")
         asked = rows[["action", "moral_variance", "context"]]
-        settings = self.study.params.critic
-        key = (
-            self._weights,
-            settings.head,
-            settings.pooling,
-            settings.max_length,
-            source_hash("method/critic", "engine/classifier"),
-        )
+        key = (self._weights, settings.head, settings.pooling, settings.max_length, code)
         found = map_rows(self.study, asked, partial(_open_critic, self.study, self.name), what, "contexts", *key)
         return found["score"].to_numpy(dtype=float, na_value=np.nan)
 
 
 def _open_critic(study: Study, name: str) -> Work:
-    folder = study.run.model(name)
-    return partial(_score, load_critic(folder, study.params.critic, study.run, study.device, study.dtype))
-
-
-def _score(critic: Critic, part: pd.DataFrame, seed: int) -> pd.DataFrame:
-    return pd.DataFrame({"score": critic.score(part)})
+    critic = load_critic(study, name)
+    return lambda part, seed: pd.DataFrame({"score": critic.score(part)})

@@ -1,71 +1,149 @@
-"""The filters of Algorithm 1, in order: what differs (NLI), what is valid (critic), and how many rows each dropped.
+"""Which contexts are kept: the filters of Algorithm 1, in order, and whose scores they go by.
 
+To add a filter, write its function and enter it into `FILTERS`: the counts, the flow figure and the notebooks follow.
 The names in capitals in the docstrings are those of appendix C.
 """
 
-import numpy as np
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
 import pandas as pd
 
 from drot_utils.data.table import PROMPT
 from drot_utils.method.critic import ShardedCritic
-from drot_utils.method.judges import Panel, load_opinion
-from drot_utils.method.nli import Filtered, ShardedNli
+from drot_utils.method.judges import Panel, load_panel
+from drot_utils.method.nli import filter_groups
+from drot_utils.study.paths import require
 from drot_utils.study.record import Study
 
+NAMES = {
+    "critic": "the critic",
+    "critic_independent": "the independent critic",
+    "judges": "the panel of judges",
+}
 
-def flag_repeats(rows: pd.DataFrame, nli: ShardedNli, threshold: float) -> tuple[pd.DataFrame, Filtered]:
-    """Set ``nli_kept``: does a context say something that no accepted earlier one of its group says? (MUTUALNLI)
 
-    Rows without a context keep a null flag.
+@dataclass(frozen=True)
+class Scorer:
+    """Who says how probably a context is valid, what that one is called, and where its thresholds lie."""
+
+    label: str
+    critic: ShardedCritic | Panel
+    thresholds: dict[str, float]
+
+
+def load_scorer(study: Study, name: str | None = None) -> Scorer:
+    """Load one scorer, as notebook 2 (a critic) or 12 (the judges) left it.
+
+    Parameters
+    ----------
+    name : {"critic", "critic_independent", "judges"}, optional
+        By default who filters by the parameters (`judges.filter`).
+
+    Raises
+    ------
+    MissingInputError
+        When its notebook has not run.
+    DataError
+        See `judges.load_panel`.
     """
-    has = rows["context"].notna()
-    groups = rows[has].groupby(PROMPT, sort=False).indices
-    contexts = rows.loc[has, "context"].to_numpy()
-    filtered = nli.filter([contexts[index].tolist() for index in groups.values()], threshold)
-    flags = np.zeros(int(has.sum()), dtype=bool)
-    for index, kept in zip(groups.values(), filtered.kept, strict=True):
-        flags[index] = kept
-    column = pd.Series(pd.NA, index=rows.index, dtype="boolean")
-    column[has] = flags
-    return rows.assign(nli_kept=column), filtered
+    name = name or study.params.judges.filter
+    path = require(study.run.model(name) / "settings.json", "12_judges" if name == "judges" else "02_critic")
+    critic = load_panel(study) if name == "judges" else ShardedCritic(study, name)
+    label = NAMES[name] + " that filtered" * (name == study.params.judges.filter)
+    return Scorer(label, critic, json.loads(path.read_text(encoding="utf-8"))["thresholds"])
 
 
-def flag_valid(
-    rows: pd.DataFrame,
-    critic: ShardedCritic | Panel,
-    threshold: float,
-    *,
-    use_nli: bool = True,
-    use_critic: bool = True,
-) -> pd.DataFrame:
-    """Set ``critic_score`` and ``kept`` (FILTER): a row is kept if it parsed and passes the filters in use.
+def load_scorers(study: Study) -> dict[str, Scorer]:
+    """Load those who score the students (section 4), by the prefix of their columns in table 2.
 
-    The critic's filter keeps scores at or above the threshold. A score that is null, as when a judge's answer cannot be read, passes no threshold.
+    Returns
+    -------
+    dict of Scorer
+        ``auto_``: whom `evaluation.critic` names. ``independent_``: a second one, where there is one: the independent
+        critic, or, where that one is the first or does not exist, who filtered.
     """
-    scored = rows.assign(critic_score=critic.score(rows))
-    kept = scored["context"].notna()
-    if use_nli:
-        kept &= scored["nli_kept"].fillna(False).astype(bool)
-    if use_critic:
-        kept &= scored["critic_score"] >= threshold
-    return scored.assign(kept=kept.astype("boolean"))
+    params = study.params
+    chosen = {"same": params.judges.filter, "independent": "critic_independent", "judges": "judges"}
+    first = chosen[params.evaluation.critic]
+    others = [name for name in ("critic_independent", params.judges.filter) if name != first]
+    second = [name for name in others if (study.run.model(name) / "settings.json").exists()][:1]
+    names = zip(("auto_", "independent_"), [first, *second], strict=False)
+    return {prefix: load_scorer(study, name) for prefix, name in names}
+
+
+Found = tuple[dict[str, pd.Series], dict[str, pd.Series]]
+#: Takes the rows that passed the filters before, the study, and the score that a valid context reaches. Returns the
+#: columns that it sets, and for each reason to drop a row, whether it holds.
+Filter = Callable[[pd.DataFrame, Study, float], Found]
+
+
+def find_unparsed(rows: pd.DataFrame, study: Study, threshold: float) -> Found:
+    """Drop what has no context."""
+    return {}, {"unparsed": rows["context"].isna()}
+
+
+def find_repeats(rows: pd.DataFrame, study: Study, threshold: float) -> Found:
+    """Set ``nli_kept``: does a context say something that no accepted earlier one of its group says? (MUTUALNLI)"""
+    groups, contexts = rows.groupby(PROMPT, sort=False).indices.values(), rows["context"].to_numpy()
+    filtered = filter_groups(study, [contexts[index].tolist() for index in groups])
+    kept = pd.Series(False, index=rows.index, dtype="boolean")
+    for index, flags in zip(groups, filtered.kept, strict=True):
+        kept.iloc[index] = flags
+    return {"nli_kept": kept}, {"nli": ~kept}
+
+
+def find_invalid(rows: pd.DataFrame, study: Study, threshold: float) -> Found:
+    """Drop what scores below the threshold (FILTER), and what has no score, as when a judge's answer cannot be read."""
+    score = rows["critic_score"]
+    return {}, {"unscored": score.isna(), "critic": score < threshold}
+
+
+#: The filters in order, by the name under which they are left out. A row is counted under the first reason that holds.
+FILTERS: dict[str, Filter] = {"unparsed": find_unparsed, "nli": find_repeats, "critic": find_invalid}
+
+
+def apply_filters(
+    study: Study, rows: pd.DataFrame, scorer: Scorer, threshold: str, leave_out: Collection[str] = ()
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+    """Score rows, flag them by all filters, and say which are kept.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Columns of `table.CANDIDATES`.
+    scorer : Scorer
+        Who filters (`load_scorer`); its scores are set also where its filter is left out.
+    threshold : {"distill", "dataset"}
+        Which of its thresholds a valid context reaches.
+    leave_out : collection of str
+        Filters of `FILTERS` that are not applied.
+
+    Returns
+    -------
+    rows : DataFrame
+        All rows with their flags; ``kept``, and ``dropped``, the reason (null for kept rows).
+    kept : DataFrame
+        Those that pass.
+    dropped : dict of int
+        See `count_dropped`.
+    """
+    rows = rows.assign(critic_score=scorer.critic.score(rows))
+    first, order = pd.Series(None, index=rows.index, dtype=object), []
+    for name, find in FILTERS.items():
+        passed = rows[first.isna()]
+        nothing = ({}, {name: pd.Series(False, index=passed.index)})
+        columns, reasons = nothing if name in leave_out else find(passed, study, scorer.thresholds[threshold])
+        rows = rows.assign(**{column: values.reindex(rows.index) for column, values in columns.items()})
+        for reason, holds in reasons.items():
+            first[first.isna() & holds.reindex(rows.index, fill_value=False)] = reason
+            order.append(reason)
+    rows = rows.assign(kept=first.isna().astype("boolean"), dropped=pd.Categorical(first, order))
+    return rows, rows[rows["kept"]], count_dropped(rows)
 
 
 def count_dropped(rows: pd.DataFrame) -> dict[str, int]:
-    """Count the rows that were not kept by the first reason that holds: unparsed, nli, unscored (if any), critic."""
-    lost = rows[~rows["kept"].astype(bool)]
-    unparsed = lost["context"].isna()
-    repeated = ~unparsed & ~lost["nli_kept"].fillna(True).astype(bool)
-    unscored = ~unparsed & ~repeated & lost["critic_score"].isna()
-    return {
-        "unparsed": int(unparsed.sum()),
-        "nli": int(repeated.sum()),
-        **({"unscored": int(unscored.sum())} if unscored.any() else {}),
-        "critic": int((~unparsed & ~repeated & ~unscored).sum()),
-    }
-
-
-def load_filters(study: Study) -> tuple[ShardedCritic | Panel, ShardedNli, dict]:
-    """Open who filters by the parameters (`judges.filter`), the entailment model, and the former's thresholds."""
-    opinion = load_opinion(study)
-    return opinion.critic, ShardedNli(study), {"thresholds": opinion.thresholds}
+    """Count the dropped rows by the first reason that holds: each filter's, and others where there are any."""
+    counts = rows["dropped"].value_counts(sort=False)
+    return {reason: int(count) for reason, count in counts.items() if count or reason in FILTERS}

@@ -1,102 +1,31 @@
 """LLM judges of figure 6's question: asked, read, merged, and put in the critic's place where the parameters say so."""
 
 import json
-import re
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drot_utils.data.corpora import action_keys, join_action, read_actions, read_tsv, refuse, with_variance
-from drot_utils.data.parsing import unwrap
-from drot_utils.data.table import make_table, write_table
+from drot_utils.data.gold import ANNOTATORS
+from drot_utils.data.parsing import parse_score
+from drot_utils.data.table import make_table, write_frame
 from drot_utils.engine import load
 from drot_utils.engine.load import encode_question, round_weights
 from drot_utils.engine.shards import Work, map_rows, source_hash
 from drot_utils.llm.cache import open_cache
 from drot_utils.llm.client import ask_all
 from drot_utils.llm.replies import USED_UP, Answer, explain_finish, phrase_request
-from drot_utils.method.consensus import Reliability, fit_reliability, merge
-from drot_utils.method.critic import ShardedCritic, choose_threshold, read_record
+from drot_utils.method.consensus import Reliability, fit_reliability, merge, merge_all
+from drot_utils.method.critic import ShardedCritic, choose_thresholds
 from drot_utils.study.errors import DataError, ModelError
-from drot_utils.study.params import Endpoint, Respondent
-from drot_utils.study.params import Judges as Settings
+from drot_utils.study.params import Endpoint, Params, Respondent
 from drot_utils.study.paths import require, to_json, write_text
 from drot_utils.study.record import Study
-
-KEYS = ("score", "probability", "acceptability", "answer", "rating", "value")
-
-_NUMBER = r"(?<![\w.])(?<!\d,)[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?(?!\w|[.,]\d)"
-_RATIO = re.compile(rf"({_NUMBER})\s*(?:/|out of)\s*({_NUMBER})", re.IGNORECASE)
-_PERCENT = re.compile(rf"({_NUMBER})\s*(?:%|per ?cent\b)", re.IGNORECASE)
-_SCALE = re.compile(
-    r"\b(?:scale|range|between|from)\D{0,20}0(?:\.0)?\s*(?:-|–|to|and)\s*1(?:\.0)?(?![\d.]*\d)", re.IGNORECASE
-)
-_LABELLED = re.compile(
-    rf"\b(?:{'|'.join(KEYS)})\b[\s*_\"'`]*(?:[:=]|\bis\b|\bof\b|\bwould be\b)[\s*_\"'`]*"
-    rf"({_NUMBER}(?:\s*(?:%|per ?cent\b|(?:/|out of)\s*{_NUMBER}))?)",
-    re.IGNORECASE,
-)
-_FENCE = re.compile(r"```(?:[a-z]+\b)?(.*?)```", re.DOTALL | re.IGNORECASE)
-_OBJECT = re.compile(r"\{[^{}]*\}")
-
-
-def parse_score(text: str) -> float | None:
-    """Read a score from 0 to 1 in a model's own words.
-
-    Understood are the JSON asked for (also in a markdown fence or within prose, its number also as text), a number after the
-    word score (probability, answer ...), and a number alone or in prose if it is the only one; each also as a per cent or a
-    ratio ("8/10"). Thoughts are not read (`markup.unwrap`). Nothing is guessed: a number outside the scale, several
-    different ones, or words only ("probably") are no score.
-
-    Returns
-    -------
-    float or None
-        None when there is no score; the caller counts it and keeps the text.
-    """
-    text = (unwrap(text) or "").strip()
-    fenced = _FENCE.findall(text)
-    for candidate in [*fenced, text, *_OBJECT.findall(text)]:
-        entry = _entry(candidate)
-        if entry is not None:
-            return _only(_numbers(entry))
-    labelled = set().union(*(_numbers(match[1]) for match in _LABELLED.finditer(text)))
-    return _only(labelled or _numbers(text))
-
-
-def _entry(text: str) -> str | None:
-    """Return the value of a JSON object's score, as text; None when it is no such object."""
-    try:
-        value = json.loads(text.strip())
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict):
-        return None
-    lower = {str(key).lower(): entry for key, entry in value.items()}
-    return next((str(lower[key]) for key in KEYS if key in lower), None)
-
-
-def _only(numbers: set[float]) -> float | None:
-    return next(iter(numbers)) if len(numbers) == 1 and 0 <= min(numbers) <= 1 else None
-
-
-def _numbers(text: str) -> set[float]:
-    """Return the different numbers of a text: of a per cent its share of 1, of a ratio the quotient, of a scale none."""
-    found: set[float] = set()
-    text = _SCALE.sub(" ", text)
-    for match in _RATIO.finditer(text):
-        whole = float(match[2])
-        found.add(float(match[1]) / whole if whole else float("inf"))
-    text = _RATIO.sub(" ", text)
-    found |= {float(number) / 100 for number in _PERCENT.findall(text)}
-    return found | {float(number) for number in re.findall(_NUMBER, _PERCENT.sub(" ", text))}
-
 
 #: What a judge is asked about, and what identifies its answer.
 ITEM = ["action", "moral_variance", "context"]
@@ -111,26 +40,159 @@ Question: Does this situation make the action {direction} in the eyes of most pe
 """
 ANSWER = """\
 Answer with a JSON object with one key, "score": the probability, from 0 to 1, that most people would say yes."""
-FORMAT = {
-    "type": "json_schema",
-    "json_schema": {
-        "name": "judgment",
-        "strict": True,
-        "schema": {
-            "type": "object",
-            "properties": {"score": {"type": "number"}},
-            "required": ["score"],
-            "additionalProperties": False,
-        },
-    },
-}
+_SCHEMA = {
+    "type": "object", "properties": {"score": {"type": "number"}}, "required": ["score"], "additionalProperties": False,
+}  # fmt: skip
+FORMAT = {"type": "json_schema", "json_schema": {"name": "judgment", "strict": True, "schema": _SCHEMA}}
 LONGEST = 64  # tokens of a judge's answer
 BATCH = 32  # prompts a local model reads at once
 
+#: Columns of `Panel.ask`.
+ANSWERS = {
+    "row": "int64", "judge": "str", "action": "str", "moral_variance": "int8", "context": "str", "score": "float64",
+    "raw": "str",
+}  # fmt: skip
 
-def judge_prompt(action: str, moral_variance: int, context: str) -> str:
-    """Write figure 6's first question about one context."""
-    return QUESTION.format(action=action, context=context, direction=DIRECTIONS[moral_variance])
+
+@dataclass
+class Panel:
+    """The judges of the parameters. `score` is that of a `critic.Critic`: the probability that a context is valid.
+
+    Their reliabilities are found on a sample once (notebook 12), so that a context's score does not depend on what else
+    is scored; without any, they are found on whatever is scored.
+    """
+
+    study: Study
+    reliability: Reliability | None = None
+
+    def ask(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Ask every judge about every context.
+
+        Parameters
+        ----------
+        rows : DataFrame
+            ``action moral_variance context``; a row without a context is not asked about.
+
+        Returns
+        -------
+        DataFrame
+            A row a judge and row: ``row`` (its index in `rows`), ``judge``, `ITEM`, ``score`` (null where the judge
+            gave none that can be read) and ``raw``.
+        """
+        parts = [] if self.study.params.judges.panel else [make_table([], ANSWERS)]
+        for judge in self.study.params.judges.panel:
+            part = rows[ITEM].join(ask_judge(self.study, judge, rows)).rename_axis("row").reset_index()
+            parts.append(part.assign(judge=judge.name))
+        return pd.concat(parts, ignore_index=True)[list(ANSWERS)]
+
+    def score(self, rows: pd.DataFrame, what: str = "judges") -> np.ndarray:
+        """Score rows with ``action``, ``moral_variance`` and ``context``.
+
+        Returns
+        -------
+        ndarray of float64, shape (rows,)
+            The judges' scores merged by `judges.aggregate`; NaN (null) where there is no context, or no judge gave a
+            score.
+        """
+        rows = rows.reset_index(drop=True)
+        if rows.empty:
+            return np.zeros(0)
+        return merge(spread(self.ask(rows), rows.index), self.study.params.judges.aggregate, self.reliability)
+
+    def fit(self, answers: pd.DataFrame, rows: pd.Index) -> np.ndarray:
+        """Find the judges' reliabilities on what they answered (`ask`), and return the merged scores of `rows`."""
+        scores = spread(answers, rows)
+        self.reliability = fit_reliability(scores)
+        return merge(scores, self.study.params.judges.aggregate, self.reliability)
+
+    def merge_all(self, answers: pd.DataFrame, rows: pd.Index) -> pd.DataFrame:
+        """Find the reliabilities (`fit`) and merge the scores in all three ways, a column each; none without judges."""
+        if not self.study.params.judges.panel:
+            return pd.DataFrame(index=rows)
+        self.fit(answers, rows)
+        return merge_all(spread(answers, rows), self.reliability)
+
+    def save(self, answers: pd.DataFrame, thresholds: dict[str, float]) -> None:
+        """Keep the answers with the judges' own words (``data/judgments.parquet``), and who judges and how reliably."""
+        found = self.reliability
+        kept = None if found is None else {**vars(found), "sigma": found.sigma.to_dict()}
+        values = {
+            "panel": [_describe(judge) for judge in self.study.params.judges.panel],
+            "reliability": kept,
+            "thresholds": thresholds,
+        }
+        path = self.study.run.model("judges") / "settings.json"
+        write_text(path, to_json(values, indent=2, sort_keys=True))
+        write_frame(answers, self.study.run.data("judgments"))
+
+
+def spread(answers: pd.DataFrame, rows: pd.Index) -> pd.DataFrame:
+    """Return the scores of `Panel.ask` as a column a judge, in the order of `rows`."""
+    wide = answers.pivot(index="row", columns="judge", values="score")
+    return wide.reindex(index=rows, columns=answers["judge"].unique())
+
+
+def load_panel(study: Study) -> Panel:
+    """Open the panel of the parameters with the reliabilities that notebook 12 found.
+
+    Raises
+    ------
+    MissingInputError
+        When notebook 12 has not run.
+    DataError
+        When it ran with another panel.
+    """
+    path = require(study.run.model("judges") / "settings.json", "12_judges")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    expected = [_describe(judge) for judge in study.params.judges.panel]
+    if record["panel"] != expected:
+        names = [", ".join(judge["name"] for judge in panel) or "nobody" for panel in (expected, record["panel"])]
+        raise DataError(
+            f"expected the judges {names[0]}, found the record of {names[1]}",
+            where=str(path),
+            todo="run notebooks/12_judges.ipynb with these parameters",
+        )
+    kept = record["reliability"]
+    if kept is None:
+        return Panel(study)
+    return Panel(study, Reliability(**{**kept, "sigma": pd.Series(kept["sigma"], dtype=float, name="sigma")}))
+
+
+def _describe(judge: Respondent) -> dict:
+    # What makes a judge another one; not how fast it is asked.
+    model = judge.endpoint.model if judge.endpoint else judge.model and judge.model.model_dump()
+    return {"name": judge.name, "model": model, "recorded": judge.recorded}
+
+
+def choose_shown(gold: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """Return what the judges are shown: `judges.sample` held-out contexts of the gold (`critic.read_parts`).
+
+    They are of dev and test actions and have three votes; those on which annotators do not all agree are among them.
+    """
+    held_out = set(gold.loc[gold["part"].isin(["dev", "test"]), "action_id"])
+    shown = gold[gold["action_id"].isin(held_out) & gold["votes"].ge(3)]
+    count = min(params.judges.sample or len(shown), len(shown))
+    return shown.sample(count, random_state=params.seed).reset_index(drop=True)
+
+
+def gather_scores(study: Study, shown: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """Return everybody's scores of the contexts shown, a column each: the annotators, the judges, the run's critics."""
+    scores = shown[ANNOTATORS].join(spread(answers, shown.index))
+    for name, label in (("critic", "the critic"), ("critic_independent", "the independent critic")):
+        if (study.run.model(name) / "settings.json").exists():
+            scores[label] = ShardedCritic(study, name).score(shown)
+    return scores.dropna(axis=1, how="all")
+
+
+def panel_thresholds(study: Study, shown: pd.DataFrame, scores: np.ndarray) -> dict[str, float]:
+    """Apply the critic's threshold rules to the panel's scores of the dev contexts shown to it (`choose_thresholds`).
+
+    Contexts without a score (NaN) are left out. Empty when the panel neither filters nor evaluates.
+    """
+    if "judges" not in (study.params.judges.filter, study.params.evaluation.critic):
+        return {}
+    seen = shown["part"].eq("dev").to_numpy() & ~np.isnan(scores)
+    return choose_thresholds(study.params.critic, shown["valid"].to_numpy()[seen], scores[seen])
 
 
 def ask_judge(study: Study, judge: Respondent, rows: pd.DataFrame) -> pd.DataFrame:
@@ -144,30 +206,34 @@ def ask_judge(study: Study, judge: Respondent, rows: pd.DataFrame) -> pd.DataFra
     Returns
     -------
     DataFrame
-        Indexed as `rows`: ``score`` (float64, null where the judge gave none that can be read) and ``raw`` (its own words;
-        null where it said nothing).
+        Indexed as `rows`: ``score`` (float64, null where the judge gave none that can be read) and ``raw`` (its own
+        words; null where it said nothing).
 
     Raises
     ------
     DrotError
-        As the kind of judge has it: `read_judgments`, `models.load`, `endpoint.ask_all`.
+        As the kind of judge has it: `read_judgments`, `load.load_model`, `client.ask_all`.
     """
     answers = pd.DataFrame({"score": np.nan, "raw": None}, index=rows.index).astype({"raw": "object"})
     items = rows.loc[rows["context"].notna(), ITEM].drop_duplicates().reset_index(drop=True)
     if items.empty:
         return answers
-    if judge.recorded:
-        given = _look_up(study, judge, items)
-    elif judge.model:
-        given = _ask_local(study, judge, items)
-    else:
-        given = _ask_endpoint(study, judge, items)
-    key = pd.MultiIndex.from_frame(rows[ITEM])
-    place = pd.MultiIndex.from_frame(items).get_indexer(key)
+    ask = _look_up if judge.recorded else _ask_local if judge.model else _ask_endpoint
+    given = ask(study, judge, items)
+    place = pd.MultiIndex.from_frame(items).get_indexer(pd.MultiIndex.from_frame(rows[ITEM]))
     asked = place >= 0
     answers.loc[asked, "score"] = given["score"].to_numpy(dtype=float, na_value=np.nan)[place[asked]]
     answers.loc[asked, "raw"] = given["raw"].to_numpy(dtype=object)[place[asked]]
     return answers
+
+
+def judge_prompt(action: str, moral_variance: int, context: str) -> str:
+    """Write figure 6's first question about one context."""
+    return QUESTION.format(action=action, context=context, direction=DIRECTIONS[moral_variance])
+
+
+def _prompts(items: pd.DataFrame) -> list[str]:
+    return [judge_prompt(*item) for item in items[ITEM].itertuples(index=False)]
 
 
 def read_judgments(path: str, actions: pd.DataFrame) -> pd.DataFrame:
@@ -186,8 +252,8 @@ def read_judgments(path: str, actions: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        An unknown action, a moral variance other than 1 and -1, an empty context, a score that is no number from 0 to 1, or
-        a second score of the same context; the rows are counted and the first is named.
+        An unknown action, a moral variance other than 1 and -1, an empty context, a score that is not a number from 0
+        to 1, or a second score of the same context; the rows are counted and the first is named.
     """
     frame = with_variance(read_tsv(path, ["moral-variance", "context", "score"]), path)
     if "action" not in frame:
@@ -195,7 +261,7 @@ def read_judgments(path: str, actions: pd.DataFrame) -> pd.DataFrame:
     raw = frame["score"].str.strip()
     score = pd.to_numeric(raw, errors="coerce").astype(float)
     bad = (raw != "") & ~score.between(0, 1)
-    refuse(frame, bad, "have a score that is no number from 0 to 1", path, "score")
+    refuse(frame, bad, "have a score that is not a number from 0 to 1", path, "score")
     frame = frame.assign(score=score, raw=raw.where(raw != ""))
     repeated = frame.assign(action=action_keys(frame["action"])).duplicated(ITEM)
     refuse(frame, repeated, "score the context of an earlier line again", path)
@@ -217,6 +283,15 @@ def _look_up(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFra
     return found
 
 
+def _ask_endpoint(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
+    bodies = [judge_request(judge.endpoint, prompt, study.params.seed) for prompt in _prompts(items)]
+    cache = open_cache(study.run)
+    answers, usage = ask_all(bodies, judge.endpoint, study.params.requests, cache, f"{judge.name} judges")
+    usage.add_to(study.record, f"usage of {judge.name}")
+    scores = [_read_score(answer) for (answer,) in answers]
+    return pd.DataFrame({"score": scores, "raw": [answer.text or None for (answer,) in answers]})
+
+
 def judge_request(endpoint: Endpoint, prompt: str, seed: int) -> dict[str, Any]:
     """Return the request for one judgment: on a chat endpoint as structured output, a score from 0 to 1."""
     text = f"{prompt}\n{ANSWER}"
@@ -224,16 +299,6 @@ def judge_request(endpoint: Endpoint, prompt: str, seed: int) -> dict[str, Any]:
     if endpoint.kind == "completions":
         return phrase_request(endpoint, f"{text}\nScore:", **settings)
     return phrase_request(endpoint, text, response_format=FORMAT, **settings)
-
-
-def _ask_endpoint(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
-    prompts = [judge_prompt(*item) for item in items[ITEM].itertuples(index=False)]
-    bodies = [judge_request(judge.endpoint, prompt, study.params.seed) for prompt in prompts]
-    cache = open_cache(study.run)
-    answers, usage = ask_all(bodies, judge.endpoint, study.params.requests, cache, f"{judge.name} judges")
-    usage.add_to(study.record, f"usage of {judge.name}")
-    scores = [_read_score(answer) for (answer,) in answers]
-    return pd.DataFrame({"score": scores, "raw": [answer.text or None for (answer,) in answers]})
 
 
 def _read_score(answer: Answer) -> float | None:
@@ -245,31 +310,29 @@ def _read_score(answer: Answer) -> float | None:
 
 
 def _ask_local(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
-    work = partial(_open_local, study, judge)
     key = (load.describe_model(judge.model), source_hash("method/judges", "method/prompts"))
-    return map_rows(study, items, work, f"{judge.name} judges", "contexts", *key)
+    return map_rows(study, items, partial(_open_local, study, judge), f"{judge.name} judges", "contexts", *key)
 
 
 def _open_local(study: Study, judge: Respondent) -> Work:
     model, tokenizer = load.load_model(judge.model, "student", study.run)
-    return partial(_score_shard, round_weights(model.to(study.device), study.dtype), tokenizer)
+    model = round_weights(model.to(study.device), study.dtype)
 
+    def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
+        yes, no = yes_and_no(model, tokenizer, _prompts(part)).T
+        raw = [f"P(yes) {a:.3g}, P(no) {b:.3g}" for a, b in zip(yes, no, strict=True)]
+        return pd.DataFrame({"score": yes / (yes + no), "raw": raw})
 
-def _score_shard(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: pd.DataFrame, seed: int
-) -> pd.DataFrame:
-    prompts = [judge_prompt(*item) for item in part[ITEM].itertuples(index=False)]
-    yes, no = yes_and_no(model, tokenizer, prompts).T
-    raw = [f"P(yes) {a:.3g}, P(no) {b:.3g}" for a, b in zip(yes, no, strict=True)]
-    return pd.DataFrame({"score": yes / (yes + no), "raw": raw})
+    return work
 
 
 @torch.inference_mode()
 def yes_and_no(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> np.ndarray:
     """Return a local model's probabilities that its answer begins with yes, and with no.
 
-    Nothing is drawn: the probabilities of the first tokens of "yes" and "no", in their spellings with and without capitals and
-    a blank, are read off after the prompt. What they lack to 1 is the model's inclination to say something else.
+    Nothing is drawn: the probabilities of the first tokens of "yes" and "no", in their spellings with and without
+    capitals and a blank, are read off after the prompt. What they lack to 1 is the model's inclination to say something
+    else.
 
     Returns
     -------
@@ -310,221 +373,3 @@ def _next_logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pro
         return model(**batch, decoder_input_ids=start).logits[:, -1].double()
     position = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     return model(**batch, position_ids=position, logits_to_keep=1).logits[:, -1].double()
-
-
-#: Columns of `Panel.ask`.
-ANSWERS = {
-    "row": "int64",
-    "judge": "str",
-    "action": "str",
-    "moral_variance": "int8",
-    "context": "str",
-    "score": "float64",
-    "raw": "str",
-}
-
-
-@dataclass
-class Panel:
-    """The judges of the parameters. `score` is that of a `critic.Critic`: the probability that a context is valid.
-
-    Attributes
-    ----------
-    study : Study
-    reliability : Reliability or None
-        Of the judges, as found on a sample once: so a context's score does not hang on what else is scored. None: it is found
-        on whatever is scored.
-    """
-
-    study: Study
-    reliability: Reliability | None = None
-
-    @property
-    def settings(self) -> Settings:
-        """The section of the parameters."""
-        return self.study.params.judges
-
-    def ask(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Ask every judge about every context.
-
-        Parameters
-        ----------
-        rows : DataFrame
-            ``action moral_variance context``; a row without a context is not asked about.
-
-        Returns
-        -------
-        DataFrame
-            A row a judge and row: ``row`` (its index in `rows`), ``judge``, `judges.ITEM`, ``score`` (null where the
-            judge gave none that can be read) and ``raw``.
-        """
-        parts = [] if self.settings.panel else [make_table([], ANSWERS)]
-        for judge in self.settings.panel:
-            part = rows[ITEM].join(ask_judge(self.study, judge, rows)).rename_axis("row").reset_index()
-            parts.append(part.assign(judge=judge.name))
-        return pd.concat(parts, ignore_index=True)[list(ANSWERS)]
-
-    def score(self, rows: pd.DataFrame, what: str = "judges") -> np.ndarray:
-        """Score rows with ``action``, ``moral_variance`` and ``context``.
-
-        Returns
-        -------
-        ndarray of float64, shape (rows,)
-            The judges' scores merged by `settings.aggregate`; NaN (null) where there is no context, or no judge gave a score.
-        """
-        rows = rows.reset_index(drop=True)
-        if rows.empty:
-            return np.zeros(0)
-        return merge(spread(self.ask(rows), rows.index), self.settings.aggregate, self.reliability)
-
-    def fit(self, answers: pd.DataFrame, rows: pd.Index) -> np.ndarray:
-        """Find the judges' reliabilities on what they answered (`ask`), and return the merged scores of `rows`."""
-        scores = spread(answers, rows)
-        self.reliability = fit_reliability(scores)
-        return merge(scores, self.settings.aggregate, self.reliability)
-
-    def save(self, record: dict) -> None:
-        """Keep who judges and how reliable they are, with `record` (thresholds), as ``models/judges/settings.json``."""
-        found = self.reliability
-        kept = None if found is None else {**vars(found), "sigma": found.sigma.to_dict()}
-        values = {"panel": _describe(self.settings.panel), "reliability": kept, **record}
-        folder = self.study.run.model("judges")
-        write_text(folder / "settings.json", to_json(values, indent=2, sort_keys=True))
-
-
-def spread(answers: pd.DataFrame, rows: pd.Index) -> pd.DataFrame:
-    """Return the scores of `Panel.ask` as a column a judge, in the order of `rows`."""
-    return answers.pivot(index="row", columns="judge", values="score").reindex(
-        index=rows, columns=answers["judge"].unique()
-    )
-
-
-def write_answers(answers: pd.DataFrame, path: Path) -> Path:
-    """Keep the answers of `Panel.ask`, with the judges' own words, as parquet."""
-    table = pa.Table.from_pandas(answers, preserve_index=False)
-    return write_table(table.replace_schema_metadata(None), path)
-
-
-def load_panel(study: Study) -> Panel:
-    """Open the panel of the parameters with the reliabilities that notebook 2 found.
-
-    Raises
-    ------
-    MissingInputError
-        When notebook 2 has not run.
-    DataError
-        When it ran with another panel.
-    """
-    path = require(study.run.model("judges") / "settings.json", "02_critic")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    expected = _describe(study.params.judges.panel)
-    if record["panel"] != expected:
-        raise DataError(
-            f"expected the judges {_names(expected)}, found the record of {_names(record['panel'])}",
-            where=str(path),
-            todo="run notebooks/02_critic.ipynb with these parameters",
-        )
-    kept = record["reliability"]
-    if kept is None:
-        return Panel(study)
-    sigma = pd.Series(kept["sigma"], dtype=float, name="sigma")
-    return Panel(study, Reliability(**{**kept, "sigma": sigma}))
-
-
-def choose_thresholds(study: Study, valid: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Apply the critic's threshold rules to the panel's scores of dev rows.
-
-    Parameters
-    ----------
-    valid : ndarray of bool, shape (rows,)
-    scores : ndarray of float, shape (rows,)
-        NaN where the panel has no score; such rows are left out.
-
-    Returns
-    -------
-    dict
-        ``distill`` and ``dataset``; empty when the panel stands nowhere in the critic's place.
-
-    Raises
-    ------
-    DataError
-        See `critic.choose_threshold`.
-    """
-    params = study.params
-    if "judges" not in (params.judges.filter, params.evaluation.critic):
-        return {}
-    rules = {name: getattr(params.critic, f"threshold_{name}") for name in ("distill", "dataset")}
-    seen = ~np.isnan(scores)
-    return {name: choose_threshold(valid[seen], scores[seen], rule) for name, rule in rules.items()}
-
-
-def _describe(judges: list[Respondent]) -> list[dict]:
-    # What makes a judge another one; not how fast it is asked.
-    return [
-        {
-            "name": judge.name,
-            "model": judge.endpoint.model if judge.endpoint else judge.model and judge.model.model_dump(),
-            "recorded": judge.recorded,
-        }
-        for judge in judges
-    ]
-
-
-def _names(described: list[dict]) -> str:
-    return ", ".join(judge["name"] for judge in described) or "nobody"
-
-
-NAMES = {
-    "critic": "the critic",
-    "critic_independent": "the independent critic",
-    "judges": "the panel of judges",
-}
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """Who says how probably a context is valid, what that one is called, and where its thresholds lie."""
-
-    label: str
-    critic: ShardedCritic | Panel
-    thresholds: dict[str, float]
-
-
-def load_opinion(study: Study, name: str | None = None) -> Opinion:
-    """Load one opinion, as notebook 2 left it.
-
-    Parameters
-    ----------
-    name : {"critic", "critic_independent", "judges"}, optional
-        By default who filters by the parameters (`judges.filter`).
-
-    Raises
-    ------
-    MissingInputError
-        When notebook 2 has not run.
-    DataError
-        See `panel.load_panel`.
-    """
-    name = name or study.params.judges.filter
-    folder = require(study.run.model(name) / "settings.json", "02_critic").parent
-    critic = load_panel(study) if name == "judges" else ShardedCritic(study, name)
-    label = NAMES[name] + " that filtered" * (name == study.params.judges.filter)
-    return Opinion(label, critic, read_record(folder)["thresholds"])
-
-
-def load_opinions(study: Study) -> dict[str, Opinion]:
-    """Load those who judge the students (section 4), by the prefix of their columns in table 2.
-
-    Returns
-    -------
-    dict of Opinion
-        ``auto_``: whom `evaluation.critic` names. ``independent_``: a second opinion, where there is one: the independent
-        critic, or, where that one is the first or does not exist, who filtered.
-    """
-    params = study.params
-    chosen = {"same": params.judges.filter, "independent": "critic_independent", "judges": "judges"}
-    first = chosen[params.evaluation.critic]
-    others = [name for name in ("critic_independent", params.judges.filter) if name != first]
-    second = [name for name in others if (study.run.model(name) / "settings.json").exists()][:1]
-    names = zip(("auto_", "independent_"), [first, *second], strict=False)
-    return {prefix: load_opinion(study, name) for prefix, name in names}

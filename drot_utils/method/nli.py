@@ -8,46 +8,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from drot_utils.engine import classifier, load
 from drot_utils.engine.shards import Work, map_rows, source_hash
 from drot_utils.study.errors import MissingInputError, ModelError
 from drot_utils.study.params import Nli as Settings
-from drot_utils.study.paths import Run, replace_folder, require, sha256
+from drot_utils.study.paths import replace_folder, require, sha256
 from drot_utils.study.progress import Progress
 from drot_utils.study.record import Study
 
 LABELS = ["contradiction", "neutral", "entailment"]
+ENTAILMENT = LABELS.index("entailment")
 HEAD = {"pooling": "mean", "hidden": 384, "dropout": 0.1}
 
 #: Returns P(premise entails hypothesis) for pairs of texts, as an array of the same length.
 Entails = Callable[[list[str], list[str]], np.ndarray]
-
-
-@dataclass
-class Nli:
-    """An entailment model; call it with premises and hypotheses to get P(entails)."""
-
-    model: torch.nn.Module
-    tokenizer: object
-    entailment: int  # which logit is "entailment"
-    max_length: int
-    device: torch.device
-    dtype: torch.dtype
-
-    def __call__(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
-        """Return P(premise entails hypothesis), float64 of shape (pairs,)."""
-        return self.probabilities(premises, hypotheses)[:, self.entailment]
-
-    def probabilities(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
-        """Return the probabilities of all labels, float64 of shape (pairs, labels)."""
-        rows = classifier.encode(self.tokenizer, (premises, hypotheses), self.max_length)
-        return classifier.softmax(classifier.predict(self._fast, self.tokenizer, rows, self.device))
-
-    @cached_property
-    def _fast(self) -> torch.nn.Module:
-        return classifier.in_dtype(self.model, self.dtype)
 
 
 @dataclass
@@ -59,6 +35,11 @@ class Filtered:
     pairs_possible: int = 0
     blocked_by: list[list[int | None]] = field(default_factory=list)
 
+    def block(self, group: int, candidate: int, by: int) -> None:
+        """Note that a candidate says what an accepted one says."""
+        self.kept[group][candidate] = False
+        self.blocked_by[group][candidate] = by
+
 
 def filter_unique(
     groups: Sequence[Sequence[str]], entails: Entails, threshold: float, what: str = "NLI filter"
@@ -67,9 +48,9 @@ def filter_unique(
 
     Candidate i is accepted if, for every earlier *accepted* j, P(i entails j) or P(j entails i) is below `threshold`.
     Only pairs that can still change a decision are asked: first the accepted context with the most words in common with
-    the candidate, which settles most repetitions, then the next one, the next two, four ... Of a pair, the direction that
-    is less likely to hold is asked first (a shorter text seldom entails a longer one), the other only where it reaches the
-    threshold. An exact repetition needs no model.
+    the candidate, which settles most repetitions, then the next one, the next two, four ... Of a pair, the direction
+    that is less likely to hold is asked first (a shorter text seldom entails a longer one), the other only where it
+    reaches the threshold. An exact repetition needs no model.
 
     Parameters
     ----------
@@ -91,9 +72,14 @@ def filter_unique(
     with Progress(what, sum(map(len, groups)), "contexts") as progress:
         for i in range(max(map(len, groups), default=0)):
             members = [k for k, group in enumerate(groups) if len(group) > i]
+            ranked = {}
             for k in members:
-                _block_repetition(result, groups[k], k, i)
-            ranked = {k: _rank(result.kept[k], words[k], i) for k in members if result.kept[k][i]}
+                accepted = [j for j in range(i) if result.kept[k][j]]
+                same = next((j for j in accepted if groups[k][j] == groups[k][i]), None)
+                if same is not None:
+                    result.block(k, i, same)
+                else:
+                    ranked[k] = sorted(accepted, key=lambda j, w=words[k]: -_overlap(w[i], w[j]))
             start, stop = 0, 1
             while asked := [(k, j) for k in ranked if result.kept[k][i] for j in ranked[k][start:stop]]:
                 _settle(result, groups, i, asked, entails, threshold)
@@ -102,9 +88,53 @@ def filter_unique(
     return result
 
 
-def train_nli(
-    pairs: pd.DataFrame, settings: Settings, run: Run, device: torch.device, dtype: torch.dtype, seed: int
-) -> tuple[Nli, classifier.Fit, pd.DataFrame]:
+def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / max(1, len(one | other))
+
+
+def _settle(
+    result: Filtered, groups: Sequence[Sequence[str]], i: int, pairs: list[tuple[int, int]], entails: Entails,
+    threshold: float,
+) -> None:  # fmt: skip
+    texts = [sorted((groups[k][i], groups[k][j]), key=lambda text: len(text.split())) for k, j in pairs]
+    first = entails([a for a, _ in texts], [b for _, b in texts])
+    close = [index for index, p in enumerate(first) if p >= threshold]
+    result.pairs_asked += len(texts) + len(close)
+    if not close:
+        return
+    second = entails([texts[index][1] for index in close], [texts[index][0] for index in close])
+    for index, p in zip(close, second, strict=True):
+        k, j = pairs[index]
+        if p >= threshold and result.kept[k][i]:
+            result.block(k, i, j)
+
+
+@dataclass
+class Nli:
+    """An entailment model; call it with premises and hypotheses to get P(entails)."""
+
+    model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    entailment: int  # which logit is "entailment"
+    max_length: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
+        """Return P(premise entails hypothesis), float64 of shape (pairs,)."""
+        return self.probabilities(premises, hypotheses)[:, self.entailment]
+
+    def probabilities(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
+        """Return the probabilities of all labels, float64 of shape (pairs, labels)."""
+        rows = classifier.encode(self.tokenizer, (premises, hypotheses), self.max_length)
+        return classifier.softmax(classifier.predict(self._fast, self.tokenizer, rows, self.device))
+
+    @cached_property
+    def _fast(self) -> torch.nn.Module:
+        return classifier.in_dtype(self.model, self.dtype)
+
+
+def train_nli(study: Study, pairs: pd.DataFrame) -> tuple[Nli, classifier.Fit, pd.DataFrame]:
     """Fine-tune an entailment model on labelled pairs (`corpora.read_groups`).
 
     A tenth of the training groups is set aside to choose the checkpoint; groups with split ``test`` are never seen.
@@ -114,41 +144,86 @@ def train_nli(
     Nli, Fit, DataFrame
         The model, its curve, and the pairs with the column ``part`` (train, dev, test).
     """
+    settings, seed = study.params.nli, study.params.seed
     groups = np.array(sorted(pairs.loc[pairs["split"] == "train", "group"].unique()))
     dev_groups = np.random.default_rng(seed).permutation(groups)[: max(1, len(groups) // 10)]
-    part = pairs["split"].mask(pairs["group"].isin(dev_groups), "dev")
-    pairs = pairs.assign(part=part)
-    base, tokenizer = load.load_model(settings.base, "encoder", run)
+    pairs = pairs.assign(part=pairs["split"].mask(pairs["group"].isin(dev_groups), "dev"))
+    train, dev = pairs[pairs["part"] == "train"], pairs[pairs["part"] == "dev"]
+    base, tokenizer = load.load_model(settings.base, "encoder", study.run)
     torch.manual_seed(seed)  # the head's first weights
     model = classifier.PairClassifier(base, len(LABELS), **HEAD)
-    train, dev = pairs[part == "train"], pairs[part == "dev"]
     result = classifier.fit(
-        model, tokenizer,
-        (train["premise"].tolist(), train["hypothesis"].tolist()), train["label"].to_numpy(),
-        (dev["premise"].tolist(), dev["hypothesis"].tolist()), dev["label"].to_numpy(),
-        settings, device=device, dtype=dtype, seed=seed, what="training the NLI model",
+        model, tokenizer, _texts(train), train["label"].to_numpy(), _texts(dev), dev["label"].to_numpy(), settings,
+        device=study.device, dtype=study.dtype, seed=seed, what="training the NLI model",
     )  # fmt: skip
-    return (
-        Nli(model, tokenizer, LABELS.index("entailment"), settings.max_length, device, dtype),
-        result,
-        pairs,
-    )
+    return Nli(model, tokenizer, ENTAILMENT, settings.max_length, study.device, study.dtype), result, pairs
 
 
-def save_nli(nli: Nli, settings: Settings, folder: Path, record: dict) -> None:
-    """Keep an entailment model: its weights when it was fine-tuned here, else only where it comes from."""
+def _texts(pairs: pd.DataFrame) -> classifier.Texts:
+    return pairs["premise"].tolist(), pairs["hypothesis"].tolist()
+
+
+def measure_nli(
+    nli: Nli, pairs: pd.DataFrame, settings: Settings
+) -> tuple[dict[str, float | None], pd.DataFrame, pd.DataFrame]:
+    """Measure an entailment model on labelled pairs, which come in twos, there and back.
+
+    Returns
+    -------
+    measures : dict
+        ``accuracy`` over the three labels (None for a ready model, whose labels may be ordered differently), and
+        ``mutual_precision`` and ``mutual_recall`` of what the filter acts on: entailment both ways, at the threshold.
+    confusion : DataFrame
+        Counts of labels against answers; of entailment or not for a ready model.
+    mutual : DataFrame
+        Counts of pairs that entail each other (rows) against those found to (columns).
+    """
+    probabilities = nli.probabilities(*_texts(pairs))
+    found = probabilities[:, nli.entailment] >= settings.threshold
+    if settings.groups:
+        names, label, answer = LABELS, pairs["label"], probabilities.argmax(1)
+    else:
+        names, label, answer = ["other", "entailment"], pairs["label"].eq(ENTAILMENT).astype(int), found.astype(int)
+    truth, called = (pd.Categorical.from_codes(codes, names) for codes in (label, answer))
+    entails = pairs["label"].eq(ENTAILMENT).to_numpy()
+    mutual = pd.DataFrame({"label": entails[::2] & entails[1::2], "found": found[::2] & found[1::2]})
+    measures = {
+        "accuracy": float((answer == label).mean()) if settings.groups else None,
+        "mutual_precision": float(mutual.loc[mutual["found"], "label"].mean()) if mutual["found"].any() else None,
+        "mutual_recall": float(mutual.loc[mutual["label"], "found"].mean()),
+    }
+    confusion = pd.crosstab(truth, called, dropna=False)
+    return measures, confusion, pd.crosstab(mutual["label"], mutual["found"])
+
+
+def save_nli(study: Study, nli: Nli, record: dict) -> None:
+    """Keep the run's entailment model: its weights when it was fine-tuned here, else only where it comes from."""
 
     def fill(place: Path) -> None:
-        if settings.groups:
+        if study.params.nli.groups:
             load.save_module(nli.model, record, place)
             nli.tokenizer.save_pretrained(place)
         else:
-            load.save_module(torch.nn.Module(), {**record, **load.describe_model(settings.base)}, place)
+            load.save_module(torch.nn.Module(), {**record, **load.describe_model(study.params.nli.base)}, place)
 
-    replace_folder(folder, fill)
+    replace_folder(study.run.model("nli"), fill)
 
 
-def load_pretrained(settings: Settings, run: Run, device: torch.device, dtype: torch.dtype) -> Nli:
+def load_nli(study: Study) -> Nli:
+    """Load the run's entailment model, as `save_nli` kept it."""
+    folder, settings = study.run.model("nli"), study.params.nli
+    if not (folder / "model.safetensors").exists():
+        raise MissingInputError("no NLI model here", where=str(folder), todo="run notebooks/03_nli_filter.ipynb first")
+    if not settings.groups:
+        return load_pretrained(study)
+    base, _ = load.load_model(settings.base, "encoder", study.run)
+    model = classifier.PairClassifier(base, len(LABELS), **HEAD)
+    load.load_module(model, folder)
+    model, tokenizer = model.to(study.device).eval(), AutoTokenizer.from_pretrained(folder)
+    return Nli(model, tokenizer, ENTAILMENT, settings.max_length, study.device, study.dtype)
+
+
+def load_pretrained(study: Study) -> Nli:
     """Load a ready entailment model, such as RoBERTa-large trained on WANLI.
 
     Raises
@@ -156,116 +231,37 @@ def load_pretrained(settings: Settings, run: Run, device: torch.device, dtype: t
     ModelError
         When its labels do not name an entailment class.
     """
-    model, tokenizer = load.load_model(settings.base, "classifier", run)
+    settings = study.params.nli
+    model, tokenizer = load.load_model(settings.base, "classifier", study.run)
     names = {str(name).lower(): i for i, name in model.config.id2label.items()}
     if "entailment" not in names:
         raise ModelError(f"expected a label named entailment, found {sorted(names)}", where=settings.base.name)
-    return Nli(model.to(device), tokenizer, names["entailment"], settings.max_length, device, dtype)
+    return Nli(model.to(study.device), tokenizer, names["entailment"], settings.max_length, study.device, study.dtype)
 
 
-def load_nli(folder: Path, settings: Settings, run: Run, device: torch.device, dtype: torch.dtype) -> Nli:
-    """Load the run's entailment model, as `save_nli` kept it."""
-    if not (folder / "model.safetensors").exists():
-        raise MissingInputError("no NLI model here", where=str(folder), todo="run notebooks/03_nli_filter.ipynb first")
-    if not settings.groups:
-        return load_pretrained(settings, run, device, dtype)
-    base, _ = load.load_model(settings.base, "encoder", run)
-    model = classifier.PairClassifier(base, len(LABELS), **HEAD)
-    load.load_module(model, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return Nli(model.to(device).eval(), tokenizer, LABELS.index("entailment"), settings.max_length, device, dtype)
+def filter_groups(study: Study, groups: Sequence[Sequence[str]], what: str = "NLI filter") -> Filtered:
+    """Keep of each group the contexts that say something new, by the run's model, in shards (see `filter_unique`)."""
+    settings, code = study.params.nli, source_hash("method/nli", "engine/classifier")
+    folder = require(study.run.model("nli") / "settings.json", "03_nli_filter").parent
+    weights = sha256(folder / "model.safetensors")
+    asked = pd.DataFrame({"contexts": [list(group) for group in groups]})
+    key = (settings.threshold, weights, load.describe_model(settings.base), settings.max_length, code)
+    found = map_rows(study, asked, partial(_open_filter, study), what, "groups", *key)
+    return Filtered(
+        [[bool(flag) for flag in flags] for flags in found["kept"]],
+        int(found["asked"].sum()),
+        sum(len(group) * (len(group) - 1) for group in groups),
+        [[None if j < 0 else int(j) for j in group] for group in found["blocked_by"]],
+    )
 
 
-def _block_repetition(result: Filtered, group: Sequence[str], number: int, i: int) -> None:
-    same = next((j for j in range(i) if result.kept[number][j] and group[j] == group[i]), None)
-    if same is not None:
-        _block(result, number, i, same)
+def _open_filter(study: Study) -> Work:
+    nli = load_nli(study)
 
+    def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
+        filtered = filter_unique([list(group) for group in part["contexts"]], nli, study.params.nli.threshold)
+        blocked_by = [[-1 if j is None else j for j in group] for group in filtered.blocked_by]
+        asked = [filtered.pairs_asked, *[0] * (len(part) - 1)][: len(part)]  # of the whole shard
+        return pd.DataFrame({"kept": filtered.kept, "blocked_by": blocked_by, "asked": asked})
 
-def _rank(kept: list[bool], words: list[frozenset[str]], i: int) -> list[int]:
-    """Return the accepted candidates before `i`, those with the most words in common first."""
-    accepted = [j for j in range(i) if kept[j]]
-    return sorted(accepted, key=lambda j: -len(words[i] & words[j]) / max(1, len(words[i] | words[j])))
-
-
-def _settle(
-    result: Filtered,
-    groups: Sequence[Sequence[str]],
-    i: int,
-    pairs: list[tuple[int, int]],
-    entails: Entails,
-    threshold: float,
-) -> None:
-    texts = [sorted((groups[k][i], groups[k][j]), key=lambda text: len(text.split())) for k, j in pairs]
-    first = _ask(entails, texts)
-    close = [index for index, p in enumerate(first) if p >= threshold]
-    second = _ask(entails, [texts[index][::-1] for index in close])
-    result.pairs_asked += len(texts) + len(close)
-    for index, p in zip(close, second, strict=True):
-        k, j = pairs[index]
-        if p >= threshold and result.kept[k][i]:
-            _block(result, k, i, j)
-
-
-def _ask(entails: Entails, pairs: Sequence[Sequence[str]]) -> np.ndarray:
-    return entails([a for a, _ in pairs], [b for _, b in pairs]) if pairs else np.zeros(0)
-
-
-def _block(result: Filtered, group: int, candidate: int, by: int) -> None:
-    result.kept[group][candidate] = False
-    result.blocked_by[group][candidate] = by
-
-
-@dataclass
-class ShardedNli:
-    """The run's entailment model. Filters groups of contexts as `filter_unique` does; call it to ask about pairs."""
-
-    study: Study
-
-    def __post_init__(self) -> None:
-        folder = require(self.study.run.model("nli") / "settings.json", "03_nli_filter").parent
-        self._weights = sha256(folder / "model.safetensors")
-
-    def __call__(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
-        """Return P(premise entails hypothesis), float64 of shape (pairs,), without shards."""
-        return self._model(premises, hypotheses)
-
-    def filter(self, groups: Sequence[Sequence[str]], threshold: float, what: str = "NLI filter") -> Filtered:
-        """Keep of each group the contexts that say something new (see `filter_unique`)."""
-        asked = pd.DataFrame({"contexts": [list(group) for group in groups]})
-        settings = self.study.params.nli
-        key = (
-            threshold,
-            self._weights,
-            load.describe_model(settings.base),
-            settings.max_length,
-            source_hash("method/nli", "engine/classifier"),
-        )
-        found = map_rows(self.study, asked, partial(_open_filter, self.study, threshold), what, "groups", *key)
-        return Filtered(
-            [[bool(flag) for flag in flags] for flags in found["kept"]],
-            int(found["asked"].sum()),
-            sum(len(group) * (len(group) - 1) for group in groups),
-            [[None if j < 0 else int(j) for j in group] for group in found["blocked_by"]],
-        )
-
-    @cached_property
-    def _model(self) -> Nli:
-        return _open_nli(self.study)
-
-
-def _open_filter(study: Study, threshold: float) -> Work:
-    return partial(_filter, _open_nli(study), threshold)
-
-
-def _open_nli(study: Study) -> Nli:
-    return load_nli(study.run.model("nli"), study.params.nli, study.run, study.device, study.dtype)
-
-
-def _filter(nli: Nli, threshold: float, part: pd.DataFrame, seed: int) -> pd.DataFrame:
-    groups = [list(group) for group in part["contexts"]]
-    filtered = filter_unique(groups, nli, threshold)
-    blocked_by = [[-1 if j is None else j for j in group] for group in filtered.blocked_by]
-    asked = np.zeros(len(groups), dtype=int)
-    asked[:1] = filtered.pairs_asked  # of the whole shard
-    return pd.DataFrame({"kept": filtered.kept, "blocked_by": blocked_by, "asked": asked})
+    return work

@@ -1,4 +1,4 @@
-"""What is written to the models, appendix A (teacher) and appendix D (student, critic), and how a student's answer is read."""
+"""What a writer is asked, and the form of its answer: appendix A (teacher) and appendix D.2 (student)."""
 
 import re
 
@@ -21,8 +21,6 @@ Explanation:
 Action: {action}
 Situation:"""
 
-ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN = "[ACTION]", "[POS]", "[NEG]"
-
 _STUDENT = re.compile(r"\s*Update:\s*(?P<context>.+?)\.?\s*Explanation:\s*(?P<rationale>.+?)\s*$", re.DOTALL)
 
 
@@ -42,7 +40,7 @@ def teacher_response(context: str, rationale: str) -> str:
 
 
 def student_source(action: str, moral_variance: int, seq2seq: bool) -> str:
-    """Write the student's prompt, appendix D.2; a causal student gets a line break before it goes on."""
+    """Write the student's prompt, appendix D.2; a causal student continues after a line break."""
     source = f"Action: {_sentence(action)}\nModifier: more {direction(moral_variance)}."
     return source if seq2seq else f"{source}\n"
 
@@ -55,16 +53,7 @@ def student_target(context: str, rationale: str) -> str:
 def parse_student(text: str) -> Parsed | None:
     """Read a student's answer; None when it does not have the form of `student_target`."""
     match = _STUDENT.match(text)
-    return _parsed(match["context"], match["rationale"]) if match else None
-
-
-def critic_text(action: str, moral_variance: int, context: str) -> str:
-    """Write the binary critic's input with its special tokens, appendix D.1."""
-    return f"{ACTION_TOKEN} {action} {POSITIVE_TOKEN if moral_variance == 1 else NEGATIVE_TOKEN} {context}"
-
-
-def _parsed(context: str, rationale: str) -> Parsed | None:
-    context, rationale = _clean(context), _clean(rationale)
+    context, rationale = (_clean(part) for part in match.groups()) if match else ("", "")
     return Parsed(context, rationale) if context and rationale else None
 
 

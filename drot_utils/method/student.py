@@ -1,4 +1,7 @@
-"""The student: what it is asked, how it learns, how it writes (sections 3.1 to 3.3, appendix D.2)."""
+"""The student: how it learns (`fine_tune`) and how it writes (`write_contexts`), sections 3.1 to 3.3 and appendix D.2.
+
+Run as a module, it is one of the processes that share a training (see `launch`).
+"""
 
 import json
 import os
@@ -11,14 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from drot_utils.data.corpora import is_builtin
 from drot_utils.data.parsing import Parsed, parse_teacher
-from drot_utils.data.table import CANDIDATES, PROMPT, empty_columns, read_table, write_table
+from drot_utils.data.table import CANDIDATES, PROMPT, empty_columns, read_table, write_frame
 from drot_utils.engine import load, trainer
 from drot_utils.engine.batches import MOST_TARGETS, Example
 from drot_utils.engine.load import cut_prompt, encode_question
@@ -28,10 +30,95 @@ from drot_utils.engine.vllm import VllmWriter
 from drot_utils.engine.writer import Prompt, Writer, Written
 from drot_utils.method.prompts import parse_student, student_source, student_target, teacher_prompt
 from drot_utils.study.errors import DataError, DrotError
-from drot_utils.study.params import Generation, ModelRef, Params
+from drot_utils.study.params import ModelRef, Params
 from drot_utils.study.params import Student as Settings
 from drot_utils.study.paths import Run, require, sha256, to_json, write_text
 from drot_utils.study.record import Study, release_memory
+
+MADE_BY = {"distill_base": "04_distill_base", "distill_final": "06_final_dataset"}
+
+
+def fine_tune(
+    study: Study, rows: pd.DataFrame, name: str, *, start: str | None, learning_rate: float, epochs: int,
+    steps: int | None = None,
+) -> dict:  # fmt: skip
+    """Fine-tune a student on kept rows and keep it as ``models/<name>``.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        The training data; every row has a context and a rationale.
+    start : str or None
+        The student to start from; None for the base model of the parameters.
+    steps : int, optional
+        Optimizer steps instead of epochs.
+
+    Returns
+    -------
+    dict
+        ``rows steps target_tokens losses seconds fingerprint``, also kept as ``training.json`` beside the weights. A
+        student that was already trained on the same rows, from the same weights, with the same settings is not trained
+        again.
+
+    Raises
+    ------
+    DataError
+        When the filters kept nothing.
+    """
+    if rows.empty:
+        raise DataError(
+            "no row to learn from: the filters kept none",
+            where=name,
+            todo="look in the notebook how many rows each filter dropped: lower the critic threshold in params, or, "
+            "where hardly anything parses, train the student that wrote them for longer",
+        )
+    params = study.params
+    origin = sha256(study.run.model(start) / "model.safetensors") if start else load.describe_model(params.student.base)
+    key = fingerprint(
+        rows[[*PROMPT, "context", "rationale"]], origin, params.student.model_dump(), learning_rate, epochs, steps,
+        params.seed, str(study.dtype), params.compute.compile,
+        source_hash("engine/batches", "engine/trainer", "engine/load", "method/prompts"),
+    )  # fmt: skip
+    record = read_training(study, name)
+    if record and record["fingerprint"] == key:
+        return record
+    job = {"key": key, "start": start, "learning_rate": learning_rate, "epochs": epochs, "steps": steps}
+    release_memory()
+    if params.compute.parallel.processes > 1:
+        launch(study, rows, {"name": name, **job}, study.run.work("parallel") / key)
+    else:
+        learn(study, rows, name, **job)
+    return read_training(study, name)
+
+
+def read_training(study: Study, name: str) -> dict | None:
+    """Return what `fine_tune` recorded of a student, or None when it does not exist."""
+    path = study.run.model(name) / "training.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def learn(
+    study: Study, rows: pd.DataFrame, name: str, *, key: str, start: str | None, learning_rate: float, epochs: int,
+    steps: int | None, accelerator: Accelerator | None = None,
+) -> None:  # fmt: skip
+    """Train a student and keep it with its record; of several processes, the first keeps it (see `fine_tune`)."""
+    params, run = study.params, study.run
+    if start:
+        model, tokenizer = load.load_folder(run.model(start), "student")
+    else:
+        model, tokenizer = load.load_model(params.student.base, "student", run)
+    seq2seq = model.config.is_encoder_decoder
+    done = trainer.train(
+        model, make_examples(rows, tokenizer, params.student, seq2seq), params.student, learning_rate=learning_rate,
+        epochs=epochs, steps=steps, work=run.work("checkpoints") / key, seed=params.seed, device=study.device,
+        dtype=study.dtype, compiled=params.compute.compile, what=f"training {name}", accelerator=accelerator,
+    )  # fmt: skip
+    notes = {
+        "training.json": to_json({**vars(done), "start": start, "fingerprint": key}),
+        "README.md": model_card(name, start, len(rows), done.steps, seq2seq, params),
+    }
+    first = accelerator is None or accelerator.is_main_process
+    load.save_model(model, tokenizer, run.model(name), study.dtype, notes, write=first)
 
 
 def make_examples(
@@ -52,27 +139,18 @@ def make_examples(
 
 
 def launch(study: Study, rows: pd.DataFrame, job: dict, work: Path) -> None:
-    """Train a student in ``compute.parallel.processes`` processes.
+    """Train a student in ``compute.parallel.processes`` processes; `job` holds the arguments of `learn` after `rows`.
 
-    Parameters
-    ----------
-    rows : DataFrame
-        The training data.
-    job : dict
-        The other arguments of `learn`.
-    work : Path
-        Gets the job, the rows and what the processes say (``log.txt``).
+    The folder `work` gets the job, the rows and what the processes say (``log.txt``).
 
     Raises
     ------
     DrotError
         When a process fails; its error is quoted.
     """
-    write_table(pa.Table.from_pandas(rows, preserve_index=False), work / "rows.parquet")
-    write_text(
-        work / "job.json",
-        json.dumps({"params": study.params.model_dump(), "stage": study.stage, "job": job}, allow_nan=False),
-    )
+    write_frame(rows, work / "rows.parquet")
+    saved = {"params": study.params.model_dump(), "stage": study.stage, "job": job}
+    write_text(work / "job.json", json.dumps(saved, allow_nan=False))
     processes = study.params.compute.parallel.processes
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
@@ -99,238 +177,6 @@ def main(work: Path) -> None:
     if study.device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     learn(study, read_table(work / "rows.parquet"), **saved["job"], accelerator=open_accelerator(study))
-
-
-MADE_BY = {"distill_base": "04_distill_base", "distill_final": "06_final_dataset"}
-
-
-@dataclass(frozen=True)
-class Author:
-    """Somebody who writes contexts: a writer, how it is asked, and how its answer is read."""
-
-    name: str
-    writer: Writer | VllmWriter
-    ask: Callable[[str, int], Prompt]
-    parse: Callable[[str], Parsed | None]
-
-
-def open_author(study: Study, name: str, zero_shot: ModelRef | None = None) -> Author:
-    """Load one of the run's students, or a model that answers the teacher's prompt zero-shot (section 5.1).
-
-    Parameters
-    ----------
-    name : str
-        The student; ``base`` is the student's base model, zero-shot.
-    zero_shot : ModelRef, optional
-        Another model to be asked zero-shot, under that name.
-    """
-    params, generation = study.params, study.params.generation
-    release_memory()
-    place = (study.device, study.dtype)
-    zero_shot = zero_shot or (params.student.base if name == "base" else None)
-    if zero_shot:
-        model, tokenizer = load.load_model(zero_shot, "student", study.run)
-        longest = params.teacher.max_tokens or generation.max_new_tokens
-        writer = Writer(model, tokenizer, *place, 512, longest, generation.batch_size)
-        return Author(name, writer, partial(_ask_zero_shot, tokenizer), parse_teacher)
-    folder = require(study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill")).parent
-    sizes = (params.student.max_prompt_length, generation.max_new_tokens, generation.batch_size)
-    if generation.engine == "vllm":
-        writer = VllmWriter(folder, study.dtype, *sizes)
-    else:
-        writer = Writer(*load.load_folder(folder, "student"), *place, *sizes)
-    return Author(name, writer, partial(student_source, seq2seq=writer.seq2seq), parse_student)
-
-
-def _ask_zero_shot(tokenizer: PreTrainedTokenizerBase, action: str, moral_variance: int) -> list[int]:
-    return encode_question(tokenizer, teacher_prompt(action, moral_variance))
-
-
-def write_contexts(
-    study: Study,
-    name: str,
-    actions: pd.DataFrame,
-    stage: str,
-    n: int,
-    method: str,
-    zero_shot: ModelRef | None = None,
-) -> pd.DataFrame:
-    """Let a student write `n` candidates for each action and moral variance, in shards.
-
-    Parameters
-    ----------
-    name : str
-        The student, such as ``distill_base``, or ``base``; becomes the rows' ``source``.
-    actions : DataFrame
-        ``action_id`` and ``action``.
-    stage : str
-        Names the draws: the same stage, student and actions give the same candidates.
-    method : {"greedy", "nucleus", "beam"}
-    zero_shot : ModelRef, optional
-        See `open_author`.
-
-    Returns
-    -------
-    DataFrame
-        Columns of `schema.CANDIDATES`, ``len(actions) * 2 * n`` rows, flags and scores null.
-    """
-    settings = study.params.generation
-    model = zero_shot or (study.params.student.base if name == "base" else None)
-    origin = study.run.model(name) / "model.safetensors"
-    prompts = list_prompts(actions)
-    key = fingerprint(
-        prompts, n, method, settings.model_dump(), study.params.seed, stage, str(study.dtype),
-        load.describe_model(model) if model else sha256(require(origin, MADE_BY.get(name, "05_self_distill"))),
-        source_hash("engine/writer", "engine/slots", "engine/load", "engine/vllm", "method/prompts", "data/parsing"),
-    )  # fmt: skip
-    rows = map_shards(
-        prompts, settings.shard_size, partial(_open_writing, study, name, n, method, zero_shot),
-        study.run.work("shards") / f"{stage}-{name}-{key}", seed=study.params.seed, stage=f"{stage}: {name} writes",
-        per_row=n, unit="candidates", executor=study.params.compute.executor,
-    )  # fmt: skip
-    return empty_columns(rows)
-
-
-def list_prompts(actions: pd.DataFrame) -> pd.DataFrame:
-    """Return ``action_id action moral_variance``, each action in both directions."""
-    return actions[["action_id", "action"]].merge(pd.DataFrame({"moral_variance": [1, -1]}), how="cross")
-
-
-def _open_writing(study: Study, name: str, n: int, method: str, zero_shot: ModelRef | None) -> Work:
-    return partial(_write_shard, open_author(study, name, zero_shot), study.params.generation, n, method)
-
-
-def _write_shard(
-    author: Author, settings: Generation, n: int, method: str, part: pd.DataFrame, seed: int
-) -> pd.DataFrame:
-    texts = [author.ask(row.action, row.moral_variance) for row in part.itertuples()]
-    written = author.writer.write(texts, n, method, top_p=settings.top_p, temperature=settings.temperature, seed=seed)
-    return to_rows(part, written, author.name, author.parse)
-
-
-def to_rows(
-    prompts: pd.DataFrame, written: list[list[Written]], source: str, parse: Callable[[str], Parsed | None]
-) -> pd.DataFrame:
-    """Put written texts into the table of the study; a text that does not parse keeps its raw form only."""
-    rows = []
-    for prompt, group in zip(prompts.itertuples(), written, strict=True):
-        for candidate, text in enumerate(group):
-            parsed = parse(text.text)
-            rows.append({
-                "action_id": prompt.action_id,
-                "action": prompt.action,
-                "moral_variance": prompt.moral_variance,
-                "candidate": candidate,
-                "source": source,
-                "context": parsed.context if parsed else None,
-                "rationale": parsed.rationale if parsed else None,
-                "raw": text.text,
-                "tokens": text.tokens,
-            })  # fmt: skip
-    return pd.DataFrame(rows, columns=CANDIDATES.names[:9])
-
-
-def fine_tune(
-    study: Study,
-    rows: pd.DataFrame,
-    name: str,
-    *,
-    start: str | None,
-    learning_rate: float,
-    epochs: int,
-    steps: int | None = None,
-) -> dict:
-    """Fine-tune a student on kept rows and keep it as ``models/<name>``.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        The training data; every row has a context and a rationale.
-    start : str or None
-        The student to start from; None for the base model of the parameters.
-    steps : int, optional
-        Optimizer steps instead of epochs.
-
-    Returns
-    -------
-    dict
-        ``rows steps target_tokens losses seconds fingerprint``, also kept as ``training.json`` beside the weights. A
-        student that was already trained on the same rows, from the same weights, with the same settings is not
-        trained again.
-
-    Raises
-    ------
-    DataError
-        When the filters kept nothing.
-    """
-    if rows.empty:
-        raise DataError(
-            "no row to learn from: the filters kept none",
-            where=name,
-            todo="look in the notebook how many rows each filter dropped: lower the critic threshold in params, or, where hardly "
-            "anything parses, train the student that wrote them for longer",
-        )
-    params = study.params
-    origin = sha256(study.run.model(start) / "model.safetensors") if start else load.describe_model(params.student.base)
-    key = fingerprint(
-        rows[[*PROMPT, "context", "rationale"]], origin, params.student.model_dump(), learning_rate, epochs, steps,
-        params.seed, str(study.dtype), params.compute.compile, source_hash("engine/batches", "engine/trainer", "engine/load", "method/prompts"),
-    )  # fmt: skip
-    record = read_training(study, name)
-    if record and record["fingerprint"] == key:
-        return record
-    job = {
-        "name": name,
-        "key": key,
-        "start": start,
-        "learning_rate": learning_rate,
-        "epochs": epochs,
-        "steps": steps,
-    }
-    release_memory()
-    if params.compute.parallel.processes > 1:
-        launch(study, rows, job, study.run.work("parallel") / key)
-    else:
-        learn(study, rows, **job)
-    return read_training(study, name)
-
-
-def learn(
-    study: Study,
-    rows: pd.DataFrame,
-    *,
-    name: str,
-    key: str,
-    start: str | None,
-    learning_rate: float,
-    epochs: int,
-    steps: int | None,
-    accelerator: Accelerator | None = None,
-) -> None:
-    """Train a student and keep it with its record; in several processes, the first of them keeps it (see `fine_tune`)."""
-    params = study.params
-    model, tokenizer = (
-        load.load_folder(study.run.model(start), "student")
-        if start
-        else load.load_model(params.student.base, "student", study.run)
-    )
-    examples = make_examples(rows, tokenizer, params.student, model.config.is_encoder_decoder)
-    done = trainer.train(
-        model, examples, params.student, learning_rate=learning_rate, epochs=epochs, steps=steps,
-        work=study.run.work("checkpoints") / key, seed=params.seed, device=study.device, dtype=study.dtype,
-        compiled=params.compute.compile, what=f"training {name}", accelerator=accelerator,
-    )  # fmt: skip
-    record = {**vars(done), "start": start, "fingerprint": key}
-    card = model_card(name, start, len(rows), done.steps, model.config.is_encoder_decoder, params)
-    notes = {"training.json": to_json(record), "README.md": card}
-    first = accelerator is None or accelerator.is_main_process
-    load.save_model(model, tokenizer, study.run.model(name), study.dtype, notes, write=first)
-
-
-def read_training(study: Study, name: str) -> dict | None:
-    """Return what `fine_tune` recorded of a student, or None when it does not exist."""
-    path = study.run.model(name) / "training.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 MODEL_CARD = """\
@@ -365,16 +211,127 @@ MODEL_DEMO_NOTE = (
 
 def model_card(name: str, start: str | None, rows: int, steps: int, seq2seq: bool, params: Params) -> str:
     """Return the card of a student: its name, what it was fine-tuned from, and on how much."""
+    builtin = is_builtin(params)
     return MODEL_CARD.format(
-        name=name,
-        profile=params.profile,
-        license_id="apache-2.0" if is_builtin(params) else "other",
+        name=name, profile=params.profile, start=start or params.student.base.name, rows=rows, steps=steps,
         pipeline="text2text-generation" if seq2seq else "text-generation",
-        start=start or params.student.base.name,
-        rows=rows,
-        steps=steps,
-        demo=MODEL_DEMO_NOTE if is_builtin(params) else "",
-    )
+        license_id="apache-2.0" if builtin else "other", demo=MODEL_DEMO_NOTE if builtin else "",
+    )  # fmt: skip
+
+
+def write_contexts(
+    study: Study, name: str, actions: pd.DataFrame, stage: str, n: int, method: str, zero_shot: ModelRef | None = None
+) -> pd.DataFrame:
+    """Let a student write `n` candidates for each action and moral variance, in shards.
+
+    Parameters
+    ----------
+    name : str
+        The student, such as ``distill_base``, or ``base``; becomes the rows' ``source``.
+    actions : DataFrame
+        ``action_id`` and ``action``.
+    stage : str
+        Names the draws: the same stage, student and actions give the same candidates.
+    method : {"greedy", "nucleus", "beam"}
+    zero_shot : ModelRef, optional
+        See `open_author`.
+
+    Returns
+    -------
+    DataFrame
+        Columns of `table.CANDIDATES`, ``len(actions) * 2 * n`` rows, flags and scores null.
+    """
+    params, settings = study.params, study.params.generation
+    model = zero_shot or (params.student.base if name == "base" else None)
+    weights = load.describe_model(model) if model else sha256(_weights(study, name))
+    prompts = list_prompts(actions)
+    key = fingerprint(
+        prompts, n, method, settings.model_dump(), params.seed, stage, str(study.dtype), weights,
+        source_hash("engine/writer", "engine/slots", "engine/load", "engine/vllm", "method/prompts", "data/parsing"),
+    )  # fmt: skip
+    rows = map_shards(
+        prompts, settings.shard_size, partial(_open_writing, study, name, n, method, zero_shot),
+        study.run.work("shards") / f"{stage}-{name}-{key}", seed=params.seed, stage=f"{stage}: {name} writes",
+        per_row=n, unit="candidates", executor=params.compute.executor,
+    )  # fmt: skip
+    return empty_columns(rows)
+
+
+def list_prompts(actions: pd.DataFrame) -> pd.DataFrame:
+    """Return ``action_id action moral_variance``, each action in both directions."""
+    return actions[["action_id", "action"]].merge(pd.DataFrame({"moral_variance": [1, -1]}), how="cross")
+
+
+@dataclass(frozen=True)
+class Author:
+    """Somebody who writes contexts: a writer, how it is asked, and how its answer is read."""
+
+    name: str
+    writer: Writer | VllmWriter
+    ask: Callable[[str, int], Prompt]
+    parse: Callable[[str], Parsed | None]
+
+
+def open_author(study: Study, name: str, zero_shot: ModelRef | None = None) -> Author:
+    """Load one of the run's students, or a model that answers the teacher's prompt zero-shot (section 5.1).
+
+    Parameters
+    ----------
+    name : str
+        The student; ``base`` is the student's base model, zero-shot.
+    zero_shot : ModelRef, optional
+        Another model to be asked zero-shot, under that name.
+    """
+    params, generation = study.params, study.params.generation
+    release_memory()
+    place = (study.device, study.dtype)
+    zero_shot = zero_shot or (params.student.base if name == "base" else None)
+    if zero_shot:
+        model, tokenizer = load.load_model(zero_shot, "student", study.run)
+        longest = params.teacher.max_tokens or generation.max_new_tokens
+        writer = Writer(model, tokenizer, *place, 512, longest, generation.batch_size)
+        return Author(name, writer, partial(_ask_zero_shot, tokenizer), parse_teacher)
+    folder = _weights(study, name).parent
+    sizes = (params.student.max_prompt_length, generation.max_new_tokens, generation.batch_size)
+    if generation.engine == "vllm":
+        writer = VllmWriter(folder, study.dtype, *sizes)
+    else:
+        writer = Writer(*load.load_folder(folder, "student"), *place, *sizes)
+    return Author(name, writer, partial(student_source, seq2seq=writer.seq2seq), parse_student)
+
+
+def _weights(study: Study, name: str) -> Path:
+    return require(study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill"))
+
+
+def _ask_zero_shot(tokenizer: PreTrainedTokenizerBase, action: str, moral_variance: int) -> list[int]:
+    return encode_question(tokenizer, teacher_prompt(action, moral_variance))
+
+
+def _open_writing(study: Study, name: str, n: int, method: str, zero_shot: ModelRef | None) -> Work:
+    author, settings = open_author(study, name, zero_shot), study.params.generation
+    options = {"top_p": settings.top_p, "temperature": settings.temperature}
+
+    def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
+        prompts = [author.ask(row.action, row.moral_variance) for row in part.itertuples()]
+        written = author.writer.write(prompts, n, method, **options, seed=seed)
+        return to_rows(part, written, author.name, author.parse)
+
+    return work
+
+
+def to_rows(
+    prompts: pd.DataFrame, written: list[list[Written]], source: str, parse: Callable[[str], Parsed | None]
+) -> pd.DataFrame:
+    """Put written texts into the table of the study; a text that does not parse keeps its raw form only."""
+    rows = []
+    for prompt, group in zip(prompts.itertuples(), written, strict=True):
+        for candidate, text in enumerate(group):
+            parsed = parse(text.text)
+            read = (parsed.context, parsed.rationale) if parsed else (None, None)
+            who = (prompt.action_id, prompt.action, prompt.moral_variance, candidate, source)
+            rows.append((*who, *read, text.text, text.tokens))
+    return pd.DataFrame(rows, columns=CANDIDATES.names[:9])
 
 
 if __name__ == "__main__":

@@ -233,11 +233,11 @@ def _list_others(params: Params, test: list[str]) -> Iterator[tuple[str, Endpoin
     for judge in params.judges.panel:
         if judge.endpoint:
             bodies = [judge_request(judge.endpoint, judge_prompt(*item), params.seed) for item in items]
-            yield "02 critic", judge.endpoint, bodies
+            yield "12 judges", judge.endpoint, bodies
 
 
 def _list_judged(params: Params) -> list[tuple[str, int, str]]:
-    """Return items as many and as long as those that notebook 2 shows to the judges."""
+    """Return items as many and as long as those that notebook 12 shows to the judges."""
     sample = params.judges.sample
     if not all(resolve(path).exists() for path in (params.corpus.actions, *params.critic.gold)):
         return [(STAND_IN, 1, f"{STAND_IN_CONTEXT} {number}") for number in range(sample or 0)]

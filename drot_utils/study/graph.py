@@ -47,7 +47,9 @@ WRITES = (*TRAINS, "generation")
 
 
 def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
-    """Return the stages of a study in reading order.
+    """Return the stages of a study in the order in which they can run.
+
+    That is the reading order, but the judges (12) come before the first stage that needs their scores, if any does.
 
     Parameters
     ----------
@@ -57,20 +59,21 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     """
     if ablations is None:
         ablations = params.ablations or any(Run(params.profile).model(name).exists() for name in ABLATIONS)
+    sections = ("seed", "compute", "corpus", "requests", "critic", "judges", "evaluation")
+    panel = Stage("12_judges", "12_judges", ("02_critic",), sections, 12)
+    filters, judged = (
+        (panel.name,) if by == "judges" else () for by in (params.judges.filter, params.evaluation.critic)
+    )
+    first, last = ([panel], []) if filters or judged else ([], [panel])
     stages = [
         Stage("01_seed_generation", "01_seed_generation", (), ("seed", "corpus", "requests", "teacher"), 8),
-        Stage(
-            "02_critic",
-            "02_critic",
-            (),
-            ("seed", "compute", "corpus", "requests", "critic", "judges", "evaluation"),
-            97,
-        ),
+        Stage("02_critic", "02_critic", (), ("seed", "compute", "corpus", "critic", "evaluation"), 85),
         Stage("03_nli_filter", "03_nli_filter", (), ("seed", "compute", "nli"), 50),
+        *first,
         Stage(
             "04_distill_base",
             "04_distill_base",
-            ("01_seed_generation", "02_critic", "03_nli_filter"),
+            ("01_seed_generation", "02_critic", "03_nli_filter", *filters),
             WRITES,
             100,
         ),
@@ -83,11 +86,12 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     return [
         *stages,
         *variants,
-        Stage("07_evaluation", "07_evaluation", students, (*WRITES, "requests", "teacher", "evaluation"), 300),
+        Stage("07_evaluation", "07_evaluation", (*students, *judged), (*WRITES, "requests", "teacher", "evaluation"), 300),
         Stage("08_topics", "08_topics", ("06_final_dataset",), ("seed", "compute", "topics"), 55),
         Stage("09_toxicity", "09_toxicity", ("06_final_dataset",), ("seed", "compute", "toxicity"), 8),
         Stage("10_cultural_bias", "10_cultural_bias", ("06_final_dataset",), (*WRITES, "topics", "bias"), 18),
         Stage("11_human_evaluation", "11_human_evaluation", ("07_evaluation",), ("seed", "compute", "corpus", "critic", "judges", "nli", "annotation"), 10),
+        *last,
     ]  # fmt: skip
 
 

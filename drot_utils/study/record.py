@@ -127,10 +127,15 @@ class Study:
 
         return compute_dtype(self.params.compute, self.device)
 
-    def show(self, *sections: str) -> None:
-        """Print the resolved sections of the parameters, as YAML."""
-        values = self.params.model_dump()
-        chosen = {name: values[name] for name in ("profile", "seed", *sections)}
+    def show(self, *names: str) -> None:
+        """Print profile, seed, and the named sections or values (``critic.head``) of the parameters, as YAML."""
+        chosen: dict[str, Any] = {}
+        for name in ("profile", "seed", *names):
+            *sections, last = name.split(".")
+            value, place = self.params.model_dump(), chosen
+            for section in sections:
+                value, place = value[section], place.setdefault(section, {})
+            place[last] = value[last]
         print(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True, width=110).strip())
 
     def note(self, **values: Any) -> None:
