@@ -18,7 +18,7 @@ from test_potato import state
 from drot_utils.people import exchange, forms
 from drot_utils.people.spreadsheet import read_csv
 from drot_utils.people.votes import spread_votes
-from drot_utils.study.errors import DataError
+from drot_utils.study.errors import DataError, ParamsError
 
 
 def read(tmp_path, key, form=FORM):
@@ -36,6 +36,12 @@ def test_formats_that_are_not_asked_for_are_not_written(asked, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{FORM.name}_key.csv", "mturk"]
 
 
+def test_a_format_that_nobody_writes_is_refused_before_anything_is_written(asked, tmp_path):
+    with pytest.raises(ParamsError, match=r"annotation.exchange: expected some of csv, labelstudio, .*, found 'excel'"):
+        exchange.export_form(FORM, asked, tmp_path, 1, ["csv", "excel"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_export_says_who_wrote_what(key, asked, tmp_path):
     files = [p for p in (tmp_path / "forms").rglob("*") if p.is_file() and "_key" not in p.name]
     assert len(files) == 8
@@ -51,7 +57,7 @@ def test_any_text_is_shown_as_it_is(text):
     rows = pd.DataFrame([{**row, "action": "A", "context": text, "rationale": text}])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        key = exchange.export_form(FORM, rows, folder, 1, list(exchange.WRITERS))
+        key = exchange.export_form(FORM, rows, folder, 1, list(exchange.TOOLS))
         shown = forms.show_rows(key)["context"][0]
         assert len(shown) == len(text)
         assert read_csv(folder / f"{FORM.name}.csv")["context"].iloc[0] == shown

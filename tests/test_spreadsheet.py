@@ -58,7 +58,7 @@ def test_a_form_as_programs_and_countries_write_it(tmp_path, spell):
         (b"PK\x03\x04\x00\x00", "is no CSV text: it holds zero bytes"),
         (b",,\n\n", "is no CSV text: it is empty"),
         (b"row_id,q1,q2,q3,q4\n\nx,Y,Y,Y,Y,Y\n", "line 3: 6 cells, but the header has 5"),
-        (b"row_id,q1,q2,q3,q4,q1\n", "the column q1 stands there twice"),
+        (b"row_id,q1,q2,q3,q4,q1\n", "there are two columns q1"),
         (b'row_id,q1\n"x,Y\n1,2,3,4\n', "is no CSV text"),
     ],
 )

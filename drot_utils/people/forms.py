@@ -1,7 +1,10 @@
 """The two human forms (appendix B, figures 6 and 7): what they ask, which rows are shown, and what a filled one may hold."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,10 +13,8 @@ from drot_utils.data.table import KEY, PROMPT
 from drot_utils.engine.shards import fingerprint
 from drot_utils.study.errors import DataError
 
-YES_SOMEWHAT_NO = {"Y": "yes", "S": "somewhat", "N": "no"}
-
-
 DIRECTIONS = {1: "more acceptable", -1: "less acceptable"}
+YES_SOMEWHAT_NO = {"Y": "yes", "S": "somewhat", "N": "no"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,6 @@ CRITIC_FORM = Form(
         ),
     },
 )
-
-
 EVALUATION_FORM = Form(
     "evaluation_form",
     "Figure 7: the human evaluation of students and of the data set.",
@@ -62,8 +61,6 @@ EVALUATION_FORM = Form(
         "q4": Question("Is the rationale a valid reason, by common sense, why the context does that?", YES_SOMEWHAT_NO),
     },
 )
-
-
 FORMS = {form.name: form for form in (CRITIC_FORM, EVALUATION_FORM)}
 
 #: What annotators read before the questions, in every format.
@@ -78,7 +75,7 @@ INTRODUCTION = (
 #: What a filled row is about; the annotator sees neither who wrote it nor what a model thinks of it.
 SHOWN = ["row_id", "action", "direction", "context", "rationale"]
 
-_ROW_ID = re.compile(rf"(?P<form>{'|'.join(FORMS)})-(?P<print>[0-9a-f]{{6}})-\d{{5}}")
+_ROW_ID = re.compile(rf"({'|'.join(FORMS)})-[0-9a-f]{{6}}-\d{{5}}")
 _CONTROL = dict.fromkeys([*range(32), *range(127, 160)], " ")
 
 
@@ -116,8 +113,8 @@ def make_key(form: Form, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        The key, not to be shown to annotators: ``row_id``, `schema.KEY`, ``set``, and the texts. A row_id names the form,
-        these texts in this order, and the row, so that answers to another form or of another run are not taken for this one's.
+        The key, not to be shown to annotators: ``row_id``, `table.KEY`, ``set``, and the texts. A row_id names the form, these
+        texts in this order, and the row, so that answers to another form or of another run are not taken for this one's.
     """
     key = rows.iloc[np.random.default_rng(seed).permutation(len(rows))].reset_index(drop=True)
     key = key[[*KEY, "set", "action", "context", "rationale"]]
@@ -132,52 +129,53 @@ def show_rows(key: pd.DataFrame) -> pd.DataFrame:
     return shown.map(lambda text: text.translate(_CONTROL))
 
 
+def as_title(form: Form) -> str:
+    """Return the name of a form as annotators see it."""
+    return form.name.replace("_", " ").capitalize()
+
+
+@contextmanager
+def refusing(where: Path | str, found: str, todo: str) -> Iterator[None]:
+    """Raise a `DataError` where what is read in the block is not of the shape that it is taken for."""
+    try:
+        yield
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{found} ({error!r})", where=str(where), todo=todo) from error
+
+
 def collect_votes(form: Form, votes: list[dict[str, str]], **left_out: int) -> Filled:
     """Return what a file holds, vote by vote: ``row_id annotator``, the questions, and ``where``."""
     return Filled(pd.DataFrame(votes, columns=["row_id", "annotator", *form.questions, "where"]), left_out)
 
 
 def check_votes(votes: pd.DataFrame, form: Form, key: pd.DataFrame) -> None:
-    """Check answers as they were read.
-
-    Parameters
-    ----------
-    votes : DataFrame
-        As in `Filled`.
-    key : DataFrame
-        As `make_key` returned it.
+    """Check answers (as in `Filled`) against the key that `make_key` returned.
 
     Raises
     ------
     DataError
         An unknown row_id, a second answer of an annotator to a row, an answer that the form does not have; where it stands.
     """
-    known = set(key["row_id"])
-    ours = _ROW_ID.fullmatch(key["row_id"].iloc[0]) if len(key) else None
-    for row_id, where in zip(votes["row_id"], votes["where"], strict=True):
-        if row_id not in known:
-            parts = _ROW_ID.fullmatch(row_id)
-            other = parts and ours and parts["print"] != ours["print"]
-            raise DataError(
-                f"the row_id {row_id!r} is {'of the form of another run' if other else 'not in the key'}",
-                where=where,
-                todo="fill the form of this run; a form of another run has other rows",
-            )
+    unknown = ~votes["row_id"].isin(key["row_id"])
+    if unknown.any():
+        row_id, where = votes.loc[unknown, ["row_id", "where"]].iloc[0]
+        foreign = form_of(row_id) and not key["row_id"].str.startswith(row_id[: -len("00001")]).any()
+        raise DataError(
+            f"the row_id {row_id!r} is {'of the form of another run' if foreign else 'not in the key'}",
+            where=where,
+            todo="fill the form of this run; a form of another run has other rows",
+        )
     again = votes.duplicated(["row_id", "annotator"])
     if again.any():
-        row = votes[again].iloc[0]
-        raise DataError(
-            f"a second answer to the same row_id by {row['annotator']}",
-            where=row["where"],
-            todo="keep one of them",
-        )
+        annotator, where = votes.loc[again, ["annotator", "where"]].iloc[0]
+        raise DataError(f"a second answer to the same row_id by {annotator}", where=where, todo="keep one of them")
     for name, question in form.questions.items():
         bad = ~votes[name].isin(["", *question.answers])
         if bad.any():
-            row = votes[bad].iloc[0]
+            answer, where = votes.loc[bad, [name, "where"]].iloc[0]
             raise DataError(
-                f"expected one of {', '.join(question.answers)} or nothing, found {row[name]!r}",
-                where=f"{row['where']}, {name}",
+                f"expected one of {', '.join(question.answers)} or nothing, found {answer!r}",
+                where=f"{where}, {name}",
                 todo="use the codes of the form's instructions",
             )
 
@@ -185,4 +183,4 @@ def check_votes(votes: pd.DataFrame, form: Form, key: pd.DataFrame) -> None:
 def form_of(row_id: str) -> str | None:
     """Return the name of the form that a row_id belongs to, None when it has not the shape of one."""
     parts = _ROW_ID.fullmatch(row_id)
-    return parts["form"] if parts else None
+    return parts[1] if parts else None

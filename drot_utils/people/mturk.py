@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from drot_utils.data.table import check_columns
-from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, show_rows
-from drot_utils.people.spreadsheet import read_csv
+from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, refusing, show_rows
+from drot_utils.people.spreadsheet import is_table, read_csv
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import write_text
 
@@ -45,11 +45,16 @@ _LAYOUT = """\
 def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
     """Write a HIT's layout, with ``${...}`` where a row's texts go, and the batch's input.
 
-    The folder (see `exchange.Export`) gets ``<form>.html`` (for the editor of a project's layout) and ``<form>.csv`` (to publish
-    a batch with). Mechanical Turk puts the values in as they are, so they are escaped here, as HTML and to ASCII.
+    They are ``mturk/<form>.html`` (for the editor of a project's layout) and ``mturk/<form>.csv`` (to publish a batch with).
+    Mechanical Turk puts the values in as they are, so they are escaped here, as HTML and to ASCII.
     """
-    write_text(folder / f"{form.name}.html", _layout(form))
-    write_text(folder / f"{form.name}.csv", show_rows(key).map(_escape).to_csv(index=False))
+    write_text(folder / "mturk" / f"{form.name}.html", _layout(form))
+    write_text(folder / "mturk" / f"{form.name}.csv", show_rows(key).map(_escape).to_csv(index=False))
+
+
+def claims(form: Form, path: Path) -> bool:
+    """Return whether a file is the results of a batch: a table of what workers answered."""
+    return is_table(form, path) and "WorkerId" in read_csv(path).columns
 
 
 def read(form: Form, path: Path) -> Filled:
@@ -99,26 +104,18 @@ def _answers(row: dict[str, str], where: str) -> dict[str, Any]:
     text = given.pop("taskAnswers", "")
     if not text:
         return given
-    try:
+    todo = "download the batch's results again"
+    with refusing(f"{where}, Answer.taskAnswers", "is no list of answers in JSON", todo):
         for answers in json.loads(text):
             for name, value in answers.items():
                 flags = value if isinstance(value, dict) else {}
                 given |= {f"{name}.{code}": flag for code, flag in flags.items()} or {name: value}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"is no list of answers in JSON ({error})",
-            where=f"{where}, Answer.taskAnswers",
-            todo="download the batch's results again",
-        ) from error
     return given
 
 
 def _chosen(given: dict[str, Any], name: str, where: str) -> str:
-    flags = {
-        field.removeprefix(f"{name}."): str(value).strip().lower()
-        for field, value in given.items()
-        if field.startswith(f"{name}.")
-    }
+    own = {field.removeprefix(f"{name}."): value for field, value in given.items() if field.startswith(f"{name}.")}
+    flags = {code: str(value).strip().lower() for code, value in own.items()}
     for code, flag in flags.items():
         if flag not in ("true", "false", ""):
             raise DataError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from drot_utils.data.table import check_columns
-from drot_utils.people.forms import INTRODUCTION, Filled, Form, show_rows
+from drot_utils.people.forms import FORMS, INTRODUCTION, Filled, Form, as_title, show_rows
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import write_text
 
@@ -18,24 +18,44 @@ _COPY = re.compile(r"(\s*\(\d+\)|[ _-]+(copy|kopie|copie|copia|cópia)(\s*\(?\d+
 
 
 def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
-    """Write the empty form and its instructions (see `exchange.Export`).
-
-    The folder gets ``<form>.csv`` (to be copied and filled, one ``<form>-<annotator>.csv`` an annotator) and ``<form>.md``.
-    """
+    """Write the empty form, ``<form>.csv`` (to be copied and filled, one an annotator), and its instructions, ``<form>.md``."""
     blank = show_rows(key).assign(**dict.fromkeys(form.questions, ""))
     write_text(folder / f"{form.name}.csv", blank.to_csv(index=False))
     write_text(folder / f"{form.name}.md", _instructions(form))
 
 
-def read(form: Form, path: Path) -> Filled:
+def is_named(form: Form, path: Path) -> bool:
+    """Return whether a file is named as a filled form."""
+    return path.stem.lower().startswith(f"{form.name}-")
+
+
+def is_table(form: Form, path: Path) -> bool:
+    """Return whether a file is a table by its name."""
+    kind = path.suffix.lower()
+    return kind in (".csv", ".tsv") or (kind == ".txt" and is_named(form, path))
+
+
+claims = is_table
+
+
+def read(form: Form, path: Path) -> Filled | None:
     """Read a filled copy named ``<form>-<annotator>.csv``; what marks a copy of it, such as `` (1)``, is no part of the name.
+
+    What else may lie there holds no answers: the empty form, the key, Mechanical Turk's input, and the other form's files.
 
     Raises
     ------
     DataError
-        A file that is no CSV text, or lacks a column.
+        A file that is no CSV text, lacks a column, or has another name and may hold answers.
     """
     table = read_csv(path)
+    if not is_named(form, path):
+        answered = table.filter(items=list(form.questions)).ne("").any(axis=None)
+        others = tuple(set(FORMS) - {form.name})
+        if path.stem.startswith(others) or (path.stem.startswith(form.name) and not answered):
+            return None
+        todo = f"name it {form.name}-<annotator>.csv, or move it elsewhere"
+        raise DataError("is not named as a filled form", where=str(path), todo=todo)
     check_columns(table, ["row_id", *form.questions], str(path))
     where = [f"{path}, line {number}" for number in table.index]
     annotator = _COPY.sub("", path.stem[len(form.name) + 1 :]).strip()
@@ -46,8 +66,8 @@ def read(form: Form, path: Path) -> Filled:
 def read_csv(path: Path) -> pd.DataFrame:
     """Read a CSV file as text, as programs and countries write it.
 
-    Commas, semicolons or tabs; UTF-8, UTF-16, or an older encoding of one byte (row_ids and codes are ASCII in all of these, so
-    it does not matter which). Rows without any text are left out.
+    Commas, semicolons or tabs; UTF-8, UTF-16, or an older encoding of one byte, whichever (row_ids and codes are ASCII in all of
+    them). Rows without any text are left out.
 
     Returns
     -------
@@ -57,7 +77,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     Raises
     ------
     DataError
-        When it is none, or a row has more cells than the header, or the header a name twice.
+        A file that is no CSV text, a row with more cells than the header, or two columns of one name.
     """
     todo = "save it as CSV (UTF-8)"
     try:
@@ -75,7 +95,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     header = rows.pop(next(iter(rows)))
     for name in header:
         if name and header.count(name) > 1:
-            raise DataError(f"the column {name} stands there twice", where=str(path), todo="keep one of them")
+            raise DataError(f"there are two columns {name}", where=str(path), todo="keep one of them")
     for number, row in rows.items():
         if len(row) > len(header):
             raise DataError(
@@ -109,7 +129,7 @@ def _strip_end(row: list[str]) -> list[str]:
 
 
 def _instructions(form: Form) -> str:
-    lines = [f"# {form.name.replace('_', ' ').capitalize()}", "", *(f"{text}\n" for text in INTRODUCTION)]
+    lines = [f"# {as_title(form)}", "", *(f"{text}\n" for text in INTRODUCTION)]
     lines += [f"Fill a copy of `{form.name}.csv` named `{form.name}-<your name>.csv`, with these codes:", ""]
     for name, question in form.questions.items():
         answers = (f"- `{code}` {text}" for code, text in question.answers.items())
