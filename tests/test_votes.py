@@ -59,7 +59,7 @@ def test_table4_and_table2_from_filled_forms(key, tmp_path):
     for name in ("ann", "bob", "cyd"):
         fill(tmp_path, name, {**ALL_YES, "q2": q2})
     judged = judge_rows(exchange.read_filled(FORM, tmp_path / "filled", key)[0], key)
-    table = make_table4(judged).set_index(["type", "polarity"])
+    table = make_table4(judged.assign(set="dataset")).set_index(["type", "polarity"])
     assert table.loc[("Context", "strengthening"), ["valid_pct", "significant_pct"]].tolist() == [100, 100]
     assert table.loc[("Context", "weakening"), ["valid_pct", "significant_pct", "slight_pct"]].tolist() == [
         50,

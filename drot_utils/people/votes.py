@@ -4,21 +4,18 @@ import numpy as np
 import pandas as pd
 
 from drot_utils.data.gold import count_valid
+from drot_utils.data.paper import TABLE2, TABLE4
 from drot_utils.data.table import PROMPT
 from drot_utils.method.nli import Entails, filter_unique
 from drot_utils.people.forms import EVALUATION_FORM
+from drot_utils.study.graph import STUDENTS
 
-#: What `agreement` returns.
+#: What `measure_agreement` returns, and our columns of tables 4 and 2.
 AGREEMENT = ["rows", "annotators", "full", "majority", "kappa"]
+SHARES = ["rows", "valid_pct", "language_pct", "significant_pct", "slight_pct"]
 HUMAN_COLUMNS = [
-    "human_rows",
-    "human_vld",
-    "human_defease",
-    "human_lan",
-    "human_rationale",
-    "human_n_vld",
-    "human_n_unq_vld",
-]
+    "human_rows", "human_vld", "human_defease", "human_lan", "human_rationale", "human_n_vld", "human_n_unq_vld",
+]  # fmt: skip
 
 
 def spread_votes(filled: pd.DataFrame, question: str) -> pd.DataFrame:
@@ -43,8 +40,7 @@ def majority(votes: pd.DataFrame, answers: list[str]) -> pd.Series:
     Series of str
         Null where nobody answered.
     """
-    ranks = votes.apply(lambda column: column.map({code: i for i, code in enumerate(answers)})).astype(float)
-    counts = np.stack([(ranks == i).sum(axis=1) for i in range(len(answers))], axis=1)
+    counts = np.stack([votes.eq(answer).sum(axis=1) for answer in answers], axis=1)
     given = counts.sum(axis=1)
     median = ((counts.cumsum(axis=1) * 2) >= given[:, None]).argmax(axis=1)
     best = np.where(counts.max(axis=1) * 2 > given, counts.argmax(axis=1), median)
@@ -81,6 +77,28 @@ def measure_agreement(votes: pd.DataFrame) -> dict[str, float | int]:
     return {"rows": len(counts), "annotators": size, **shares, "kappa": kappa}
 
 
+def agree_on_gold(gold: pd.DataFrame) -> pd.DataFrame:
+    """Return how far the annotators of the gold agree: ``question source`` ("all", then each) and `AGREEMENT`.
+
+    Parameters
+    ----------
+    gold : DataFrame
+        Single votes, as `gold.read_votes` returns them.
+    """
+    out = []
+    for question, rows in gold.groupby("question"):
+        for source, group in [("all", rows), *rows.groupby("source")]:
+            answers = group.pivot(index=["file", "row"], columns="annotator", values="answer")
+            out.append({"question": question, "source": source, **measure_agreement(answers)})
+    return pd.DataFrame(out, columns=["question", "source", *AGREEMENT])
+
+
+def agree_on_form(filled: pd.DataFrame) -> pd.DataFrame:
+    """Return how far the annotators of the evaluation form agree: ``question`` and `AGREEMENT`."""
+    questions = EVALUATION_FORM.questions
+    return pd.DataFrame([{"question": name, **measure_agreement(spread_votes(filled, name))} for name in questions])
+
+
 def judge_rows(filled: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:
     """Return the key with the majority answer to each question of the evaluation form; null where nobody answered."""
     judged = {
@@ -95,30 +113,60 @@ def as_invalid(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(q1=None, q2="N", q3=None, q4=None)
 
 
-def make_table4(judged: pd.DataFrame) -> pd.DataFrame:
-    """Return table 4 (and table 1's language column) from judged rows of the data set.
+def make_table4(judged: pd.DataFrame | None) -> pd.DataFrame:
+    """Return table 4 (and table 1's language column): people's answers on the data set, and the paper's.
+
+    Parameters
+    ----------
+    judged : DataFrame or None
+        As `judge_rows` returns it, of which the set ``dataset`` counts; None where nobody was asked.
 
     Returns
     -------
     DataFrame
-        ``type polarity rows valid_pct language_pct significant_pct slight_pct``, the last two of the valid ones.
+        ``type polarity``, `SHARES` (the last two of the valid ones; null where nobody was asked), and the paper's columns.
     """
-    out = []
+    if judged is None:
+        return TABLE4.reindex(columns=["type", "polarity", *SHARES, *TABLE4.columns[2:]])
+    ours, dataset = [], judged[judged["set"] == "dataset"]
     for kind, valid, language in (("Context", "q2", "q1"), ("Rationale", "q4", "q3")):
         for name, variance in (("all", (1, -1)), ("strengthening", (1,)), ("weakening", (-1,))):
-            rows = judged[judged["moral_variance"].isin(variance)]
+            rows = dataset[dataset["moral_variance"].isin(variance)]
             answered = rows[valid].dropna()
-            yes = answered[answered != "N"]
-            significant = _percent(yes == "Y")
-            fluent = _percent(rows[language].dropna() != "N")
-            slight = 100 - significant
-            out.append((kind, name, len(answered), _percent(answered != "N"), fluent, significant, slight))
-    columns = ["type", "polarity", "rows", "valid_pct", "language_pct", "significant_pct", "slight_pct"]
-    return pd.DataFrame(out, columns=columns)
+            significant = _percent(answered[answered != "N"] == "Y")
+            shares = (_percent(answered != "N"), _percent(rows[language].dropna() != "N"), significant)
+            ours.append((kind, name, len(answered), *shares, 100 - significant))
+    return pd.DataFrame(ours, columns=["type", "polarity", *SHARES]).merge(TABLE4, on=["type", "polarity"])
+
+
+def fill_table2(judged: pd.DataFrame | None, chosen: pd.DataFrame, entails: Entails, threshold: float) -> pd.DataFrame:
+    """Return the human columns of table 2: people's answers on the models of `chosen`, and the paper's.
+
+    Parameters
+    ----------
+    judged : DataFrame or None
+        As `judge_rows` returns it; None where nobody was asked.
+    chosen : DataFrame
+        All rows that were drawn, also those that did not parse, which count as not valid without being asked about.
+
+    Returns
+    -------
+    DataFrame
+        ``model``, `HUMAN_COLUMNS` (null where nobody was asked), and the paper's columns.
+    """
+    table = pd.DataFrame({"model": [name for name in STUDENTS if name in set(chosen["source"])]})
+    if judged is None:
+        table = table.reindex(columns=["model", *HUMAN_COLUMNS])
+    else:
+        unparsed = as_invalid(chosen[chosen["context"].isna()])
+        rows = pd.concat([judged[judged["set"] != "dataset"], unparsed], ignore_index=True)
+        table = table.merge(human_table2(rows, entails, threshold), on="model", how="left")
+    columns = [name for name in TABLE2 if name == "model" or name.startswith("paper_human")]
+    return table.merge(TABLE2[columns], on="model", how="left")
 
 
 def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd.DataFrame:
-    """Return the human columns of table 2 from judged rows of the sets ``greedy`` and ``sampled``.
+    """Return people's columns of table 2 from judged rows of the sets ``greedy`` and ``sampled``.
 
     Defeasibility is (significant + slight / 2) / all (section 4.2). Of a prompt's sampled contexts, those that people
     call valid and the entailment filter calls different are the unique ones.
@@ -135,7 +183,7 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
     Returns
     -------
     DataFrame
-        ``model human_rows human_vld human_defease human_lan human_rationale human_n_vld human_n_unq_vld``.
+        ``model`` and `HUMAN_COLUMNS`.
     """
     out = []
     for model, rows in judged.groupby("source", sort=False):
