@@ -19,6 +19,37 @@ DIFFERENCES = {
 }
 
 
+def score_models(
+    score: Callable[[pd.DataFrame], np.ndarray],
+    threshold: float,
+    greedy: dict[str, pd.DataFrame],
+    samples: dict[str, pd.DataFrame],
+    entails: Entails,
+    nli_threshold: float,
+) -> dict[str, pd.DataFrame]:
+    """Return all metrics of several models by action: of their greedy contexts, and of their samples where there are some.
+
+    Parameters
+    ----------
+    score : callable
+        Gives rows their scores: a critic's or a panel's.
+    greedy, samples : dict of DataFrame
+        Model name to what it wrote; rows as for `score_greedy` and `score_sampled`.
+
+    Returns
+    -------
+    dict of DataFrame
+        Model name to a table indexed by ``action_id`` with some of `METRICS`.
+    """
+    out = {}
+    for name, rows in greedy.items():
+        out[name] = score_greedy(rows, score(rows), threshold)
+        if name in samples:
+            ten = samples[name]
+            out[name] = out[name].join(score_sampled(ten, score(ten), threshold, entails, nli_threshold))
+    return out
+
+
 def score_greedy(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> pd.DataFrame:
     """Return Vld and Avg of top-1 contexts for each action (section 4.2).
 
@@ -64,57 +95,6 @@ def score_sampled(
     keys = valid.drop_duplicates(PROMPT)["action_id"].to_numpy()
     frame = pd.DataFrame({"action_id": keys, "n_vld": count, "n_unq_vld": unique})
     return frame.groupby("action_id").mean()
-
-
-def _valid(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> np.ndarray:
-    """Return 1 for valid, 0 for not valid or not parsed, NaN for a context without a score."""
-    unscored = np.isnan(scores) & rows["context"].notna().to_numpy()
-    return np.where(unscored, np.nan, scores >= threshold)
-
-
-def bootstrap_mean(values: np.ndarray, draws: int, seed: int) -> tuple[float, float, float]:
-    """Return the mean of per-action values with its 95% percentile interval over resampled actions.
-
-    NaN values are left out; all three numbers are NaN where there is no other.
-    """
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return (float("nan"),) * 3
-    index = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    low, high = np.quantile(values[index].mean(axis=1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
-
-
-def score_models(
-    score: Callable[[pd.DataFrame], np.ndarray],
-    threshold: float,
-    greedy: dict[str, pd.DataFrame],
-    samples: dict[str, pd.DataFrame],
-    entails: Entails,
-    nli_threshold: float,
-) -> dict[str, pd.DataFrame]:
-    """Return all metrics of several models by action: of their greedy contexts, and of their samples where there are some.
-
-    Parameters
-    ----------
-    score : callable
-        Gives rows their scores: a critic's or a panel's.
-    greedy, samples : dict of DataFrame
-        Model name to what it wrote; rows as for `score_greedy` and `score_sampled`.
-
-    Returns
-    -------
-    dict of DataFrame
-        Model name to a table indexed by ``action_id`` with some of `METRICS`.
-    """
-    out = {}
-    for name, rows in greedy.items():
-        out[name] = score_greedy(rows, score(rows), threshold)
-        if name in samples:
-            ten = samples[name]
-            out[name] = out[name].join(score_sampled(ten, score(ten), threshold, entails, nli_threshold))
-    return out
 
 
 def make_table2(
@@ -169,6 +149,47 @@ def paired_differences(
     return make_table(rows, DIFFERENCES)
 
 
+def compare_with_gold(scores: pd.DataFrame, valid: np.ndarray, draws: int, seed: int) -> pd.DataFrame:
+    """Return how far judges, and what is merged from them, agree with the gold, with 95% bootstrap intervals over rows.
+
+    Parameters
+    ----------
+    scores : DataFrame of float, shape (rows, judges)
+        Null where a judge gave none; such rows are left out for that judge and counted.
+    valid : ndarray of bool, shape (rows,)
+
+    Returns
+    -------
+    DataFrame
+        ``judge scored unscored``, and ``accuracy`` (at .5) and ``roc_auc`` with their ``_low`` and ``_high``; NaN where the
+        rows do not define it.
+    """
+    rows = []
+    for judge in scores.columns:
+        seen = scores[judge].notna().to_numpy()
+        truth, values = valid[seen], scores[judge].to_numpy(dtype=float, na_value=np.nan)[seen]
+        row = {"judge": judge, "scored": int(seen.sum()), "unscored": int((~seen).sum())}
+        found = bootstrap_metrics(truth, values, 0.5, draws, seed, ("accuracy", "roc_auc"))
+        for name, (point, low, high) in found.items():
+            row |= {name: point, f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def bootstrap_mean(values: np.ndarray, draws: int, seed: int) -> tuple[float, float, float]:
+    """Return the mean of per-action values with its 95% percentile interval over resampled actions.
+
+    NaN values are left out; all three numbers are NaN where there is no other.
+    """
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return (float("nan"),) * 3
+    index = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.quantile(values[index].mean(axis=1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
 def bootstrap_metrics(
     valid: np.ndarray,
     scores: np.ndarray,
@@ -210,31 +231,10 @@ def bootstrap_metrics(
     return out
 
 
-def compare_with_gold(scores: pd.DataFrame, valid: np.ndarray, draws: int, seed: int) -> pd.DataFrame:
-    """Return how far judges, and what is merged from them, agree with the gold, with 95% bootstrap intervals over rows.
-
-    Parameters
-    ----------
-    scores : DataFrame of float, shape (rows, judges)
-        Null where a judge gave none; such rows are left out for that judge and counted.
-    valid : ndarray of bool, shape (rows,)
-
-    Returns
-    -------
-    DataFrame
-        ``judge scored unscored``, and ``accuracy`` (at .5) and ``roc_auc`` with their ``_low`` and ``_high``; NaN where the
-        rows do not define it.
-    """
-    rows = []
-    for judge in scores.columns:
-        seen = scores[judge].notna().to_numpy()
-        truth, values = valid[seen], scores[judge].to_numpy(dtype=float, na_value=np.nan)[seen]
-        row = {"judge": judge, "scored": int(seen.sum()), "unscored": int((~seen).sum())}
-        found = bootstrap_metrics(truth, values, 0.5, draws, seed, ("accuracy", "roc_auc"))
-        for name, (point, low, high) in found.items():
-            row |= {name: point, f"{name}_low": low, f"{name}_high": high}
-        rows.append(row)
-    return pd.DataFrame(rows)
+def _valid(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """Return 1 for valid, 0 for not valid or not parsed, NaN for a context without a score."""
+    unscored = np.isnan(scores) & rows["context"].notna().to_numpy()
+    return np.where(unscored, np.nan, scores >= threshold)
 
 
 def _draw(rng: np.random.Generator, draws: int, rows: int) -> np.ndarray:

@@ -15,6 +15,17 @@ from drot_utils.study.errors import DataError
 
 DIRECTIONS = {1: "more acceptable", -1: "less acceptable"}
 YES_SOMEWHAT_NO = {"Y": "yes", "S": "somewhat", "N": "no"}
+#: What annotators read before the questions, in every format.
+INTRODUCTION = (
+    "Each row shows an everyday action, and a context in which somebody may do it. The context is meant to make the action more or "
+    "less acceptable, as the direction says; the rationale is meant to say why.",
+    "Answer by common sense, for the people around you, not by what you think best. Rows are in random order, and who wrote "
+    "a row is not shown.",
+    "The texts are machine-written, and some are unpleasant. You may skip any row, and stop at any time.",
+)
+
+#: What a filled row is about; the annotator sees neither who wrote it nor what a model thinks of it.
+SHOWN = ["row_id", "action", "direction", "context", "rationale"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,11 @@ class Form:
     name: str
     purpose: str
     questions: dict[str, Question]
+
+    @property
+    def title(self) -> str:
+        """The form's name as annotators see it."""
+        return self.name.replace("_", " ").capitalize()
 
 
 CRITIC_FORM = Form(
@@ -62,19 +78,6 @@ EVALUATION_FORM = Form(
     },
 )
 FORMS = {form.name: form for form in (CRITIC_FORM, EVALUATION_FORM)}
-
-#: What annotators read before the questions, in every format.
-INTRODUCTION = (
-    "Each row shows an everyday action, and a context in which somebody may do it. The context is meant to make the action more or "
-    "less acceptable, as the direction says; the rationale is meant to say why.",
-    "Answer by common sense, for the people around you, not by what you think best. Rows are in random order, and who wrote "
-    "a row is not shown.",
-    "The texts are machine-written, and some are unpleasant. You may skip any row, and stop at any time.",
-)
-
-#: What a filled row is about; the annotator sees neither who wrote it nor what a model thinks of it.
-SHOWN = ["row_id", "action", "direction", "context", "rationale"]
-
 _ROW_ID = re.compile(rf"({'|'.join(FORMS)})-[0-9a-f]{{6}}-\d{{5}}")
 _CONTROL = dict.fromkeys([*range(32), *range(127, 160)], " ")
 
@@ -127,11 +130,6 @@ def show_rows(key: pd.DataFrame) -> pd.DataFrame:
     """Return the columns `SHOWN` of a key; control characters, which no tool takes, as blanks."""
     shown = key.assign(direction=key["moral_variance"].map(DIRECTIONS))[SHOWN]
     return shown.map(lambda text: text.translate(_CONTROL))
-
-
-def as_title(form: Form) -> str:
-    """Return the name of a form as annotators see it."""
-    return form.name.replace("_", " ").capitalize()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, as_title, collect_votes, refusing, show_rows
+from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, refusing, show_rows
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import write_text
 
@@ -91,7 +91,7 @@ def _config(form: Form) -> dict[str, Any]:
         for name, question in form.questions.items()
     ]
     return {
-        "annotation_task_name": as_title(form),
+        "annotation_task_name": form.title,
         "task_dir": ".",
         "data_files": ["rows.jsonl"],
         "item_properties": {"id_key": "id", "text_key": "number"},

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from drot_utils.data.table import check_columns
-from drot_utils.people.forms import FORMS, INTRODUCTION, Filled, Form, as_title, show_rows
+from drot_utils.people.forms import FORMS, INTRODUCTION, Filled, Form, show_rows
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import write_text
 
@@ -129,7 +129,7 @@ def _strip_end(row: list[str]) -> list[str]:
 
 
 def _instructions(form: Form) -> str:
-    lines = [f"# {as_title(form)}", "", *(f"{text}\n" for text in INTRODUCTION)]
+    lines = [f"# {form.title}", "", *(f"{text}\n" for text in INTRODUCTION)]
     lines += [f"Fill a copy of `{form.name}.csv` named `{form.name}-<your name>.csv`, with these codes:", ""]
     for name, question in form.questions.items():
         answers = (f"- `{code}` {text}" for code, text in question.answers.items())

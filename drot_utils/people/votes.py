@@ -18,101 +18,6 @@ HUMAN_COLUMNS = [
 ]  # fmt: skip
 
 
-def spread_votes(filled: pd.DataFrame, question: str) -> pd.DataFrame:
-    """Return the answers to one question, a row a form row and a column an annotator; null where none was given."""
-    return filled.pivot(index="row_id", columns="annotator", values=question)
-
-
-def majority(votes: pd.DataFrame, answers: list[str]) -> pd.Series:
-    """Return the majority answer of each row.
-
-    Where no answer has more than half of the votes, the median of the ordered answers is taken: of yes, somewhat and no
-    once each, somewhat. The paper does not say what it does with such rows.
-
-    Parameters
-    ----------
-    votes : DataFrame of str, shape (rows, annotators)
-    answers : list of str
-        All codes in their order.
-
-    Returns
-    -------
-    Series of str
-        Null where nobody answered.
-    """
-    counts = np.stack([votes.eq(answer).sum(axis=1) for answer in answers], axis=1)
-    given = counts.sum(axis=1)
-    median = ((counts.cumsum(axis=1) * 2) >= given[:, None]).argmax(axis=1)
-    best = np.where(counts.max(axis=1) * 2 > given, counts.argmax(axis=1), median)
-    return pd.Series(np.array(answers, dtype=object)[best], index=votes.index).where(given > 0)
-
-
-def measure_agreement(votes: pd.DataFrame) -> dict[str, float | int]:
-    """Return how far annotators agree, over the rows that have the commonest number of votes (two or more).
-
-    These are the rows that all answered where everybody is asked about all of them, and those with three votes where a
-    crowd gives three a row (Fleiss' kappa does not ask whose they are).
-
-    Returns
-    -------
-    dict
-        ``rows``, ``annotators`` (votes a row), ``full`` (share of rows with one answer), ``majority`` (more than half the
-        same) and Fleiss' ``kappa`` (NaN when all answers are the same, where it is not defined).
-    """
-    from statsmodels.stats.inter_rater import fleiss_kappa
-
-    answers = sorted(set(votes.stack().dropna()))
-    counts = [votes.eq(answer).sum(axis=1) for answer in answers]
-    counts = np.array(counts, dtype=int).reshape(len(answers), len(votes)).T
-    given = counts.sum(axis=1)
-    often = np.bincount(given, minlength=2)[2:]
-    if not often.any():
-        return {"rows": 0, "annotators": votes.shape[1], "full": np.nan, "majority": np.nan, "kappa": np.nan}
-    size = len(often) + 1 - int(often[::-1].argmax())  # the larger number where two are as common
-    counts = counts[given == size]
-    counts = counts[:, counts.any(axis=0)]
-    top = counts.max(axis=1)
-    kappa = float(fleiss_kappa(counts)) if counts.shape[1] > 1 else np.nan
-    shares = {"full": float((top == size).mean()), "majority": float((top * 2 > size).mean())}
-    return {"rows": len(counts), "annotators": size, **shares, "kappa": kappa}
-
-
-def agree_on_gold(gold: pd.DataFrame) -> pd.DataFrame:
-    """Return how far the annotators of the gold agree: ``question source`` ("all", then each) and `AGREEMENT`.
-
-    Parameters
-    ----------
-    gold : DataFrame
-        Single votes, as `gold.read_votes` returns them.
-    """
-    out = []
-    for question, rows in gold.groupby("question"):
-        for source, group in [("all", rows), *rows.groupby("source")]:
-            answers = group.pivot(index=["file", "row"], columns="annotator", values="answer")
-            out.append({"question": question, "source": source, **measure_agreement(answers)})
-    return pd.DataFrame(out, columns=["question", "source", *AGREEMENT])
-
-
-def agree_on_form(filled: pd.DataFrame) -> pd.DataFrame:
-    """Return how far the annotators of the evaluation form agree: ``question`` and `AGREEMENT`."""
-    questions = EVALUATION_FORM.questions
-    return pd.DataFrame([{"question": name, **measure_agreement(spread_votes(filled, name))} for name in questions])
-
-
-def judge_rows(filled: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:
-    """Return the key with the majority answer to each question of the evaluation form; null where nobody answered."""
-    judged = {
-        name: majority(spread_votes(filled, name), list(question.answers))
-        for name, question in EVALUATION_FORM.questions.items()
-    }
-    return key.merge(pd.DataFrame(judged), left_on="row_id", right_index=True, how="left")
-
-
-def as_invalid(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return rows that nobody was asked about, as there is no context to show, in the form of judged ones: not valid."""
-    return rows.assign(q1=None, q2="N", q3=None, q4=None)
-
-
 def make_table4(judged: pd.DataFrame | None) -> pd.DataFrame:
     """Return table 4 (and table 1's language column): people's answers on the data set, and the paper's.
 
@@ -206,6 +111,101 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
             "human_n_unq_vld": pd.Series([sum(k) for k in unique], dtype=float).mean(),
         })  # fmt: skip
     return pd.DataFrame(out, columns=["model", *HUMAN_COLUMNS])
+
+
+def judge_rows(filled: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:
+    """Return the key with the majority answer to each question of the evaluation form; null where nobody answered."""
+    judged = {
+        name: majority(spread_votes(filled, name), list(question.answers))
+        for name, question in EVALUATION_FORM.questions.items()
+    }
+    return key.merge(pd.DataFrame(judged), left_on="row_id", right_index=True, how="left")
+
+
+def as_invalid(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows that nobody was asked about, as there is no context to show, in the form of judged ones: not valid."""
+    return rows.assign(q1=None, q2="N", q3=None, q4=None)
+
+
+def agree_on_gold(gold: pd.DataFrame) -> pd.DataFrame:
+    """Return how far the annotators of the gold agree: ``question source`` ("all", then each) and `AGREEMENT`.
+
+    Parameters
+    ----------
+    gold : DataFrame
+        Single votes, as `gold.read_votes` returns them.
+    """
+    out = []
+    for question, rows in gold.groupby("question"):
+        for source, group in [("all", rows), *rows.groupby("source")]:
+            answers = group.pivot(index=["file", "row"], columns="annotator", values="answer")
+            out.append({"question": question, "source": source, **measure_agreement(answers)})
+    return pd.DataFrame(out, columns=["question", "source", *AGREEMENT])
+
+
+def agree_on_form(filled: pd.DataFrame) -> pd.DataFrame:
+    """Return how far the annotators of the evaluation form agree: ``question`` and `AGREEMENT`."""
+    questions = EVALUATION_FORM.questions
+    return pd.DataFrame([{"question": name, **measure_agreement(spread_votes(filled, name))} for name in questions])
+
+
+def measure_agreement(votes: pd.DataFrame) -> dict[str, float | int]:
+    """Return how far annotators agree, over the rows that have the commonest number of votes (two or more).
+
+    These are the rows that all answered where everybody is asked about all of them, and those with three votes where a
+    crowd gives three a row (Fleiss' kappa does not ask whose they are).
+
+    Returns
+    -------
+    dict
+        ``rows``, ``annotators`` (votes a row), ``full`` (share of rows with one answer), ``majority`` (more than half the
+        same) and Fleiss' ``kappa`` (NaN when all answers are the same, where it is not defined).
+    """
+    from statsmodels.stats.inter_rater import fleiss_kappa
+
+    answers = sorted(set(votes.stack().dropna()))
+    counts = [votes.eq(answer).sum(axis=1) for answer in answers]
+    counts = np.array(counts, dtype=int).reshape(len(answers), len(votes)).T
+    given = counts.sum(axis=1)
+    often = np.bincount(given, minlength=2)[2:]
+    if not often.any():
+        return {"rows": 0, "annotators": votes.shape[1], "full": np.nan, "majority": np.nan, "kappa": np.nan}
+    size = len(often) + 1 - int(often[::-1].argmax())  # the larger number where two are as common
+    counts = counts[given == size]
+    counts = counts[:, counts.any(axis=0)]
+    top = counts.max(axis=1)
+    kappa = float(fleiss_kappa(counts)) if counts.shape[1] > 1 else np.nan
+    shares = {"full": float((top == size).mean()), "majority": float((top * 2 > size).mean())}
+    return {"rows": len(counts), "annotators": size, **shares, "kappa": kappa}
+
+
+def spread_votes(filled: pd.DataFrame, question: str) -> pd.DataFrame:
+    """Return the answers to one question, a row a form row and a column an annotator; null where none was given."""
+    return filled.pivot(index="row_id", columns="annotator", values=question)
+
+
+def majority(votes: pd.DataFrame, answers: list[str]) -> pd.Series:
+    """Return the majority answer of each row.
+
+    Where no answer has more than half of the votes, the median of the ordered answers is taken: of yes, somewhat and no
+    once each, somewhat. The paper does not say what it does with such rows.
+
+    Parameters
+    ----------
+    votes : DataFrame of str, shape (rows, annotators)
+    answers : list of str
+        All codes in their order.
+
+    Returns
+    -------
+    Series of str
+        Null where nobody answered.
+    """
+    counts = np.stack([votes.eq(answer).sum(axis=1) for answer in answers], axis=1)
+    given = counts.sum(axis=1)
+    median = ((counts.cumsum(axis=1) * 2) >= given[:, None]).argmax(axis=1)
+    best = np.where(counts.max(axis=1) * 2 > given, counts.argmax(axis=1), median)
+    return pd.Series(np.array(answers, dtype=object)[best], index=votes.index).where(given > 0)
 
 
 def _percent(flags: pd.Series) -> float:
