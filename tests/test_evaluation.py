@@ -10,11 +10,7 @@ from drot_utils.analysis import evaluation
 @pytest.fixture
 def rows():
     return pd.DataFrame(
-        {
-            "action_id": ["a", "a", "b", "b"],
-            "moral_variance": [1, -1, 1, -1],
-            "context": ["x", "y", None, "z"],
-        }
+        {"action_id": ["a", "a", "b", "b"], "moral_variance": [1, -1, 1, -1], "context": ["x", "y", None, "z"]}
     )
 
 

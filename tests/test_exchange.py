@@ -143,12 +143,7 @@ def test_a_copy_is_no_second_annotator(key, tmp_path):
     fill(tmp_path, "ann", ALL_YES)
     fill(tmp_path, "bob", varied(key))
     (folder / "old").mkdir()
-    for name, copy in (
-        ("ann", "ann (1)"),
-        ("ann", "ann - Copy (2)"),
-        ("bob", "bob_backup"),
-        ("bob", "old/bob"),
-    ):
+    for name, copy in (("ann", "ann (1)"), ("ann", "ann - Copy (2)"), ("bob", "bob_backup"), ("bob", "old/bob")):
         path = folder / f"{FORM.name}-{copy}.csv" if "/" not in copy else folder / f"old/{FORM.name}-bob.csv"
         path.write_bytes((folder / f"{FORM.name}-{name}.csv").read_bytes())
     batch(key, [flat(ALL_YES)] * 5).to_csv(folder / "b1.csv", index=False)
@@ -171,12 +166,7 @@ def test_every_file_of_a_person_is_read(key, tmp_path):
     text = (folder / f"{FORM.name}-ann.csv").read_text()
     (folder / "b" / "c").mkdir(parents=True)
     for i, place in enumerate(
-        (
-            "Evaluation_Form-bob.CSV",
-            f"b/{FORM.name}-cyd.Csv",
-            f"b/c/{FORM.name}-dee.tsv",
-            f"{FORM.name}-eve.txt",
-        )
+        ("Evaluation_Form-bob.CSV", f"b/{FORM.name}-cyd.Csv", f"b/c/{FORM.name}-dee.tsv", f"{FORM.name}-eve.txt")
     ):
         (folder / place).write_text(text.replace("campsite", f"campsite {i}"))
     (folder / "b" / "project.JSON").write_text(json.dumps(exported(key, [ALL_YES] * 5)))

@@ -13,12 +13,7 @@ from drot_utils.study.errors import DataError
 
 def result(question, *choices):
     """A choice as an annotation holds it."""
-    return {
-        "type": "choices",
-        "from_name": question,
-        "to_name": "context",
-        "value": {"choices": list(choices)},
-    }
+    return {"type": "choices", "from_name": question, "to_name": "context", "value": {"choices": list(choices)}}
 
 
 def exported(key, answers, annotator=1, **fields):

@@ -11,11 +11,7 @@ from drot_utils.analysis import topics
 from drot_utils.data.table import write_candidates
 from drot_utils.study.paths import Run
 
-SUBJECTS = {
-    "dog": "the dog barks at the cat",
-    "exam": "an exam at the school",
-    "rain": "heavy rain and a storm",
-}
+SUBJECTS = {"dog": "the dog barks at the cat", "exam": "an exam at the school", "rain": "heavy rain and a storm"}
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +38,7 @@ def test_topics_are_found_named_counted_and_the_same_again(texts, vectors, smoke
 
 
 NOTHING = {
-    "too few": (
-        ["a dog barks"] * 4,
-        r"4 texts: they are too few for 5 neighbours; lower `topics\.neighbors`",
-    ),
+    "too few": (["a dog barks"] * 4, r"4 texts: they are too few for 5 neighbours; lower `topics\.neighbors`"),
     "none": ([], "0 texts: they are too few"),
     "none large": ([f"a dog barks at {i} cats" for i in range(24)], "no 20 of them with words are alike"),
     "stop words": (["the and of it is to be"] * 24, "fewer than two English words"),

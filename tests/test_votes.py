@@ -61,11 +61,7 @@ def test_table4_and_table2_from_filled_forms(key, tmp_path):
     judged = judge_rows(exchange.read_filled(FORM, tmp_path / "filled", key)[0], key)
     table = make_table4(judged.assign(set="dataset")).set_index(["type", "polarity"])
     assert table.loc[("Context", "strengthening"), ["valid_pct", "significant_pct"]].tolist() == [100, 100]
-    assert table.loc[("Context", "weakening"), ["valid_pct", "significant_pct", "slight_pct"]].tolist() == [
-        50,
-        0,
-        100,
-    ]
+    assert table.loc[("Context", "weakening"), ["valid_pct", "significant_pct", "slight_pct"]].tolist() == [50, 0, 100]
     assert table.loc[("Context", "all"), "rows"] == 5 and table.loc[("Rationale", "all"), "language_pct"] == 100
     both = pd.concat([judged, judged.assign(set="sampled")])
     row = human_table2(both, lambda p, h: np.zeros(len(p)), 0.5).iloc[0]

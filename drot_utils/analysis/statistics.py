@@ -29,11 +29,7 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
         trigrams, row = _trigrams(rows[kind])
         variance = rows["moral_variance"].to_numpy()
         stronger, weaker = (_distinct(trigrams[variance[row] == sign]) for sign in (1, -1))
-        found = {
-            "all": _distinct(np.concatenate([stronger, weaker])),
-            "strengthening": stronger,
-            "weakening": weaker,
-        }
+        found = {"all": _distinct(np.concatenate([stronger, weaker])), "strengthening": stronger, "weakening": weaker}
         for name, signs in (("all", (1, -1)), ("strengthening", (1,)), ("weakening", (-1,))):
             texts = rows.loc[np.isin(variance, signs), kind]
             out.append((kind.capitalize(), name, len(texts), len(found[name]), mean_words(texts)))
