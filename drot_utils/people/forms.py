@@ -154,28 +154,23 @@ def check_votes(votes: pd.DataFrame, form: Form, key: pd.DataFrame) -> None:
     DataError
         An unknown row_id, a second answer of an annotator to a row, an answer that the form does not have; where it stands.
     """
-    unknown = ~votes["row_id"].isin(key["row_id"])
-    if unknown.any():
-        row_id, where = votes.loc[unknown, ["row_id", "where"]].iloc[0]
-        foreign = form_of(row_id) and not key["row_id"].str.startswith(row_id[: -len("00001")]).any()
-        raise DataError(
-            f"the row_id {row_id!r} is {'of the form of another run' if foreign else 'not in the key'}",
-            where=where,
-            todo="fill the form of this run; a form of another run has other rows",
-        )
-    again = votes.duplicated(["row_id", "annotator"])
-    if again.any():
-        annotator, where = votes.loc[again, ["annotator", "where"]].iloc[0]
-        raise DataError(f"a second answer to the same row_id by {annotator}", where=where, todo="keep one of them")
+    for row in _first(votes, ~votes["row_id"].isin(key["row_id"])):
+        foreign = form_of(row["row_id"]) and not key["row_id"].str.startswith(row["row_id"][: -len("00001")]).any()
+        found = f"the row_id {row['row_id']!r} is {'of the form of another run' if foreign else 'not in the key'}"
+        todo = "fill the form of this run; a form of another run has other rows"
+        raise DataError(found, where=row["where"], todo=todo)
+    for row in _first(votes, votes.duplicated(["row_id", "annotator"])):
+        found = f"a second answer to the same row_id by {row['annotator']}"
+        raise DataError(found, where=row["where"], todo="keep one of them")
     for name, question in form.questions.items():
-        bad = ~votes[name].isin(["", *question.answers])
-        if bad.any():
-            answer, where = votes.loc[bad, [name, "where"]].iloc[0]
-            raise DataError(
-                f"expected one of {', '.join(question.answers)} or nothing, found {answer!r}",
-                where=f"{where}, {name}",
-                todo="use the codes of the form's instructions",
-            )
+        for row in _first(votes, ~votes[name].isin(["", *question.answers])):
+            found = f"expected one of {', '.join(question.answers)} or nothing, found {row[name]!r}"
+            where = f"{row['where']}, {name}"
+            raise DataError(found, where=where, todo="use the codes of the form's instructions")
+
+
+def _first(votes: pd.DataFrame, bad: pd.Series) -> list[dict[str, str]]:
+    return votes[bad].head(1).to_dict("records")
 
 
 def form_of(row_id: str) -> str | None:

@@ -36,14 +36,7 @@ def claims(form: Form, path: Path) -> bool:
 
 
 def read(form: Form, path: Path) -> Filled:
-    """Read an export of a project, as JSON or JSON-MIN.
-
-    Skipped tasks and drafts hold no answers and are left out.
-
-    Returns
-    -------
-    Filled
-        With a count of ``skipped``.
+    """Read an export of a project, as JSON or JSON-MIN; skipped tasks are left out and counted.
 
     Raises
     ------
@@ -87,9 +80,8 @@ def _annotations(task: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, lis
 
 
 def _choices(value: object) -> list[str]:
-    if isinstance(value, dict):
-        value = value.get("choices", [])
-    return [str(choice) for choice in value] if isinstance(value, list) else [str(value)]
+    chosen = value.get("choices", []) if isinstance(value, dict) else value
+    return [str(choice) for choice in (chosen if isinstance(chosen, list) else [chosen])]
 
 
 def _code(form: Form, name: str, choices: list[str]) -> str:

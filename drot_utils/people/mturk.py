@@ -15,6 +15,7 @@ from drot_utils.study.paths import write_text
 
 #: Columns of every batch result; the questions' answers come as ``Answer.*`` beside them.
 RESULT = ["WorkerId", "AssignmentStatus", "Input.row_id"]
+AGAIN = "download the batch's results again"
 
 _LAYOUT = """\
 <script src="https://assets.crowd.amazonaws.com/crowd-html-elements.js"></script>
@@ -60,12 +61,7 @@ def claims(form: Form, path: Path) -> bool:
 def read(form: Form, path: Path) -> Filled:
     """Read the results of a batch (the CSV file that "Download CSV" gives).
 
-    Rejected assignments are left out: those of that status, and those marked in the column ``Reject``.
-
-    Returns
-    -------
-    Filled
-        With a count of ``rejected``.
+    Rejected assignments are left out and counted: those of that status, and those marked in the column ``Reject``.
 
     Raises
     ------
@@ -77,13 +73,11 @@ def read(form: Form, path: Path) -> Filled:
     votes, rejected = [], 0
     for number, row in zip(table.index, table.to_dict("records"), strict=True):
         where = f"{path}, line {number}"
-        if row["AssignmentStatus"] not in ("Submitted", "Approved", "Rejected"):
-            raise DataError(
-                f"expected the AssignmentStatus Submitted, Approved or Rejected, found {row['AssignmentStatus']!r}",
-                where=where,
-                todo="download the batch's results again",
-            )
-        if row["AssignmentStatus"] == "Rejected" or row.get("Reject"):
+        status = row["AssignmentStatus"]
+        if status not in ("Submitted", "Approved", "Rejected"):
+            found = f"expected the AssignmentStatus Submitted, Approved or Rejected, found {status!r}"
+            raise DataError(found, where=where, todo=AGAIN)
+        if status == "Rejected" or row.get("Reject"):
             rejected += 1
             continue
         given = _answers(row, where)
@@ -98,14 +92,9 @@ def read(form: Form, path: Path) -> Filled:
 
 def _answers(row: dict[str, str], where: str) -> dict[str, Any]:
     """Return what was answered, by field: a code, or a flag under ``<question>.<code>``."""
-    given: dict[str, Any] = {
-        name.removeprefix("Answer."): value for name, value in row.items() if name.startswith("Answer.")
-    }
-    text = given.pop("taskAnswers", "")
-    if not text:
-        return given
-    todo = "download the batch's results again"
-    with refusing(f"{where}, Answer.taskAnswers", "is no list of answers in JSON", todo):
+    given: dict[str, Any] = _below("Answer.", row)
+    text = given.pop("taskAnswers", "") or "[]"
+    with refusing(f"{where}, Answer.taskAnswers", "is no list of answers in JSON", AGAIN):
         for answers in json.loads(text):
             for name, value in answers.items():
                 flags = value if isinstance(value, dict) else {}
@@ -114,8 +103,7 @@ def _answers(row: dict[str, str], where: str) -> dict[str, Any]:
 
 
 def _chosen(given: dict[str, Any], name: str, where: str) -> str:
-    own = {field.removeprefix(f"{name}."): value for field, value in given.items() if field.startswith(f"{name}.")}
-    flags = {code: str(value).strip().lower() for code, value in own.items()}
+    flags = {code: str(value).strip().lower() for code, value in _below(f"{name}.", given).items()}
     for code, flag in flags.items():
         if flag not in ("true", "false", ""):
             raise DataError(
@@ -124,6 +112,10 @@ def _chosen(given: dict[str, Any], name: str, where: str) -> str:
                 todo="use the file as downloaded; a spreadsheet program writes flags in the user's language",
             )
     return "+".join(code for code, flag in flags.items() if flag == "true") or str(given.get(name) or "")
+
+
+def _below(prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
 
 
 def _escape(text: str) -> str:

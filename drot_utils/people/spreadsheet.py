@@ -96,13 +96,11 @@ def read_csv(path: Path) -> pd.DataFrame:
     for name in header:
         if name and header.count(name) > 1:
             raise DataError(f"there are two columns {name}", where=str(path), todo="keep one of them")
+    quote = "put text that holds the delimiter into quotes, and nothing beside the form's columns"
     for number, row in rows.items():
         if len(row) > len(header):
-            raise DataError(
-                f"{len(row)} cells, but the header has {len(header)}",
-                where=f"{path}, line {number}",
-                todo="put text that holds the delimiter into quotes, and nothing beside the form's columns",
-            )
+            found = f"{len(row)} cells, but the header has {len(header)}"
+            raise DataError(found, where=f"{path}, line {number}", todo=quote)
         row += [""] * (len(header) - len(row))
     table = pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype="str")
     return table.loc[:, [bool(name) for name in header]]
