@@ -185,7 +185,7 @@ def test_every_file_of_a_person_is_read(key, tmp_path):
         ("ann.jsonl", "is of a kind that is not read"),
         ("a/annotated_instances.jsonl", "comes from Potato 1"),
         ("annotated_instances.csv", "comes from Potato 1"),
-        ("a/x.json", "is no export of a Label Studio project"),
+        ("a/x.json", "is not an export of a Label Studio project"),
         (f"{FORM.name} (1).csv", "is not named as a filled form"),
         (f"{FORM.name}_bob.csv", "is not named as a filled form"),
         ("a/other.tsv", "is not named as a filled form"),

@@ -27,7 +27,7 @@ def test_recorded_scores_are_joined_by_text_and_the_rest_is_null(study, tmp_path
     scores = open_scorer(study, **settings)(["b", "a", "c"])
     assert scores[1] == 0.25 and np.isnan(scores[[0, 2]]).all()
     (tmp_path / "s.tsv").write_text("text\ttoxicity\na\tvery\n")
-    with pytest.raises(DataError, match=r"line 2, column toxicity: .*no score from 0 to 1.*'very'"):
+    with pytest.raises(DataError, match=r"line 2, column toxicity: .*nor a score from 0 to 1.*'very'"):
         open_scorer(study, **settings)
 
 

@@ -46,7 +46,7 @@ def open_scorer(study: Study) -> Scorer:
     Raises
     ------
     DataError
-        A recorded score that is none.
+        A recorded score that is not from 0 to 1.
     ModelError
         A classifier without a label of `LABELS`.
     """
@@ -112,7 +112,7 @@ def _read_recorded(path: str) -> pd.Series:
     table = read_tsv(path, ["text", "toxicity"])
     values = pd.to_numeric(table["toxicity"].replace("", None), errors="coerce")
     bad = (table["toxicity"] != "") & ~values.between(0, 1)
-    refuse(table, bad, "have a toxicity that is no score from 0 to 1, nor empty", path, "toxicity")
+    refuse(table, bad, "have a toxicity that is neither empty nor a score from 0 to 1", path, "toxicity")
     known = pd.Series(values.to_numpy(), index=table["text"])
     return known[~known.index.duplicated()]
 

@@ -95,7 +95,7 @@ def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.D
     Raises
     ------
     DataError
-        No filled form, a file that is none or cannot be read but may be one, and what `forms.check_votes` refuses.
+        No filled form, a file that may be one but cannot be read, and what `forms.check_votes` refuses.
     """
     folder = resolve(folder)
     found = {path.relative_to(folder).as_posix(): _read(form, path) for path in files_below(folder)}

@@ -41,9 +41,9 @@ def read(form: Form, path: Path) -> Filled:
     Raises
     ------
     DataError
-        A file that is no such export.
+        A file that is not such an export.
     """
-    with refusing(path, "is no export of a Label Studio project", "export the project as JSON or JSON-MIN"):
+    with refusing(path, "is not an export of a Label Studio project", "export the project as JSON or JSON-MIN"):
         tasks = json.loads(path.read_bytes())
         if not isinstance(tasks, list):
             raise TypeError(f"expected a list of tasks, found {type(tasks).__name__}")

@@ -94,7 +94,7 @@ def _answers(row: dict[str, str], where: str) -> dict[str, Any]:
     """Return what was answered, by field: a code, or a flag under ``<question>.<code>``."""
     given: dict[str, Any] = _below("Answer.", row)
     text = given.pop("taskAnswers", "") or "[]"
-    with refusing(f"{where}, Answer.taskAnswers", "is no list of answers in JSON", AGAIN):
+    with refusing(f"{where}, Answer.taskAnswers", "is not a list of answers in JSON", AGAIN):
         for answers in json.loads(text):
             for name, value in answers.items():
                 flags = value if isinstance(value, dict) else {}

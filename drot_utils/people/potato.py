@@ -47,14 +47,14 @@ def read(form: Form, path: Path) -> Filled | None:
     Raises
     ------
     DataError
-        A file that is no such state, or Potato 1's.
+        A file that is not such a state, or Potato 1's.
     """
     if path.stem == OLD_STATE:
         todo = "ask again with the project in potato/, which needs Potato 2, or move the file elsewhere"
         raise DataError("comes from Potato 1, whose answers are not read", where=str(path), todo=todo)
     if path.name != STATE:
         return None
-    with refusing(path, "holds no annotator's answers", "copy the whole annotation_output folder again"):
+    with refusing(path, "does not hold an annotator's answers", "copy the whole annotation_output folder again"):
         state = json.loads(path.read_bytes())
         annotator = str(state["user_id"])
         votes = [

@@ -46,7 +46,7 @@ def read(form: Form, path: Path) -> Filled | None:
     Raises
     ------
     DataError
-        A file that is no CSV text, lacks a column, or has another name and may hold answers.
+        A file that is not CSV text, lacks a column, or has another name and may hold answers.
     """
     table = read_csv(path)
     if not is_named(form, path):
@@ -77,7 +77,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     Raises
     ------
     DataError
-        A file that is no CSV text, a row with more cells than the header, or two columns of one name.
+        A file that is not CSV text, a row with more cells than the header, or two columns of one name.
     """
     todo = "save it as CSV (UTF-8)"
     try:
@@ -88,10 +88,10 @@ def read_csv(path: Path) -> pd.DataFrame:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         lines = [(reader.line_num, _strip_end(row)) for row in reader]
     except (ValueError, OSError, csv.Error) as error:
-        raise DataError(f"is no CSV text: {error}", where=str(path), todo=todo) from error
+        raise DataError(f"is not CSV text: {error}", where=str(path), todo=todo) from error
     rows = {number: row for number, row in lines[bool(told) :] if any(map(str.strip, row))}
     if not rows:
-        raise DataError("is no CSV text: it is empty", where=str(path), todo=todo)
+        raise DataError("is not CSV text: it is empty", where=str(path), todo=todo)
     header = rows.pop(next(iter(rows)))
     for name in header:
         if name and header.count(name) > 1:
