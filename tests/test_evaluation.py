@@ -150,3 +150,27 @@ def test_a_model_without_a_context_is_not_valid_and_has_no_average(candidates):
     assert differences.set_index("metric")["difference"].isna().to_dict()["avg"]
     none = evaluation.paired_differences({}, [], 20, 0)
     assert none.empty and none.dtypes.equals(differences.dtypes)
+
+
+def test_table2_has_the_papers_order_and_its_numbers(rows):
+    greedy = dict.fromkeys(("distill_final", "teacher", "base"), rows)
+    samples = {"base": rows.assign(candidate=0)}
+    found = evaluation.score_models(
+        lambda part: np.where(part["context"].isna(), np.nan, 0.9),
+        0.5,
+        greedy,
+        samples,
+        lambda p, h: np.zeros(len(p)),
+        0.5,
+    )
+    assert found["base"].columns.tolist() == evaluation.METRICS and found["teacher"]["vld"].tolist() == [1, 0.5]
+    train_rows = {"distill_final": 7, "teacher": None, "base": None}
+    table = evaluation.make_table2({"auto_": found, "independent_": found}, train_rows, 20, 0).set_index("model")
+    assert (
+        table.index.tolist() == ["teacher", "base", "distill_final"] and table.loc["distill_final", "train_rows"] == 7
+    )
+    assert table["independent_vld"].tolist() == table["auto_vld"].tolist() == [0.75] * 3
+    assert (
+        table["auto_n_vld"].notna().tolist() == [False, True, False] and table.loc["teacher", "paper_auto_vld"] == 0.53
+    )
+    assert not [column for column in table if "human" in column]

@@ -75,6 +75,15 @@ def test_a_cluster_without_a_word_is_no_topic_and_names_differ(vectors, smoke):
     assert len(found) == 3 and found["topic"].is_unique
 
 
+def test_directions_are_counted_topic_by_topic():
+    found = pd.DataFrame({"topic": ["pet", "exam"]})
+    counts = topics.count_directions(pd.Series([1, -1, 1, 1]), found, np.array([1, 0, 1, -1]))
+    assert counts.to_dict("list") == {"strengthening": [0, 2], "weakening": [1, 0]} and list(counts.index) == [
+        "pet",
+        "exam",
+    ]
+
+
 @pytest.mark.parametrize("what", ["too few", "none large", "Chinese"])
 def test_notebook_8_without_a_topic(output, tmp_path, what, candidates):
     texts = NOTHING[what][0]

@@ -76,3 +76,13 @@ def test_word_lists_must_exist_and_hold_something(tmp_path):
 
 def test_no_texts_have_no_profanity():
     assert toxicity.has_profanity(pd.Series([], dtype="str"), ["damn"]).sum() == 0
+
+
+def test_shares_have_wilson_intervals():
+    shares = toxicity.share_profane(pd.DataFrame({"action": [True, False], "context": [False, False]})).set_index(
+        "text"
+    )
+    assert shares["found"].tolist() == [1, 0] and shares["percent"].tolist() == [50, 0]
+    assert (
+        shares["percent_low"].tolist() == pytest.approx([9.45, 0], abs=0.01) and shares["percent_high"]["context"] > 60
+    )

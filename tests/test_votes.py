@@ -14,6 +14,7 @@ from drot_utils.people.spreadsheet import read_csv
 from drot_utils.people.votes import (
     AGREEMENT,
     HUMAN_COLUMNS,
+    agree_on_gold,
     as_invalid,
     human_table2,
     judge_rows,
@@ -41,6 +42,16 @@ def test_agreement_is_fleiss_kappa():
     assert measure_agreement(votes.replace({"N": None}))["rows"] == 1
     assert np.isnan(measure_agreement(pd.DataFrame([["Y", "Y"]]))["kappa"])
     assert np.isnan(measure_agreement(pd.DataFrame([[None, "Y"]]))["full"])
+
+
+def test_agreement_on_the_gold_is_over_all_and_by_source():
+    gold = pd.DataFrame(
+        [("f", row, source, "q1", name, answer) for row, (source, answers) in enumerate([("t", "YYN"), ("s", "NNN")]) for name, answer in zip("abc", answers, strict=True)],
+        columns=["file", "row", "source", "question", "annotator", "answer"],
+    )  # fmt: skip
+    table = agree_on_gold(gold)
+    assert table["source"].tolist() == ["all", "s", "t"] and table["full"].tolist() == [0.5, 1, 0]
+    assert list(agree_on_gold(gold.head(0))) == ["question", "source", *AGREEMENT]
 
 
 def test_agreement_of_a_crowd_asks_not_whose_votes_they_are():
