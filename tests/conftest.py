@@ -199,7 +199,7 @@ def nasty(asked):
 @pytest.fixture
 def key(asked, tmp_path):
     """The key of an evaluation form, exported in all formats."""
-    return exchange.export_form(FORM, asked, tmp_path / "forms", 1, list(exchange.WRITERS))
+    return exchange.export_form(FORM, asked, tmp_path / "forms", 1, list(exchange.TOOLS))
 
 
 def fill(tmp_path, name, answers):

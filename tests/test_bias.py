@@ -73,10 +73,7 @@ def test_notebook_10_where_hardly_anything_parses(study, parsing, monkeypatch):
     names = run_cells("10_cultural_bias", "params/smoke.yaml")
     table = pd.read_csv(study.run.figures / "bias.csv")
     assert table.columns.tolist() == ["country", *list(bias.COLUMNS)[1:]] and len(table) == parsing
-    assert table["p_value"].count() == (parsing if parsing > 1 else 0) and names["matrix"].shape == (
-        parsing,
-        parsing,
-    )
+    assert table["p_value"].count() == (parsing if parsing > 1 else 0) and names["matrix"].shape == (parsing, parsing)
     assert all((study.run.figures / f"{name}.png").exists() for name in ("bias", "bias_pairs"))
     record = json.loads(study.run.manifest.read_text(), parse_constant=pytest.fail)["stages"]["10_cultural_bias"]
     assert record["rows"]["kept"] == 4 * parsing and len(record["distances"]) == parsing

@@ -10,11 +10,7 @@ from drot_utils.analysis import evaluation
 @pytest.fixture
 def rows():
     return pd.DataFrame(
-        {
-            "action_id": ["a", "a", "b", "b"],
-            "moral_variance": [1, -1, 1, -1],
-            "context": ["x", "y", None, "z"],
-        }
+        {"action_id": ["a", "a", "b", "b"], "moral_variance": [1, -1, 1, -1], "context": ["x", "y", None, "z"]}
     )
 
 
@@ -169,3 +165,27 @@ def test_a_critic_is_measured_over_all_rows_and_by_source():
     first = table.iloc[0]
     assert first["rows"] == 3 and first["accuracy"] == pytest.approx(2 / 3) == first["majority_accuracy"]
     assert table.loc[1, "accuracy"] == 1 and np.isnan(table.loc[2, "pr_auc"])
+
+
+def test_table2_has_the_papers_order_and_its_numbers(rows):
+    greedy = dict.fromkeys(("distill_final", "teacher", "base"), rows)
+    samples = {"base": rows.assign(candidate=0)}
+    found = evaluation.score_models(
+        lambda part: np.where(part["context"].isna(), np.nan, 0.9),
+        0.5,
+        greedy,
+        samples,
+        lambda p, h: np.zeros(len(p)),
+        0.5,
+    )
+    assert found["base"].columns.tolist() == evaluation.METRICS and found["teacher"]["vld"].tolist() == [1, 0.5]
+    train_rows = {"distill_final": 7, "teacher": None, "base": None}
+    table = evaluation.make_table2({"auto_": found, "independent_": found}, train_rows, 20, 0).set_index("model")
+    assert (
+        table.index.tolist() == ["teacher", "base", "distill_final"] and table.loc["distill_final", "train_rows"] == 7
+    )
+    assert table["independent_vld"].tolist() == table["auto_vld"].tolist() == [0.75] * 3
+    assert (
+        table["auto_n_vld"].notna().tolist() == [False, True, False] and table.loc["teacher", "paper_auto_vld"] == 0.53
+    )
+    assert not [column for column in table if "human" in column]

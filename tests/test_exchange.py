@@ -18,7 +18,7 @@ from test_potato import state
 from drot_utils.people import exchange, forms
 from drot_utils.people.spreadsheet import read_csv
 from drot_utils.people.votes import spread_votes
-from drot_utils.study.errors import DataError
+from drot_utils.study.errors import DataError, ParamsError
 
 
 def read(tmp_path, key, form=FORM):
@@ -36,12 +36,18 @@ def test_formats_that_are_not_asked_for_are_not_written(asked, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{FORM.name}_key.csv", "mturk"]
 
 
+def test_a_format_that_nobody_writes_is_refused_before_anything_is_written(asked, tmp_path):
+    with pytest.raises(ParamsError, match=r"annotation.exchange: expected some of csv, .*, found 'excel'"):
+        exchange.export_form(FORM, asked, tmp_path, 1, ["csv", "excel"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_export_says_who_wrote_what(key, asked, tmp_path):
     files = [p for p in (tmp_path / "forms").rglob("*") if p.is_file() and "_key" not in p.name]
-    assert len(files) == 8
+    assert len(files) >= 8
     texts = [path.read_text() for path in files]
     assert not any(word in text for text in texts for word in ("student", "greedy", "Figure"))
-    assert sum("some are unpleasant" in text for text in texts) == 4
+    assert sum("some are unpleasant" in text for text in texts) == len(exchange.TOOLS)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cn"]), min_size=1))
@@ -51,7 +57,7 @@ def test_any_text_is_shown_as_it_is(text):
     rows = pd.DataFrame([{**row, "action": "A", "context": text, "rationale": text}])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        key = exchange.export_form(FORM, rows, folder, 1, list(exchange.WRITERS))
+        key = exchange.export_form(FORM, rows, folder, 1, list(exchange.TOOLS))
         shown = forms.show_rows(key)["context"][0]
         assert len(shown) == len(text)
         assert read_csv(folder / f"{FORM.name}.csv")["context"].iloc[0] == shown
@@ -137,12 +143,7 @@ def test_a_copy_is_no_second_annotator(key, tmp_path):
     fill(tmp_path, "ann", ALL_YES)
     fill(tmp_path, "bob", varied(key))
     (folder / "old").mkdir()
-    for name, copy in (
-        ("ann", "ann (1)"),
-        ("ann", "ann - Copy (2)"),
-        ("bob", "bob_backup"),
-        ("bob", "old/bob"),
-    ):
+    for name, copy in (("ann", "ann (1)"), ("ann", "ann - Copy (2)"), ("bob", "bob_backup"), ("bob", "old/bob")):
         path = folder / f"{FORM.name}-{copy}.csv" if "/" not in copy else folder / f"old/{FORM.name}-bob.csv"
         path.write_bytes((folder / f"{FORM.name}-{name}.csv").read_bytes())
     batch(key, [flat(ALL_YES)] * 5).to_csv(folder / "b1.csv", index=False)
@@ -165,12 +166,7 @@ def test_every_file_of_a_person_is_read(key, tmp_path):
     text = (folder / f"{FORM.name}-ann.csv").read_text()
     (folder / "b" / "c").mkdir(parents=True)
     for i, place in enumerate(
-        (
-            "Evaluation_Form-bob.CSV",
-            f"b/{FORM.name}-cyd.Csv",
-            f"b/c/{FORM.name}-dee.tsv",
-            f"{FORM.name}-eve.txt",
-        )
+        ("Evaluation_Form-bob.CSV", f"b/{FORM.name}-cyd.Csv", f"b/c/{FORM.name}-dee.tsv", f"{FORM.name}-eve.txt")
     ):
         (folder / place).write_text(text.replace("campsite", f"campsite {i}"))
     (folder / "b" / "project.JSON").write_text(json.dumps(exported(key, [ALL_YES] * 5)))
@@ -189,7 +185,7 @@ def test_every_file_of_a_person_is_read(key, tmp_path):
         ("ann.jsonl", "is of a kind that is not read"),
         ("a/annotated_instances.jsonl", "comes from Potato 1"),
         ("annotated_instances.csv", "comes from Potato 1"),
-        ("a/x.json", "is no export of a Label Studio project"),
+        ("a/x.json", "is not an export of a Label Studio project"),
         (f"{FORM.name} (1).csv", "is not named as a filled form"),
         (f"{FORM.name}_bob.csv", "is not named as a filled form"),
         ("a/other.tsv", "is not named as a filled form"),

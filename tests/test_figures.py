@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from drot_utils.analysis import evaluation
+from drot_utils.data.paper import TABLE2
 from drot_utils.report import figures
 from drot_utils.study.paths import Run
 
@@ -63,12 +64,6 @@ def test_nothing_to_draw_is_said_in_the_figure():
     assert not alone.axes[0].texts
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 def test_figures_are_written_twice_and_the_same_each_time():
     run = Run("smoke")
     valid, scores = np.array([True, False, True, True]), np.array([0.9, 0.6, 0.7, 0.2])
@@ -94,8 +89,6 @@ def test_rounds_show_ours_the_other_critic_and_the_papers():
     index = pd.Index(["a", "b", "c"], name="action_id")
     table = pd.DataFrame({m: [0.2, 0.5, 0.8] for m in evaluation.METRICS}, index=index)
     rows = evaluation.summarize({"distill_base": table, "distill_final": table}, 50, 0)
-    from drot_utils.data.paper import TABLE2
-
     rows = rows.merge(TABLE2, on="model")
     figure = figures.draw_rounds(rows, ["distill_base", "distill_final"], {"auto_": "same critic"})
     assert len(figure.axes) == 4 and figure.axes[0].lines[-1].get_ydata().tolist() == [0.68, 0.86]

@@ -54,10 +54,7 @@ def test_good_votes_pass(key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"q2": "maybe"},
-            r"here, q2: expected one of Y, S, N or nothing, found 'maybe'[\s\S]*use the codes",
-        ),
+        ({"q2": "maybe"}, r"here, q2: expected one of Y, S, N or nothing, found 'maybe'[\s\S]*use the codes"),
         ({"q4": "Y+N"}, r"here, q4: expected one of .* found 'Y\+N'"),
         ({"row_id": "r1"}, r"here: the row_id 'r1' is not in the key"),
         ({"row_id": "evaluation_form-000000-00001"}, r"is of the form of another run"),

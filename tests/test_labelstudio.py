@@ -13,12 +13,7 @@ from drot_utils.study.errors import DataError
 
 def result(question, *choices):
     """A choice as an annotation holds it."""
-    return {
-        "type": "choices",
-        "from_name": question,
-        "to_name": "context",
-        "value": {"choices": list(choices)},
-    }
+    return {"type": "choices", "from_name": question, "to_name": "context", "value": {"choices": list(choices)}}
 
 
 def exported(key, answers, annotator=1, **fields):
@@ -97,7 +92,7 @@ def test_skipped_tasks_are_counted_and_unanswered_ones_hold_nothing(key, tmp_pat
     ["", "[{", "{}", '{"a": 1}', "[1]", "[[]]", '"x"', '[{"id": 1}]', '[{"id": 1, "data": {}, "annotations": [{}]}]', "[" * 10_000],
 )  # fmt: skip
 def test_what_is_no_export(tmp_path, content):
-    with pytest.raises(DataError, match=r"export.json: is no export of a Label Studio project"):
+    with pytest.raises(DataError, match=r"export.json: is not an export of a Label Studio project"):
         read(tmp_path, content)
 
 

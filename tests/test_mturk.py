@@ -111,9 +111,9 @@ def test_a_flag_in_another_language_is_not_taken_for_no_answer(key, tmp_path, sp
     ("columns", "message"),
     [
         ({"AssignmentStatus": "Paid"}, "line 2: expected the AssignmentStatus .* found 'Paid'"),
-        ({"Answer.taskAnswers": "[{"}, "line 2, Answer.taskAnswers: is no list of answers in JSON"),
-        ({"Answer.taskAnswers": "[1]"}, "is no list of answers in JSON"),
-        ({"Answer.taskAnswers": "7"}, "is no list of answers in JSON"),
+        ({"Answer.taskAnswers": "[{"}, "line 2, Answer.taskAnswers: is not a list of answers in JSON"),
+        ({"Answer.taskAnswers": "[1]"}, "is not a list of answers in JSON"),
+        ({"Answer.taskAnswers": "7"}, "is not a list of answers in JSON"),
     ],
 )
 def test_results_that_cannot_be_read(key, tmp_path, columns, message):

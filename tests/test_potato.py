@@ -66,7 +66,7 @@ def test_gaps_and_double_answers(key, tmp_path):
      '{"user_id": "ann", "instance_id_to_label_to_value": []}', "[" * 10_000],
 )  # fmt: skip
 def test_what_is_no_state(tmp_path, content):
-    with pytest.raises(DataError, match=r"user_state.json: holds no annotator's answers"):
+    with pytest.raises(DataError, match=r"user_state.json: does not hold an annotator's answers"):
         read(tmp_path, content)
 
 

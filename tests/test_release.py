@@ -2,6 +2,7 @@
 
 import pandas as pd
 from datasets import load_dataset
+from huggingface_hub import DatasetCard
 
 from drot_utils.data import corpora
 from drot_utils.method import student
@@ -42,6 +43,12 @@ def test_card_is_honest_about_machine_written_data(candidates, actions, smoke, t
         "config_name: d-rot",
     ):
         assert words in card
+    header = DatasetCard(card).data.to_dict()
+    assert header.pop("pretty_name") == "delta-Rules-of-Thumb (smoke run)"
+    assert header == {
+        "license": "cc-by-4.0", "language": ["en"], "size_categories": ["n<1K"],
+        "configs": [{"config_name": "d-rot", "data_files": "d-rot.parquet"}],
+    }  # fmt: skip
 
 
 def test_a_student_says_what_it_is_not_for(smoke):

@@ -53,13 +53,13 @@ def test_a_form_as_programs_and_countries_write_it(tmp_path, spell):
     ("content", "message"),
     [
         (b"row_id,q1,q2,q4\nx,Y,Y,Y\n", "missing column q3"),
-        (b"", "is no CSV text"),
-        (b"\xff\xfe\x00", "is no CSV text"),
-        (b"PK\x03\x04\x00\x00", "is no CSV text: it holds zero bytes"),
-        (b",,\n\n", "is no CSV text: it is empty"),
+        (b"", "is not CSV text"),
+        (b"\xff\xfe\x00", "is not CSV text"),
+        (b"PK\x03\x04\x00\x00", "is not CSV text: it holds zero bytes"),
+        (b",,\n\n", "is not CSV text: it is empty"),
         (b"row_id,q1,q2,q3,q4\n\nx,Y,Y,Y,Y,Y\n", "line 3: 6 cells, but the header has 5"),
-        (b"row_id,q1,q2,q3,q4,q1\n", "the column q1 stands there twice"),
-        (b'row_id,q1\n"x,Y\n1,2,3,4\n', "is no CSV text"),
+        (b"row_id,q1,q2,q3,q4,q1\n", "there are two columns q1"),
+        (b'row_id,q1\n"x,Y\n1,2,3,4\n', "is not CSV text"),
     ],
 )
 def test_what_is_no_filled_form(tmp_path, content, message):

@@ -50,10 +50,6 @@ def test_no_rows_and_one_row_are_counted(candidates):
     none = statistics.table1(candidates.iloc[:0])
     assert len(none) == 7 and (none[["entries", "trigrams"]] == 0).all(axis=None) and none["mean_words"].isna().all()
     one = statistics.table1(candidates.iloc[:1]).set_index(["type", "polarity"])
-    assert one.loc[("Action", "all")].tolist() == [1, 1, 3] and one.loc[("Context", "all")].tolist() == [
-        1,
-        1,
-        3,
-    ]
+    assert one.loc[("Action", "all")].tolist() == [1, 1, 3] and one.loc[("Context", "all")].tolist() == [1, 1, 3]
     assert one.loc[("Context", "weakening"), ["entries", "trigrams"]].tolist() == [0, 0]
     assert pd.isna(one.loc[("Context", "weakening"), "mean_words"])

@@ -11,11 +11,7 @@ from drot_utils.analysis import topics
 from drot_utils.data.table import write_candidates
 from drot_utils.study.paths import Run
 
-SUBJECTS = {
-    "dog": "the dog barks at the cat",
-    "exam": "an exam at the school",
-    "rain": "heavy rain and a storm",
-}
+SUBJECTS = {"dog": "the dog barks at the cat", "exam": "an exam at the school", "rain": "heavy rain and a storm"}
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +38,7 @@ def test_topics_are_found_named_counted_and_the_same_again(texts, vectors, smoke
 
 
 NOTHING = {
-    "too few": (
-        ["a dog barks"] * 4,
-        r"4 texts: they are too few for 5 neighbours; lower `topics\.neighbors`",
-    ),
+    "too few": (["a dog barks"] * 4, r"4 texts: they are too few for 5 neighbours; lower `topics\.neighbors`"),
     "none": ([], "0 texts: they are too few"),
     "none large": ([f"a dog barks at {i} cats" for i in range(24)], "no 20 of them with words are alike"),
     "stop words": (["the and of it is to be"] * 24, "fewer than two English words"),
@@ -80,6 +73,15 @@ def test_a_cluster_without_a_word_is_no_topic_and_names_differ(vectors, smoke):
     texts = [("the dog", "dog dog", "a dog and a cat")[i % 3] for i in range(len(vectors))]
     found, _ = topics.find_topics(texts, vectors, smoke.topics, 0)
     assert len(found) == 3 and found["topic"].is_unique
+
+
+def test_directions_are_counted_topic_by_topic():
+    found = pd.DataFrame({"topic": ["pet", "exam"]})
+    counts = topics.count_directions(pd.Series([1, -1, 1, 1]), found, np.array([1, 0, 1, -1]))
+    assert counts.to_dict("list") == {"strengthening": [0, 2], "weakening": [1, 0]} and list(counts.index) == [
+        "pet",
+        "exam",
+    ]
 
 
 @pytest.mark.parametrize("what", ["too few", "none large", "Chinese"])

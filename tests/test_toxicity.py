@@ -1,34 +1,37 @@
 """Tests of `toxicity`."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import CPU
 
 from drot_utils.analysis import toxicity
 from drot_utils.study.errors import DataError, ModelError
 from drot_utils.study.params import ModelRef
-from drot_utils.study.paths import Run
-
-PLACE = (Run("smoke"), CPU, torch.float32)
 
 
-def test_no_scorer_no_number(smoke):
-    assert np.isnan(toxicity.open_scorer(smoke.toxicity, *PLACE)(["a", "b"])).all()
+def open_scorer(study, **changes):
+    """Open the scorer of a study with other settings."""
+    settings = study.params.toxicity.model_copy(update=changes)
+    return toxicity.open_scorer(replace(study, params=study.params.model_copy(update={"toxicity": settings})))
 
 
-def test_recorded_scores_are_joined_by_text_and_the_rest_is_null(smoke, tmp_path):
+def test_no_scorer_no_number(study):
+    assert np.isnan(open_scorer(study)(["a", "b"])).all()
+
+
+def test_recorded_scores_are_joined_by_text_and_the_rest_is_null(study, tmp_path):
     (tmp_path / "s.tsv").write_text("text\ttoxicity\na\t0.25\nb\t\na\t0.9\n")
-    settings = smoke.toxicity.model_copy(update={"scorer": "recorded", "recorded": str(tmp_path / "s.tsv")})
-    scores = toxicity.open_scorer(settings, *PLACE)(["b", "a", "c"])
+    settings = {"scorer": "recorded", "recorded": str(tmp_path / "s.tsv")}
+    scores = open_scorer(study, **settings)(["b", "a", "c"])
     assert scores[1] == 0.25 and np.isnan(scores[[0, 2]]).all()
     (tmp_path / "s.tsv").write_text("text\ttoxicity\na\tvery\n")
-    with pytest.raises(DataError, match=r"line 2, column toxicity: .*no score from 0 to 1.*'very'"):
-        toxicity.open_scorer(settings, *PLACE)
+    with pytest.raises(DataError, match=r"line 2, column toxicity: .*nor a score from 0 to 1.*'very'"):
+        open_scorer(study, **settings)
 
 
-def test_a_local_classifier_scores_by_its_toxic_label(smoke, tmp_path):
+def test_a_local_classifier_scores_by_its_toxic_label(study, tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
 
     from drot_utils.engine.load import build_tiny
@@ -42,13 +45,11 @@ def test_a_local_classifier_scores_by_its_toxic_label(smoke, tmp_path):
         )  # fmt: skip
         BertForSequenceClassification(config).save_pretrained(tmp_path / place)
         tokenizer.save_pretrained(tmp_path / place)
-    model = ModelRef(source="folder", name=str(tmp_path / "good"))
-    settings = smoke.toxicity.model_copy(update={"scorer": "model", "model": model})
-    scores = toxicity.open_scorer(settings, *PLACE)(["a fire", "a lie"])
+    good, bad = (ModelRef(source="folder", name=str(tmp_path / place)) for place in ("good", "bad"))
+    scores = open_scorer(study, scorer="model", model=good)(["a fire", "a lie"])
     assert scores.shape == (2,) and ((scores > 0) & (scores < 1)).all()
-    settings = settings.model_copy(update={"model": ModelRef(source="folder", name=str(tmp_path / "bad"))})
     with pytest.raises(ModelError, match="toxicity or toxic"):
-        toxicity.open_scorer(settings, *PLACE)
+        open_scorer(study, scorer="model", model=bad)
 
 
 def test_profanity_is_whole_words_in_any_case():
@@ -75,3 +76,13 @@ def test_word_lists_must_exist_and_hold_something(tmp_path):
 
 def test_no_texts_have_no_profanity():
     assert toxicity.has_profanity(pd.Series([], dtype="str"), ["damn"]).sum() == 0
+
+
+def test_shares_have_wilson_intervals():
+    shares = toxicity.share_profane(pd.DataFrame({"action": [True, False], "context": [False, False]})).set_index(
+        "text"
+    )
+    assert shares["found"].tolist() == [1, 0] and shares["percent"].tolist() == [50, 0]
+    assert (
+        shares["percent_low"].tolist() == pytest.approx([9.45, 0], abs=0.01) and shares["percent_high"]["context"] > 60
+    )

@@ -14,6 +14,7 @@ from drot_utils.people.spreadsheet import read_csv
 from drot_utils.people.votes import (
     AGREEMENT,
     HUMAN_COLUMNS,
+    agree_on_gold,
     as_invalid,
     human_table2,
     judge_rows,
@@ -43,6 +44,16 @@ def test_agreement_is_fleiss_kappa():
     assert np.isnan(measure_agreement(pd.DataFrame([[None, "Y"]]))["full"])
 
 
+def test_agreement_on_the_gold_is_over_all_and_by_source():
+    gold = pd.DataFrame(
+        [("f", row, source, "q1", name, answer) for row, (source, answers) in enumerate([("t", "YYN"), ("s", "NNN")]) for name, answer in zip("abc", answers, strict=True)],
+        columns=["file", "row", "source", "question", "annotator", "answer"],
+    )  # fmt: skip
+    table = agree_on_gold(gold)
+    assert table["source"].tolist() == ["all", "s", "t"] and table["full"].tolist() == [0.5, 1, 0]
+    assert list(agree_on_gold(gold.head(0))) == ["question", "source", *AGREEMENT]
+
+
 def test_agreement_of_a_crowd_asks_not_whose_votes_they_are():
     by_three = pd.DataFrame([["Y", "Y", "Y"], ["Y", "Y", "N"], ["N", "N", "N"]])
     crowd = pd.DataFrame(np.full((5, 9), None, dtype=object))
@@ -59,13 +70,9 @@ def test_table4_and_table2_from_filled_forms(key, tmp_path):
     for name in ("ann", "bob", "cyd"):
         fill(tmp_path, name, {**ALL_YES, "q2": q2})
     judged = judge_rows(exchange.read_filled(FORM, tmp_path / "filled", key)[0], key)
-    table = make_table4(judged).set_index(["type", "polarity"])
+    table = make_table4(judged.assign(set="dataset")).set_index(["type", "polarity"])
     assert table.loc[("Context", "strengthening"), ["valid_pct", "significant_pct"]].tolist() == [100, 100]
-    assert table.loc[("Context", "weakening"), ["valid_pct", "significant_pct", "slight_pct"]].tolist() == [
-        50,
-        0,
-        100,
-    ]
+    assert table.loc[("Context", "weakening"), ["valid_pct", "significant_pct", "slight_pct"]].tolist() == [50, 0, 100]
     assert table.loc[("Context", "all"), "rows"] == 5 and table.loc[("Rationale", "all"), "language_pct"] == 100
     both = pd.concat([judged, judged.assign(set="sampled")])
     row = human_table2(both, lambda p, h: np.zeros(len(p)), 0.5).iloc[0]

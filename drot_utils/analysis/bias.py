@@ -9,14 +9,8 @@ from scipy.spatial.distance import cdist
 from drot_utils.data.table import make_table
 
 #: Columns of a comparison of groups.
-COLUMNS = {
-    "group": "str",
-    "texts": "int64",
-    "distance": "float64",
-    "expected": "float64",
-    "p_value": "float64",
-    "p_holm": "float64",
-}
+NUMBERS = ["distance", "expected", "p_value", "p_holm"]
+COLUMNS = {"group": "str", "texts": "int64"} | dict.fromkeys(NUMBERS, "float64")
 
 
 def probe_actions(action: str, countries: list[str]) -> pd.DataFrame:
@@ -65,20 +59,12 @@ def compare_groups(
     member = np.array([groups == name for name in names], dtype=float)
     found = _energy_to_rest(distances, member)
     rng = np.random.default_rng(seed)
-    shuffled = np.array(
-        [_energy_to_rest(distances, member[:, rng.permutation(len(groups))]) for _ in range(permutations)]
-    )
+    orders = (rng.permutation(len(groups)) for _ in range(permutations))
+    shuffled = np.array([_energy_to_rest(distances, member[:, order]) for order in orders])
     p_values = (1 + (shuffled >= found).sum(axis=0)) / (1 + permutations)
-    table = pd.DataFrame(
-        {
-            "group": names,
-            "texts": member.sum(axis=1).astype(int),
-            "distance": found,
-            "expected": shuffled.mean(axis=0),
-            "p_value": p_values,
-            "p_holm": multipletests(p_values, method="holm")[1],
-        }
-    )
+    p_holm = multipletests(p_values, method="holm")[1]
+    rows = zip(names, member.sum(axis=1), found, shuffled.mean(axis=0), p_values, p_holm, strict=True)
+    table = make_table(list(rows), COLUMNS)
     share = member / member.sum(axis=1, keepdims=True)
     between = share @ distances @ share.T
     within = np.diag(between)

@@ -9,6 +9,33 @@ BLANK = r"[^\p{L}\p{N}'’]+"
 WIDEST = 1 << 21  # so many different words that three numbers below it still fit into 63 bits
 
 
+def table1(rows: pd.DataFrame) -> pd.DataFrame:
+    """Count the data set as table 1 does.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        ``action moral_variance context rationale`` of the kept rows.
+
+    Returns
+    -------
+    DataFrame
+        ``type polarity entries trigrams mean_words``: actions, then contexts and rationales (all, strengthening,
+        weakening). Validity and language (% Vld., % Lan.) are human judgments: see `11_human_evaluation`.
+    """
+    actions = rows["action"].drop_duplicates()
+    out = [("Action", "all", len(actions), count_trigrams(actions), mean_words(actions))]
+    for kind in ("context", "rationale"):
+        trigrams, row = _trigrams(rows[kind])
+        variance = rows["moral_variance"].to_numpy()
+        stronger, weaker = (_distinct(trigrams[variance[row] == sign]) for sign in (1, -1))
+        found = {"all": _distinct(np.concatenate([stronger, weaker])), "strengthening": stronger, "weakening": weaker}
+        for name, signs in (("all", (1, -1)), ("strengthening", (1,)), ("weakening", (-1,))):
+            texts = rows.loc[np.isin(variance, signs), kind]
+            out.append((kind.capitalize(), name, len(texts), len(found[name]), mean_words(texts)))
+    return pd.DataFrame(out, columns=["type", "polarity", "entries", "trigrams", "mean_words"])
+
+
 def count_trigrams(texts: pd.Series) -> int:
     """Return the number of different word 3-grams in `texts` (lower case, punctuation aside).
 
@@ -59,34 +86,3 @@ def _distinct(numbers: np.ndarray) -> np.ndarray:
     # Sorting 64-bit numbers is several times as fast as hashing them, in NumPy and in Arrow.
     ordered = np.sort(numbers)
     return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
-
-
-def table1(rows: pd.DataFrame) -> pd.DataFrame:
-    """Count the data set as table 1 does.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        ``action moral_variance context rationale`` of the kept rows.
-
-    Returns
-    -------
-    DataFrame
-        ``type polarity entries trigrams mean_words``: actions, then contexts and rationales (all, strengthening,
-        weakening). Validity and language (% Vld., % Lan.) are human judgments: see `11_human_evaluation`.
-    """
-    actions = rows["action"].drop_duplicates()
-    out = [("Action", "all", len(actions), count_trigrams(actions), mean_words(actions))]
-    for kind in ("context", "rationale"):
-        trigrams, row = _trigrams(rows[kind])
-        variance = rows["moral_variance"].to_numpy()
-        stronger, weaker = (_distinct(trigrams[variance[row] == sign]) for sign in (1, -1))
-        found = {
-            "all": _distinct(np.concatenate([stronger, weaker])),
-            "strengthening": stronger,
-            "weakening": weaker,
-        }
-        for name, signs in (("all", (1, -1)), ("strengthening", (1,)), ("weakening", (-1,))):
-            texts = rows.loc[np.isin(variance, signs), kind]
-            out.append((kind.capitalize(), name, len(texts), len(found[name]), mean_words(texts)))
-    return pd.DataFrame(out, columns=["type", "polarity", "entries", "trigrams", "mean_words"])

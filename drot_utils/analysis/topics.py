@@ -2,9 +2,11 @@
 
 import re
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.feature_extraction.text import CountVectorizer
 
 from drot_utils.data.table import make_table
 from drot_utils.engine import classifier, load
@@ -43,64 +45,38 @@ def find_topics(
     member : ndarray of int, shape (texts,)
         Row of `topics` that a text belongs to; -1 for none.
     """
-    rows, member, reason = _cluster(texts, embeddings, settings, seed)
+    words = CountVectorizer(stop_words="english")
+    rows: list[tuple] = []
+    member = np.full(len(texts), -1)
+    reason = _find_obstacle(texts, settings, words)
+    if not reason:
+        model, found = _cluster(texts, embeddings, settings, seed, words)
+        numbers, counts = np.unique(found[found >= 0], return_counts=True)
+        for k in np.argsort(-counts, kind="stable"):
+            typical = [word for word, _ in model.get_topic(int(numbers[k])) if word]
+            if not typical:
+                continue
+            inside = np.flatnonzero(found == numbers[k])
+            names = [*typical, " ".join(typical[:2]), f"{typical[0]} ({len(rows) + 1})"]
+            name = next(name for name in names if name not in {row[0] for row in rows})
+            centre = embeddings[inside].mean(axis=0)
+            example = texts[inside[int(np.argmax(embeddings[inside] @ centre))]]
+            member[inside] = len(rows)
+            rows.append((name, int(counts[k]), ", ".join(typical[:5]), example))
+        alike = f"no {settings.min_topic_size} of them with words are alike; lower `topics.min_topic_size`"
+        reason = f"{alike}, or make a larger data set"
     if not rows:
         print(f"No topic in {len(texts)} texts: {reason}.")
     return make_table(rows, COLUMNS), member
 
 
-def _cluster(
-    texts: list[str], embeddings: np.ndarray, settings: Settings, seed: int
-) -> tuple[list[tuple], np.ndarray, str]:
-    """Return the rows of the topic table, each text's row, and why there are no rows if there are none."""
-    rows, used, member = [], set(), np.full(len(texts), -1)
-    # UMAP's first layout needs more texts than one more than the dimensions that it leaves.
-    if len(texts) < max(settings.neighbors, DIMENSIONS) + 2:
-        reason = (
-            f"they are too few for {settings.neighbors} neighbours; lower `topics.neighbors`, or make a larger data set"
-        )
-        return rows, member, reason
-    from bertopic import BERTopic
-    from hdbscan import HDBSCAN
-    from sklearn.feature_extraction.text import CountVectorizer
-    from umap import UMAP
-
-    vectorizer = CountVectorizer(stop_words="english")
-    find_words = vectorizer.build_analyzer()
-    found = {word for text in texts for word in find_words(NO_WORD.sub("", text))}
-    if sum(not word.isdigit() for word in found) < 2:
-        reason = "stop words aside, they hold fewer than two English words, by which topics are named"
-        return rows, member, reason
-    model = BERTopic(
-        umap_model=UMAP(
-            n_neighbors=settings.neighbors,
-            n_components=DIMENSIONS,
-            min_dist=0.0,
-            metric="cosine",
-            random_state=seed,
-            n_jobs=1,
-        ),
-        hdbscan_model=HDBSCAN(min_cluster_size=settings.min_topic_size, core_dist_n_jobs=1),
-        vectorizer_model=vectorizer,
-        calculate_probabilities=False,
-    )
-    found, _ = model.fit_transform(texts, embeddings)
-    found = np.asarray(found)
-    numbers, counts = np.unique(found[found >= 0], return_counts=True)
-    for k in np.argsort(-counts, kind="stable"):
-        inside = np.flatnonzero(found == numbers[k])
-        words = [word for word, _ in model.get_topic(int(numbers[k])) if word]
-        if not words:
-            continue
-        names = [*words, " ".join(words[:2]), f"{words[0]} ({len(rows) + 1})"]
-        name = next(name for name in names if name not in used)
-        used.add(name)
-        centre = embeddings[inside].mean(axis=0)
-        example = texts[inside[int(np.argmax(embeddings[inside] @ centre))]]
-        member[inside] = len(rows)
-        rows.append((name, int(counts[k]), ", ".join(words[:5]), example))
-    reason = f"no {settings.min_topic_size} of them with words are alike; lower `topics.min_topic_size`, or make a larger data set"
-    return rows, member, reason
+def count_directions(variance: pd.Series, topics: pd.DataFrame, member: np.ndarray) -> pd.DataFrame:
+    """Return how many strengthening and weakening contexts are in each topic (see `find_topics`), a row a topic."""
+    inside = member >= 0
+    named = pd.DataFrame({"topic": topics["topic"].to_numpy()[member[inside]], "variance": variance[inside]})
+    counts = named.groupby(["topic", "variance"]).size().unstack(fill_value=0)
+    counts = counts.reindex(index=topics["topic"], columns=[1, -1], fill_value=0)
+    return counts.rename(columns={1: "strengthening", -1: "weakening"})
 
 
 def embed(study: Study, texts: list[str], ref: ModelRef, what: str = "embedding") -> np.ndarray:
@@ -119,14 +95,43 @@ def embed(study: Study, texts: list[str], ref: ModelRef, what: str = "embedding"
     return np.stack(found["vector"].to_list()).astype(np.float32)
 
 
+def _find_obstacle(texts: list[str], settings: Settings, words: CountVectorizer) -> str:
+    """Return why there can be no topic, "" where there may be some."""
+    # UMAP's first layout needs more texts than one more than the dimensions that it leaves.
+    if len(texts) < max(settings.neighbors, DIMENSIONS) + 2:
+        few = f"they are too few for {settings.neighbors} neighbours"
+        return f"{few}; lower `topics.neighbors`, or make a larger data set"
+    find = words.build_analyzer()
+    found = {word for text in texts for word in find(NO_WORD.sub("", text))}
+    if sum(not word.isdigit() for word in found) < 2:
+        return "stop words aside, they hold fewer than two English words, by which topics are named"
+    return ""
+
+
+def _cluster(
+    texts: list[str], embeddings: np.ndarray, settings: Settings, seed: int, words: CountVectorizer
+) -> tuple[Any, np.ndarray]:
+    """Return a fitted BERTopic and each text's cluster, -1 for none."""
+    from bertopic import BERTopic
+    from hdbscan import HDBSCAN
+    from umap import UMAP
+
+    few = {"n_neighbors": settings.neighbors, "n_components": DIMENSIONS, "min_dist": 0.0, "metric": "cosine"}
+    model = BERTopic(
+        umap_model=UMAP(**few, random_state=seed, n_jobs=1),
+        hdbscan_model=HDBSCAN(min_cluster_size=settings.min_topic_size, core_dist_n_jobs=1),
+        vectorizer_model=words,
+        calculate_probabilities=False,
+    )
+    return model, np.asarray(model.fit_transform(texts, embeddings)[0])
+
+
 def _open_embedder(study: Study, ref: ModelRef) -> Work:
     base, tokenizer = load.load_model(ref, "encoder", study.run)
     model = classifier.in_dtype(classifier.SentenceEncoder(base), study.dtype).to(study.device)
-    return partial(_embed, model, tokenizer, study.device)
 
+    def embed_part(part: pd.DataFrame, seed: int) -> pd.DataFrame:
+        rows = classifier.encode(tokenizer, (part["text"].tolist(), None), min(256, tokenizer.model_max_length))
+        return pd.DataFrame({"vector": list(classifier.predict(model, tokenizer, rows, study.device))})
 
-def _embed(
-    model: classifier.SentenceEncoder, tokenizer: object, device: object, part: pd.DataFrame, seed: int
-) -> pd.DataFrame:
-    rows = classifier.encode(tokenizer, (part["text"].tolist(), None), min(256, tokenizer.model_max_length))
-    return pd.DataFrame({"vector": list(classifier.predict(model, tokenizer, rows, device))})
+    return embed_part

@@ -6,14 +6,12 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-import torch
 
 from drot_utils.data.corpora import read_tsv, refuse
 from drot_utils.engine import classifier, load
 from drot_utils.engine.shards import Work, map_rows, source_hash
 from drot_utils.study.errors import DataError, ModelError
-from drot_utils.study.params import Toxicity as Settings
-from drot_utils.study.paths import Run, resolve, sha256
+from drot_utils.study.paths import resolve, sha256
 from drot_utils.study.record import Study
 
 #: Labels under which classifiers keep the score that is meant.
@@ -23,25 +21,42 @@ LABELS = ("toxicity", "toxic")
 Scorer = Callable[[list[str]], np.ndarray]
 
 
-def open_scorer(settings: Settings, run: Run, device: torch.device, dtype: torch.dtype) -> Scorer:
-    """Load the scorer that the parameters name.
-
-    Parameters
-    ----------
-    settings : Toxicity
-        ``scorer: none`` scores nothing; ``recorded`` reads a TSV with ``text`` and ``toxicity``; ``model`` runs a pinned
-        local classifier.
+def score_toxicity(study: Study, texts: list[str], what: str = "toxicity") -> np.ndarray:
+    """Score texts with the scorer that the parameters name.
 
     Returns
     -------
-    callable
-        Gives for a list of texts an array of float64, 0 to 1; NaN (null) where there is no score.
+    ndarray of float64, shape (texts,)
+        0 to 1; NaN (null) where there is no score.
     """
+    settings = study.params.toxicity
+    recorded = sha256(resolve(settings.recorded)) if settings.scorer == "recorded" else None
+    asked = pd.DataFrame({"text": texts})
+    key = (settings.model_dump(), recorded, source_hash("analysis/toxicity", "engine/classifier"))
+    found = map_rows(study, asked, partial(_open_work, study), what, "texts", *key)
+    return found["score"].to_numpy(dtype=float, na_value=np.nan)
+
+
+def open_scorer(study: Study) -> Scorer:
+    """Load the scorer that the parameters name.
+
+    ``scorer: none`` scores nothing; ``recorded`` reads a TSV with ``text`` and ``toxicity``; ``model`` runs a pinned local
+    classifier.
+
+    Raises
+    ------
+    DataError
+        A recorded score that is not from 0 to 1.
+    ModelError
+        A classifier without a label of `LABELS`.
+    """
+    settings = study.params.toxicity
     if settings.scorer == "none":
-        return _score_nothing
+        return lambda texts: np.full(len(texts), np.nan)
     if settings.scorer == "recorded":
-        return partial(_look_up, _read_recorded(settings.recorded))
-    return _open_classifier(settings, run, device, dtype)
+        known = _read_recorded(settings.recorded)
+        return lambda texts: known.reindex(texts).to_numpy(dtype=float)
+    return _open_classifier(study)
 
 
 def read_words(path: str) -> list[str]:
@@ -67,78 +82,61 @@ def has_profanity(texts: pd.Series, words: list[str]) -> pd.Series:
     return texts.fillna("").str.contains(_pattern(words))
 
 
+def share_profane(profane: pd.DataFrame) -> pd.DataFrame:
+    """Return how many texts are profane: ``text rows found percent percent_low percent_high`` (95% Wilson intervals).
+
+    Parameters
+    ----------
+    profane : DataFrame of bool
+        As `has_profanity` returns it, a column a kind of text.
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    shares = pd.DataFrame({"text": list(profane), "rows": len(profane), "found": profane.sum().to_numpy()})
+    low, high = proportion_confint(shares["found"], shares["rows"], method="wilson")
+    percent = 100 * shares["found"] / shares["rows"]
+    return shares.assign(percent=percent, percent_low=100 * low, percent_high=100 * high)
+
+
 def mask_profanity(text: str, words: list[str]) -> str:
     """Return `text` with the middle of every listed word replaced by asterisks, as the paper prints them."""
     return _pattern(words).sub(lambda match: f"{match[0][0]}{'*' * (len(match[0]) - 1)}", text)
 
 
-def _pattern(words: list[str]) -> re.Pattern[str]:
-    joined = "|".join(sorted(map(re.escape, words), key=len, reverse=True))
-    return re.compile(rf"\b(?:{joined})(?:s|es|ed|er|ers|ing|y)?\b", re.IGNORECASE)
-
-
-def _score_nothing(texts: list[str]) -> np.ndarray:
-    return np.full(len(texts), np.nan)
+def _open_work(study: Study) -> Work:
+    score = open_scorer(study)
+    return lambda part, seed: pd.DataFrame({"score": score(part["text"].tolist())})
 
 
 def _read_recorded(path: str) -> pd.Series:
     table = read_tsv(path, ["text", "toxicity"])
     values = pd.to_numeric(table["toxicity"].replace("", None), errors="coerce")
     bad = (table["toxicity"] != "") & ~values.between(0, 1)
-    refuse(table, bad, "have a toxicity that is no score from 0 to 1, nor empty", path, "toxicity")
+    refuse(table, bad, "have a toxicity that is neither empty nor a score from 0 to 1", path, "toxicity")
     known = pd.Series(values.to_numpy(), index=table["text"])
     return known[~known.index.duplicated()]
 
 
-def _look_up(known: pd.Series, texts: list[str]) -> np.ndarray:
-    return known.reindex(texts).to_numpy(dtype=float)
-
-
-def _open_classifier(settings: Settings, run: Run, device: torch.device, dtype: torch.dtype) -> Scorer:
-    model, tokenizer = load.load_model(settings.model, "classifier", run)
+def _open_classifier(study: Study) -> Scorer:
+    ref = study.params.toxicity.model
+    model, tokenizer = load.load_model(ref, "classifier", study.run)
     names = {str(name).lower(): i for i, name in model.config.id2label.items()}
     column = next((names[label] for label in LABELS if label in names), None)
     if column is None:
-        raise ModelError(
-            f"expected a label named {' or '.join(LABELS)}, found {sorted(names)}", where=settings.model.name
-        )
+        raise ModelError(f"expected a label named {' or '.join(LABELS)}, found {sorted(names)}", where=ref.name)
     one_label = model.config.problem_type == "single_label_classification"
-    return partial(_classify, classifier.in_dtype(model, dtype).to(device), tokenizer, device, column, one_label)
+    model = classifier.in_dtype(model, study.dtype).to(study.device)
+
+    def score(texts: list[str]) -> np.ndarray:
+        rows = classifier.encode(tokenizer, (texts, None), 256)
+        logits = classifier.predict(model, tokenizer, rows, study.device)
+        if one_label:
+            return classifier.softmax(logits)[:, column]
+        return 1 / (1 + np.exp(-logits[:, column].astype(np.float64)))  # one yes or no a label
+
+    return score
 
 
-def _classify(
-    model: torch.nn.Module,
-    tokenizer: object,
-    device: torch.device,
-    column: int,
-    one_label: bool,
-    texts: list[str],
-) -> np.ndarray:
-    logits = classifier.predict(model, tokenizer, classifier.encode(tokenizer, (texts, None), 256), device)
-    if one_label:
-        return classifier.softmax(logits)[:, column]
-    return 1 / (1 + np.exp(-logits[:, column].astype(np.float64)))  # one yes or no a label
-
-
-def score_toxicity(study: Study, texts: list[str], what: str = "toxicity") -> np.ndarray:
-    """Score texts with the scorer that the parameters name.
-
-    Returns
-    -------
-    ndarray of float64, shape (texts,)
-        0 to 1; NaN (null) where there is no score.
-    """
-    settings = study.params.toxicity
-    recorded = sha256(resolve(settings.recorded)) if settings.scorer == "recorded" else None
-    asked = pd.DataFrame({"text": texts})
-    key = (settings.model_dump(), recorded, source_hash("analysis/toxicity", "engine/classifier"))
-    found = map_rows(study, asked, partial(_open_toxicity, study), what, "texts", *key)
-    return found["score"].to_numpy(dtype=float, na_value=np.nan)
-
-
-def _open_toxicity(study: Study) -> Work:
-    return partial(_judge, open_scorer(study.params.toxicity, study.run, study.device, study.dtype))
-
-
-def _judge(scorer: Scorer, part: pd.DataFrame, seed: int) -> pd.DataFrame:
-    return pd.DataFrame({"score": scorer(part["text"].tolist())})
+def _pattern(words: list[str]) -> re.Pattern[str]:
+    joined = "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+    return re.compile(rf"\b(?:{joined})(?:s|es|ed|er|ers|ing|y)?\b", re.IGNORECASE)

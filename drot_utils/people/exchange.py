@@ -1,24 +1,27 @@
-"""Annotation exchange: the two human forms as projects of annotation tools, and the tools' results as one table of votes."""
+"""Annotation exchange: the two human forms as projects of annotation tools, and the tools' results as one table of votes.
 
-from collections.abc import Callable, Sequence
+Another tool is another module like `potato`, and its name in `TOOLS`. A tool's module has three functions:
+
+``export(form, key, folder)``
+    Write a form, whose rows are those of a key (as `forms.make_key` returned it), below the folder of the forms.
+``claims(form, path)``
+    Say whether a file is the tool's own, by its name or by what is in it.
+``read(form, path)``
+    Read such a file: `forms.Filled`, or None when it holds no answers to this form.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from drot_utils.people import labelstudio, mturk, potato, spreadsheet
 from drot_utils.people.forms import FORMS, Filled, Form, check_votes, form_of, make_key
-from drot_utils.study.errors import DataError
+from drot_utils.study.errors import DataError, ParamsError
 from drot_utils.study.paths import files_below, resolve, sha256, write_text
 
-#: Writes a form, whose rows are those of a key (as `forms.make_key` returned it), into a folder.
-Export = Callable[[Form, pd.DataFrame, Path], None]
-#: Who writes which format, and where, below the folder of the forms.
-WRITERS: dict[str, tuple[Export, str]] = {
-    "csv": (spreadsheet.export, "."),
-    "mturk": (mturk.export, "mturk"),
-    "labelstudio": (labelstudio.export, "labelstudio"),
-    "potato": (potato.export, "potato"),
-}
+#: The tools by the names that `annotation.exchange` knows; a file is read by the first that claims it.
+TOOLS = {"potato": potato, "mturk": mturk, "csv": spreadsheet, "labelstudio": labelstudio}
 _AS_CSV = "save each of its sheets as CSV (UTF-8), put that there, and move this file elsewhere"
 #: Kinds of files that may hold answers and are not read, and what to do about it.
 UNREAD = {
@@ -40,18 +43,27 @@ def export_form(
         As for `forms.make_key`.
     folder : Path
         Gets ``<form>_key.csv`` (which must not be shown to annotators) and what the formats' modules write.
-    formats : sequence of {"csv", "mturk", "labelstudio", "potato"}
+    formats : sequence of str
+        Names in `TOOLS`.
 
     Returns
     -------
     DataFrame
         The key.
+
+    Raises
+    ------
+    ParamsError
+        A format that is none of them.
     """
+    unknown = [name for name in formats if name not in TOOLS]
+    if unknown:
+        known = ", ".join(sorted(TOOLS))
+        raise ParamsError(f"expected some of {known}, found {unknown[0]!r}", where="annotation.exchange")
     key = make_key(form, rows, seed)
     write_text(folder / f"{form.name}_key.csv", key.to_csv(index=False))
     for name in formats:
-        write, place = WRITERS[name]
-        write(form, key, folder / place)
+        TOOLS[name].export(form, key, folder)
     return key
 
 
@@ -83,15 +95,14 @@ def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.D
     Raises
     ------
     DataError
-        No filled form, a file that is none or cannot be read but may be one, and what `forms.check_votes` refuses.
+        No filled form, a file that may be one but cannot be read, and what `forms.check_votes` refuses.
     """
     folder = resolve(folder)
-    files = {path.relative_to(folder).as_posix(): _read(form, path) for path in files_below(folder)}
-    read = {name: filled.votes for name, filled in files.items() if filled is not None}
-    _join_copies(form, folder, read)
-    named = [rows.assign(file=name) for name, rows in read.items()]
-    votes = pd.concat(named, ignore_index=True) if named else pd.DataFrame()
-    other = votes["row_id"].map(form_of).isin(set(FORMS) - {form.name}) if len(votes) else votes.index < 0
+    found = {path.relative_to(folder).as_posix(): _read(form, path) for path in files_below(folder)}
+    read = {name: filled for name, filled in found.items() if filled is not None}
+    named = [votes.assign(file=name) for name, votes in _join_copies(form, folder, read).items()]
+    votes = pd.concat(named, ignore_index=True) if named else pd.DataFrame({"row_id": []})
+    other = votes["row_id"].map(form_of).isin(set(FORMS) - {form.name})
     ours = votes[~other]
     if ours.empty:
         raise DataError(
@@ -103,7 +114,8 @@ def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.D
     once = ours[~again]
     check_votes(once, form, key)
     table = once[["row_id", "annotator", *form.questions]].replace("", None).reset_index(drop=True)
-    counts = {
+    left_out = {name: sum(filled.counts.get(name, 0) for filled in read.values()) for name in ("rejected", "skipped")}
+    return table, {
         "files": len(read),
         "votes": len(table),
         "annotators": table["annotator"].nunique(),
@@ -111,63 +123,28 @@ def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.D
         "other_form": int(other.sum()),
         "repeated": int(again.sum()),
         "copies": sorted(set(ours["file"]) - set(once["file"])),
-        "not_read": [name for name, filled in files.items() if filled is None],
+        "not_read": [name for name in found if name not in read],
+        **left_out,
     }
-    for name in ("rejected", "skipped"):
-        counts[name] = sum(filled.counts.get(name, 0) for filled in files.values() if filled is not None)
-    return table, counts
 
 
 def _read(form: Form, path: Path) -> Filled | None:
-    """Read a file with the module that knows it; None when it holds no answers to this form.
-
-    Raises
-    ------
-    DataError
-        When it may hold some and no module knows it.
-    """
-    kind, named = path.suffix.lower(), path.stem.lower().startswith(f"{form.name}-")
-    if path.name == potato.STATE:
-        return potato.read(form, path)
-    if path.stem == potato.OLD_STATE:
-        todo = (
-            f"ask again with the project in {WRITERS['potato'][1]}/, which needs Potato 2, or move the file elsewhere"
-        )
-        raise DataError("comes from Potato 1, whose answers are not read", where=str(path), todo=todo)
-    if kind in (".csv", ".tsv") or (kind == ".txt" and named):
-        return _read_table(form, path, named)
-    if kind in (".json", ".jsonl") and potato.keeps(path):
-        return None
-    if kind == ".json":
-        return labelstudio.read(form, path)
-    if named or kind in UNREAD:
+    for tool in TOOLS.values():
+        if tool.claims(form, path):
+            return tool.read(form, path)
+    kind = path.suffix.lower()
+    if kind in UNREAD or spreadsheet.is_named(form, path):
         todo = UNREAD.get(kind, f"save it as {form.name}-<annotator>.csv (UTF-8), or move it elsewhere")
         raise DataError("may hold answers, but is of a kind that is not read", where=str(path), todo=todo)
     return None
 
 
-def _read_table(form: Form, path: Path, named: bool) -> Filled | None:
-    table = spreadsheet.read_csv(path)
-    if "WorkerId" in table.columns:
-        return mturk.read(form, path)
-    if named:
-        return spreadsheet.read(form, path)
-    # What else may lie there: the empty form, the key, Mechanical Turk's input, and the other form's files.
-    answered = table.filter(items=list(form.questions)).ne("").any(axis=None)
-    others = tuple(set(FORMS) - {form.name})
-    if path.stem.startswith(others) or (path.stem.startswith(form.name) and not answered):
-        return None
-    raise DataError(
-        "is not named as a filled form",
-        where=str(path),
-        todo=f"name it {form.name}-<annotator>.csv, or move it elsewhere",
-    )
-
-
-def _join_copies(form: Form, folder: Path, read: dict[str, pd.DataFrame]) -> None:
-    """Put one annotator's name on files that are the same byte for byte, where their answers differ from row to row."""
-    first: dict[str, pd.DataFrame] = {}
-    for name, votes in read.items():
-        if (votes[list(form.questions)].nunique() > 1).any():
-            original = first.setdefault(sha256(folder / name), votes)
-            read[name] = votes.assign(annotator=original["annotator"])
+def _join_copies(form: Form, folder: Path, read: dict[str, Filled]) -> dict[str, pd.DataFrame]:
+    """Return each file's votes; one annotator's name on files that are the same byte for byte, where their answers differ."""
+    named, first = {}, {}
+    for name, filled in read.items():
+        named[name] = filled.votes
+        if (filled.votes[list(form.questions)].nunique() > 1).any():
+            original = first.setdefault(sha256(folder / name), filled.votes)
+            named[name] = filled.votes.assign(annotator=original["annotator"])
+    return named

@@ -1,7 +1,10 @@
 """The two human forms (appendix B, figures 6 and 7): what they ask, which rows are shown, and what a filled one may hold."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,10 +13,19 @@ from drot_utils.data.table import KEY, PROMPT
 from drot_utils.engine.shards import fingerprint
 from drot_utils.study.errors import DataError
 
-YES_SOMEWHAT_NO = {"Y": "yes", "S": "somewhat", "N": "no"}
-
-
 DIRECTIONS = {1: "more acceptable", -1: "less acceptable"}
+YES_SOMEWHAT_NO = {"Y": "yes", "S": "somewhat", "N": "no"}
+#: What annotators read before the questions, in every format.
+INTRODUCTION = (
+    "Each row shows an everyday action, and a context in which somebody may do it. The context is meant to make the action more or "
+    "less acceptable, as the direction says; the rationale is meant to say why.",
+    "Answer by common sense, for the people around you, not by what you think best. Rows are in random order, and who wrote "
+    "a row is not shown.",
+    "The texts are machine-written, and some are unpleasant. You may skip any row, and stop at any time.",
+)
+
+#: What a filled row is about; the annotator sees neither who wrote it nor what a model thinks of it.
+SHOWN = ["row_id", "action", "direction", "context", "rationale"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,11 @@ class Form:
     purpose: str
     questions: dict[str, Question]
 
+    @property
+    def title(self) -> str:
+        """The form's name as annotators see it."""
+        return self.name.replace("_", " ").capitalize()
+
 
 CRITIC_FORM = Form(
     "critic_form",
@@ -47,8 +64,6 @@ CRITIC_FORM = Form(
         ),
     },
 )
-
-
 EVALUATION_FORM = Form(
     "evaluation_form",
     "Figure 7: the human evaluation of students and of the data set.",
@@ -62,23 +77,8 @@ EVALUATION_FORM = Form(
         "q4": Question("Is the rationale a valid reason, by common sense, why the context does that?", YES_SOMEWHAT_NO),
     },
 )
-
-
 FORMS = {form.name: form for form in (CRITIC_FORM, EVALUATION_FORM)}
-
-#: What annotators read before the questions, in every format.
-INTRODUCTION = (
-    "Each row shows an everyday action, and a context in which somebody may do it. The context is meant to make the action more or "
-    "less acceptable, as the direction says; the rationale is meant to say why.",
-    "Answer by common sense, for the people around you, not by what you think best. Rows are in random order, and who wrote "
-    "a row is not shown.",
-    "The texts are machine-written, and some are unpleasant. You may skip any row, and stop at any time.",
-)
-
-#: What a filled row is about; the annotator sees neither who wrote it nor what a model thinks of it.
-SHOWN = ["row_id", "action", "direction", "context", "rationale"]
-
-_ROW_ID = re.compile(rf"(?P<form>{'|'.join(FORMS)})-(?P<print>[0-9a-f]{{6}})-\d{{5}}")
+_ROW_ID = re.compile(rf"({'|'.join(FORMS)})-[0-9a-f]{{6}}-\d{{5}}")
 _CONTROL = dict.fromkeys([*range(32), *range(127, 160)], " ")
 
 
@@ -116,8 +116,8 @@ def make_key(form: Form, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        The key, not to be shown to annotators: ``row_id``, `schema.KEY`, ``set``, and the texts. A row_id names the form,
-        these texts in this order, and the row, so that answers to another form or of another run are not taken for this one's.
+        The key, not to be shown to annotators: ``row_id``, `table.KEY`, ``set``, and the texts. A row_id names the form, these
+        texts in this order, and the row, so that answers to another form or of another run are not taken for this one's.
     """
     key = rows.iloc[np.random.default_rng(seed).permutation(len(rows))].reset_index(drop=True)
     key = key[[*KEY, "set", "action", "context", "rationale"]]
@@ -132,57 +132,48 @@ def show_rows(key: pd.DataFrame) -> pd.DataFrame:
     return shown.map(lambda text: text.translate(_CONTROL))
 
 
+@contextmanager
+def refusing(where: Path | str, found: str, todo: str) -> Iterator[None]:
+    """Raise a `DataError` where what is read in the block is not of the shape that it is taken for."""
+    try:
+        yield
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{found} ({error!r})", where=str(where), todo=todo) from error
+
+
 def collect_votes(form: Form, votes: list[dict[str, str]], **left_out: int) -> Filled:
     """Return what a file holds, vote by vote: ``row_id annotator``, the questions, and ``where``."""
     return Filled(pd.DataFrame(votes, columns=["row_id", "annotator", *form.questions, "where"]), left_out)
 
 
 def check_votes(votes: pd.DataFrame, form: Form, key: pd.DataFrame) -> None:
-    """Check answers as they were read.
-
-    Parameters
-    ----------
-    votes : DataFrame
-        As in `Filled`.
-    key : DataFrame
-        As `make_key` returned it.
+    """Check answers (as in `Filled`) against the key that `make_key` returned.
 
     Raises
     ------
     DataError
         An unknown row_id, a second answer of an annotator to a row, an answer that the form does not have; where it stands.
     """
-    known = set(key["row_id"])
-    ours = _ROW_ID.fullmatch(key["row_id"].iloc[0]) if len(key) else None
-    for row_id, where in zip(votes["row_id"], votes["where"], strict=True):
-        if row_id not in known:
-            parts = _ROW_ID.fullmatch(row_id)
-            other = parts and ours and parts["print"] != ours["print"]
-            raise DataError(
-                f"the row_id {row_id!r} is {'of the form of another run' if other else 'not in the key'}",
-                where=where,
-                todo="fill the form of this run; a form of another run has other rows",
-            )
-    again = votes.duplicated(["row_id", "annotator"])
-    if again.any():
-        row = votes[again].iloc[0]
-        raise DataError(
-            f"a second answer to the same row_id by {row['annotator']}",
-            where=row["where"],
-            todo="keep one of them",
-        )
+    for row in _first(votes, ~votes["row_id"].isin(key["row_id"])):
+        foreign = form_of(row["row_id"]) and not key["row_id"].str.startswith(row["row_id"][: -len("00001")]).any()
+        found = f"the row_id {row['row_id']!r} is {'of the form of another run' if foreign else 'not in the key'}"
+        todo = "fill the form of this run; a form of another run has other rows"
+        raise DataError(found, where=row["where"], todo=todo)
+    for row in _first(votes, votes.duplicated(["row_id", "annotator"])):
+        found = f"a second answer to the same row_id by {row['annotator']}"
+        raise DataError(found, where=row["where"], todo="keep one of them")
     for name, question in form.questions.items():
-        bad = ~votes[name].isin(["", *question.answers])
-        if bad.any():
-            row = votes[bad].iloc[0]
-            raise DataError(
-                f"expected one of {', '.join(question.answers)} or nothing, found {row[name]!r}",
-                where=f"{row['where']}, {name}",
-                todo="use the codes of the form's instructions",
-            )
+        for row in _first(votes, ~votes[name].isin(["", *question.answers])):
+            found = f"expected one of {', '.join(question.answers)} or nothing, found {row[name]!r}"
+            where = f"{row['where']}, {name}"
+            raise DataError(found, where=where, todo="use the codes of the form's instructions")
+
+
+def _first(votes: pd.DataFrame, bad: pd.Series) -> list[dict[str, str]]:
+    return votes[bad].head(1).to_dict("records")
 
 
 def form_of(row_id: str) -> str | None:
     """Return the name of the form that a row_id belongs to, None when it has not the shape of one."""
     parts = _ROW_ID.fullmatch(row_id)
-    return parts["form"] if parts else None
+    return parts[1] if parts else None

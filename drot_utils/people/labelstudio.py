@@ -8,8 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pandas as pd
 
-from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, show_rows
-from drot_utils.study.errors import DataError
+from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, refusing, show_rows
 from drot_utils.study.paths import write_text
 
 _STYLE = (
@@ -19,96 +18,70 @@ _STYLE = (
 
 
 def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
-    """Write a project's labeling interface and its tasks (see `exchange.Export`).
+    """Write a project's labeling interface and its tasks.
 
-    The folder gets ``<form>.xml`` (Settings, Labeling Interface, Code) and ``<form>.json`` (Import). Texts go in as they are:
-    Label Studio's ``Text`` shows them as text.
+    They are ``labelstudio/<form>.xml`` (Settings, Labeling Interface, Code) and ``labelstudio/<form>.json`` (Import). Texts go
+    in as they are: Label Studio's ``Text`` shows them as text.
     """
-    interface = _interface(form)
+    interface, place = _interface(form), folder / "labelstudio"
     ET.indent(interface)
-    write_text(folder / f"{form.name}.xml", ET.tostring(interface, encoding="unicode") + "\n")
+    write_text(place / f"{form.name}.xml", ET.tostring(interface, encoding="unicode") + "\n")
     tasks = [{"data": row} for row in show_rows(key).to_dict("records")]
-    write_text(folder / f"{form.name}.json", json.dumps(tasks, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(place / f"{form.name}.json", json.dumps(tasks, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def claims(form: Form, path: Path) -> bool:
+    """Return whether a file is an export of a project: any JSON that no other tool wrote."""
+    return path.suffix.lower() == ".json"
 
 
 def read(form: Form, path: Path) -> Filled:
-    """Read an export of a project, as JSON or JSON-MIN.
-
-    Skipped tasks and drafts hold no answers and are left out.
-
-    Returns
-    -------
-    Filled
-        With a count of ``skipped``.
+    """Read an export of a project, as JSON or JSON-MIN; skipped tasks are left out and counted.
 
     Raises
     ------
     DataError
-        A file that is no such export.
+        A file that is not such an export.
     """
-    try:
+    with refusing(path, "is not an export of a Label Studio project", "export the project as JSON or JSON-MIN"):
         tasks = json.loads(path.read_bytes())
-        annotations = [annotation for task in _as_list(tasks) for annotation in _annotations(task)]
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"is no export of a Label Studio project ({error!r})",
-            where=str(path),
-            todo="export the project as JSON or JSON-MIN",
-        ) from error
-    kept = [fields for fields in annotations if not fields.pop("skipped")]
-    votes = [
-        {
-            "row_id": fields["row_id"],
-            "annotator": fields["annotator"],
-            **{name: _code(form, name, fields["answers"].get(name, [])) for name in form.questions},
-            "where": f"{path}, {fields['where']}",
-        }
-        for fields in kept
-    ]
-    return collect_votes(form, votes, skipped=len(annotations) - len(kept))
+        if not isinstance(tasks, list):
+            raise TypeError(f"expected a list of tasks, found {type(tasks).__name__}")
+        found = [annotation for task in tasks for annotation in _annotations(task)]
+        votes = [
+            {
+                "row_id": row_id,
+                "annotator": str(who.get("email") or who["id"]) if isinstance(who, dict) else str(who),
+                **{name: _code(form, name, answers.get(name, [])) for name in form.questions},
+                "where": f"{path}, {where}",
+            }
+            for row_id, who, answers, where in found
+            if answers is not None
+        ]
+    return collect_votes(form, votes, skipped=len(found) - len(votes))
 
 
-def _as_list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"expected a list of tasks, found {type(value).__name__}")
-    return value
-
-
-def _annotations(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield each annotation's row, annotator, and the choices for each question."""
+def _annotations(task: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, list[str]] | None, str]]:
+    """Yield each annotation's row, annotator, choices by question (None: the task was skipped), and place."""
     if set(task) == {"data"}:  # a task to be imported
         return
     if "data" not in task:  # JSON-MIN: one record an annotation, the data's fields beside the answers
-        if task["annotation_id"] is None:  # a task that nobody answered
-            return
-        answers = {name: _choices(value) for name, value in task.items() if name not in SHOWN}
-        yield {
-            "row_id": task["row_id"],
-            "annotator": _name(task["annotator"]),
-            "answers": answers,
-            "skipped": False,
-            "where": f"task {task['id']}, annotation {task['annotation_id']}",
-        }
+        if task["annotation_id"] is not None:  # else a task that nobody answered
+            answers = {name: _choices(value) for name, value in task.items() if name not in SHOWN}
+            where = f"task {task['id']}, annotation {task['annotation_id']}"
+            yield task["row_id"], task["annotator"], answers, where
         return
     for annotation in task["annotations"]:
         results = [r for r in annotation["result"] if r["type"] == "choices"]
-        yield {
-            "row_id": task["data"]["row_id"],
-            "annotator": _name(annotation["completed_by"]),
-            "answers": {r["from_name"]: _choices(r["value"]) for r in results},
-            "skipped": bool(annotation.get("was_cancelled")),
-            "where": f"task {task['id']}, annotation {annotation['id']}",
-        }
-
-
-def _name(annotator: object) -> str:
-    return str(annotator.get("email") or annotator["id"]) if isinstance(annotator, dict) else str(annotator)
+        answers = {r["from_name"]: _choices(r["value"]) for r in results}
+        where = f"task {task['id']}, annotation {annotation['id']}"
+        skipped = annotation.get("was_cancelled")
+        yield task["data"]["row_id"], annotation["completed_by"], None if skipped else answers, where
 
 
 def _choices(value: object) -> list[str]:
-    if isinstance(value, dict):
-        value = value.get("choices", [])
-    return [str(choice) for choice in value] if isinstance(value, list) else [str(value)]
+    chosen = value.get("choices", []) if isinstance(value, dict) else value
+    return [str(choice) for choice in (chosen if isinstance(chosen, list) else [chosen])]
 
 
 def _code(form: Form, name: str, choices: list[str]) -> str:

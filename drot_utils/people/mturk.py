@@ -8,13 +8,14 @@ from typing import Any
 import pandas as pd
 
 from drot_utils.data.table import check_columns
-from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, show_rows
-from drot_utils.people.spreadsheet import read_csv
+from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, refusing, show_rows
+from drot_utils.people.spreadsheet import is_table, read_csv
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import write_text
 
 #: Columns of every batch result; the questions' answers come as ``Answer.*`` beside them.
 RESULT = ["WorkerId", "AssignmentStatus", "Input.row_id"]
+AGAIN = "download the batch's results again"
 
 _LAYOUT = """\
 <script src="https://assets.crowd.amazonaws.com/crowd-html-elements.js"></script>
@@ -45,22 +46,22 @@ _LAYOUT = """\
 def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
     """Write a HIT's layout, with ``${...}`` where a row's texts go, and the batch's input.
 
-    The folder (see `exchange.Export`) gets ``<form>.html`` (for the editor of a project's layout) and ``<form>.csv`` (to publish
-    a batch with). Mechanical Turk puts the values in as they are, so they are escaped here, as HTML and to ASCII.
+    They are ``mturk/<form>.html`` (for the editor of a project's layout) and ``mturk/<form>.csv`` (to publish a batch with).
+    Mechanical Turk puts the values in as they are, so they are escaped here, as HTML and to ASCII.
     """
-    write_text(folder / f"{form.name}.html", _layout(form))
-    write_text(folder / f"{form.name}.csv", show_rows(key).map(_escape).to_csv(index=False))
+    write_text(folder / "mturk" / f"{form.name}.html", _layout(form))
+    write_text(folder / "mturk" / f"{form.name}.csv", show_rows(key).map(_escape).to_csv(index=False))
+
+
+def claims(form: Form, path: Path) -> bool:
+    """Return whether a file is the results of a batch: a table of what workers answered."""
+    return is_table(form, path) and "WorkerId" in read_csv(path).columns
 
 
 def read(form: Form, path: Path) -> Filled:
     """Read the results of a batch (the CSV file that "Download CSV" gives).
 
-    Rejected assignments are left out: those of that status, and those marked in the column ``Reject``.
-
-    Returns
-    -------
-    Filled
-        With a count of ``rejected``.
+    Rejected assignments are left out and counted: those of that status, and those marked in the column ``Reject``.
 
     Raises
     ------
@@ -72,13 +73,11 @@ def read(form: Form, path: Path) -> Filled:
     votes, rejected = [], 0
     for number, row in zip(table.index, table.to_dict("records"), strict=True):
         where = f"{path}, line {number}"
-        if row["AssignmentStatus"] not in ("Submitted", "Approved", "Rejected"):
-            raise DataError(
-                f"expected the AssignmentStatus Submitted, Approved or Rejected, found {row['AssignmentStatus']!r}",
-                where=where,
-                todo="download the batch's results again",
-            )
-        if row["AssignmentStatus"] == "Rejected" or row.get("Reject"):
+        status = row["AssignmentStatus"]
+        if status not in ("Submitted", "Approved", "Rejected"):
+            found = f"expected the AssignmentStatus Submitted, Approved or Rejected, found {status!r}"
+            raise DataError(found, where=where, todo=AGAIN)
+        if status == "Rejected" or row.get("Reject"):
             rejected += 1
             continue
         given = _answers(row, where)
@@ -93,32 +92,18 @@ def read(form: Form, path: Path) -> Filled:
 
 def _answers(row: dict[str, str], where: str) -> dict[str, Any]:
     """Return what was answered, by field: a code, or a flag under ``<question>.<code>``."""
-    given: dict[str, Any] = {
-        name.removeprefix("Answer."): value for name, value in row.items() if name.startswith("Answer.")
-    }
-    text = given.pop("taskAnswers", "")
-    if not text:
-        return given
-    try:
+    given: dict[str, Any] = _below("Answer.", row)
+    text = given.pop("taskAnswers", "") or "[]"
+    with refusing(f"{where}, Answer.taskAnswers", "is not a list of answers in JSON", AGAIN):
         for answers in json.loads(text):
             for name, value in answers.items():
                 flags = value if isinstance(value, dict) else {}
                 given |= {f"{name}.{code}": flag for code, flag in flags.items()} or {name: value}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"is no list of answers in JSON ({error})",
-            where=f"{where}, Answer.taskAnswers",
-            todo="download the batch's results again",
-        ) from error
     return given
 
 
 def _chosen(given: dict[str, Any], name: str, where: str) -> str:
-    flags = {
-        field.removeprefix(f"{name}."): str(value).strip().lower()
-        for field, value in given.items()
-        if field.startswith(f"{name}.")
-    }
+    flags = {code: str(value).strip().lower() for code, value in _below(f"{name}.", given).items()}
     for code, flag in flags.items():
         if flag not in ("true", "false", ""):
             raise DataError(
@@ -127,6 +112,10 @@ def _chosen(given: dict[str, Any], name: str, where: str) -> str:
                 todo="use the file as downloaded; a spreadsheet program writes flags in the user's language",
             )
     return "+".join(code for code, flag in flags.items() if flag == "true") or str(given.get(name) or "")
+
+
+def _below(prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
 
 
 def _escape(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, show_rows
+from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, refusing, show_rows
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import write_text
 
@@ -19,36 +19,42 @@ OLD_STATE = "annotated_instances"
 
 
 def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
-    """Write a project, to be started with ``potato start config.yaml`` in its folder (see `exchange.Export`).
+    """Write a project, to be started with ``potato start config.yaml`` in its folder.
 
-    The folder gets ``<form>/config.yaml`` and ``<form>/rows.jsonl``. Potato copies the rows' fields into the page as they are,
-    so texts are escaped here and shown as HTML.
+    That is ``potato/<form>/``, with ``config.yaml`` and ``rows.jsonl``. Potato copies the rows' fields into the page as they
+    are, so texts are escaped here and shown as HTML.
     """
     lines = [
         json.dumps({"id": row["row_id"], "number": f"{number} of {len(key)}", "card": _card(row)}, allow_nan=False)
         for number, row in enumerate(show_rows(key).to_dict("records"), start=1)
     ]
-    place = folder / form.name
+    place = folder / "potato" / form.name
     write_text(place / "rows.jsonl", "".join(f"{line}\n" for line in lines))
     config = yaml.safe_dump(_config(form), sort_keys=False, allow_unicode=True, width=110)
     write_text(place / "config.yaml", config)
 
 
-def read(form: Form, path: Path) -> Filled:
-    """Read one annotator's answers.
+def claims(form: Form, path: Path) -> bool:
+    """Return whether Potato wrote a file, or reads it: its answers, and what else lies beside them or in its project."""
+    places = (path.parent / name for name in (STATE, "config.yaml"))
+    beside = "annotation_output" in path.parts or any(place.exists() for place in places)
+    return path.name == STATE or path.stem == OLD_STATE or (beside and path.suffix.lower() in (".json", ".jsonl"))
 
-    Parameters
-    ----------
-    form : Form
-    path : Path
-        ``annotation_output/<annotator>/user_state.json``.
+
+def read(form: Form, path: Path) -> Filled | None:
+    """Read one annotator's answers, ``annotation_output/<annotator>/user_state.json``; None for another file.
 
     Raises
     ------
     DataError
-        A file that is no such state.
+        A file that is not such a state, or Potato 1's.
     """
-    try:
+    if path.stem == OLD_STATE:
+        todo = "ask again with the project in potato/, which needs Potato 2, or move the file elsewhere"
+        raise DataError("comes from Potato 1, whose answers are not read", where=str(path), todo=todo)
+    if path.name != STATE:
+        return None
+    with refusing(path, "does not hold an annotator's answers", "copy the whole annotation_output folder again"):
         state = json.loads(path.read_bytes())
         annotator = str(state["user_id"])
         votes = [
@@ -60,19 +66,7 @@ def read(form: Form, path: Path) -> Filled:
             }
             for row_id, labels in state["instance_id_to_label_to_value"].items()
         ]
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"holds no annotator's answers ({error!r})",
-            where=str(path),
-            todo="copy the whole annotation_output folder again",
-        ) from error
     return collect_votes(form, votes)
-
-
-def keeps(path: Path) -> bool:
-    """Return whether a file that holds no answers lies where Potato keeps its own, or where its project was exported to."""
-    beside = (path.parent / name for name in (STATE, "config.yaml"))
-    return "annotation_output" in path.parts or any(name.exists() for name in beside)
 
 
 def _chosen(labels: list[list[Any]], name: str) -> str:
@@ -97,7 +91,7 @@ def _config(form: Form) -> dict[str, Any]:
         for name, question in form.questions.items()
     ]
     return {
-        "annotation_task_name": form.name.replace("_", " ").capitalize(),
+        "annotation_task_name": form.title,
         "task_dir": ".",
         "data_files": ["rows.jsonl"],
         "item_properties": {"id_key": "id", "text_key": "number"},

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from drot_utils.data.table import check_columns
-from drot_utils.people.forms import INTRODUCTION, Filled, Form, show_rows
+from drot_utils.people.forms import FORMS, INTRODUCTION, Filled, Form, show_rows
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import write_text
 
@@ -18,24 +18,44 @@ _COPY = re.compile(r"(\s*\(\d+\)|[ _-]+(copy|kopie|copie|copia|cópia)(\s*\(?\d+
 
 
 def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
-    """Write the empty form and its instructions (see `exchange.Export`).
-
-    The folder gets ``<form>.csv`` (to be copied and filled, one ``<form>-<annotator>.csv`` an annotator) and ``<form>.md``.
-    """
+    """Write the empty form, ``<form>.csv`` (to be copied and filled, one an annotator), and its instructions, ``<form>.md``."""
     blank = show_rows(key).assign(**dict.fromkeys(form.questions, ""))
     write_text(folder / f"{form.name}.csv", blank.to_csv(index=False))
     write_text(folder / f"{form.name}.md", _instructions(form))
 
 
-def read(form: Form, path: Path) -> Filled:
+def is_named(form: Form, path: Path) -> bool:
+    """Return whether a file is named as a filled form."""
+    return path.stem.lower().startswith(f"{form.name}-")
+
+
+def is_table(form: Form, path: Path) -> bool:
+    """Return whether a file is a table by its name."""
+    kind = path.suffix.lower()
+    return kind in (".csv", ".tsv") or (kind == ".txt" and is_named(form, path))
+
+
+claims = is_table
+
+
+def read(form: Form, path: Path) -> Filled | None:
     """Read a filled copy named ``<form>-<annotator>.csv``; what marks a copy of it, such as `` (1)``, is no part of the name.
+
+    What else may lie there holds no answers: the empty form, the key, Mechanical Turk's input, and the other form's files.
 
     Raises
     ------
     DataError
-        A file that is no CSV text, or lacks a column.
+        A file that is not CSV text, lacks a column, or has another name and may hold answers.
     """
     table = read_csv(path)
+    if not is_named(form, path):
+        answered = table.filter(items=list(form.questions)).ne("").any(axis=None)
+        others = tuple(set(FORMS) - {form.name})
+        if path.stem.startswith(others) or (path.stem.startswith(form.name) and not answered):
+            return None
+        todo = f"name it {form.name}-<annotator>.csv, or move it elsewhere"
+        raise DataError("is not named as a filled form", where=str(path), todo=todo)
     check_columns(table, ["row_id", *form.questions], str(path))
     where = [f"{path}, line {number}" for number in table.index]
     annotator = _COPY.sub("", path.stem[len(form.name) + 1 :]).strip()
@@ -46,8 +66,8 @@ def read(form: Form, path: Path) -> Filled:
 def read_csv(path: Path) -> pd.DataFrame:
     """Read a CSV file as text, as programs and countries write it.
 
-    Commas, semicolons or tabs; UTF-8, UTF-16, or an older encoding of one byte (row_ids and codes are ASCII in all of these, so
-    it does not matter which). Rows without any text are left out.
+    Commas, semicolons or tabs; UTF-8, UTF-16, or an older encoding of one byte, whichever (row_ids and codes are ASCII in all of
+    them). Rows without any text are left out.
 
     Returns
     -------
@@ -57,7 +77,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     Raises
     ------
     DataError
-        When it is none, or a row has more cells than the header, or the header a name twice.
+        A file that is not CSV text, a row with more cells than the header, or two columns of one name.
     """
     todo = "save it as CSV (UTF-8)"
     try:
@@ -68,21 +88,19 @@ def read_csv(path: Path) -> pd.DataFrame:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         lines = [(reader.line_num, _strip_end(row)) for row in reader]
     except (ValueError, OSError, csv.Error) as error:
-        raise DataError(f"is no CSV text: {error}", where=str(path), todo=todo) from error
+        raise DataError(f"is not CSV text: {error}", where=str(path), todo=todo) from error
     rows = {number: row for number, row in lines[bool(told) :] if any(map(str.strip, row))}
     if not rows:
-        raise DataError("is no CSV text: it is empty", where=str(path), todo=todo)
+        raise DataError("is not CSV text: it is empty", where=str(path), todo=todo)
     header = rows.pop(next(iter(rows)))
     for name in header:
         if name and header.count(name) > 1:
-            raise DataError(f"the column {name} stands there twice", where=str(path), todo="keep one of them")
+            raise DataError(f"there are two columns {name}", where=str(path), todo="keep one of them")
+    quote = "put text that holds the delimiter into quotes, and nothing beside the form's columns"
     for number, row in rows.items():
         if len(row) > len(header):
-            raise DataError(
-                f"{len(row)} cells, but the header has {len(header)}",
-                where=f"{path}, line {number}",
-                todo="put text that holds the delimiter into quotes, and nothing beside the form's columns",
-            )
+            found = f"{len(row)} cells, but the header has {len(header)}"
+            raise DataError(found, where=f"{path}, line {number}", todo=quote)
         row += [""] * (len(header) - len(row))
     table = pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype="str")
     return table.loc[:, [bool(name) for name in header]]
@@ -109,7 +127,7 @@ def _strip_end(row: list[str]) -> list[str]:
 
 
 def _instructions(form: Form) -> str:
-    lines = [f"# {form.name.replace('_', ' ').capitalize()}", "", *(f"{text}\n" for text in INTRODUCTION)]
+    lines = [f"# {form.title}", "", *(f"{text}\n" for text in INTRODUCTION)]
     lines += [f"Fill a copy of `{form.name}.csv` named `{form.name}-<your name>.csv`, with these codes:", ""]
     for name, question in form.questions.items():
         answers = (f"- `{code}` {text}" for code, text in question.answers.items())

@@ -1,4 +1,4 @@
-"""The figures of the paper and of the notebooks."""
+"""The figures of the paper and of the notebooks: one function a figure, in the notebooks' order."""
 
 from pathlib import Path
 
@@ -14,97 +14,8 @@ from drot_utils.study.paths import STYLE, Run, atomic
 
 plt.style.use(STYLE)
 
-
-def say_if_empty(axes: Axes, rows: int) -> bool:
-    """Write into axes that there is nothing to draw, where there are no rows; return whether that is so."""
-    if not rows:
-        axes.text(0.5, 0.5, "There is nothing to draw.", transform=axes.transAxes, ha="center", va="center")
-    return not rows
-
-
-def draw_confusion(table: pd.DataFrame, title: str) -> Figure:
-    """Draw a confusion matrix of counts: rows the labels, columns the predictions."""
-    figure, axes = plt.subplots(figsize=(3.8, 3.3))
-    if say_if_empty(axes, table.size):
-        return figure
-    axes.imshow(table, cmap="Blues")
-    limit = table.to_numpy().max() / 2
-    for (row, column), count in np.ndenumerate(table.to_numpy()):
-        axes.text(column, row, count, ha="center", va="center", color="white" if count > limit else "black")
-    axes.set_xticks(range(table.shape[1]), table.columns, rotation=20)
-    axes.set_yticks(range(table.shape[0]), table.index)
-    axes.set(xlabel="predicted", ylabel="label", title=title)
-    axes.grid(False)
-    return figure
-
-
-def draw_stacked(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
-    """Draw one stacked bar a row of a table of counts, one part a column."""
-    figure, axes = plt.subplots(figsize=(6.2, 1.1 + 0.32 * len(table)), layout="constrained")
-    left = np.zeros(len(table))
-    for name in table.columns:
-        axes.barh(table.index.astype(str), table[name], left=left, label=str(name))
-        left += table[name].to_numpy(dtype=float)
-    say_if_empty(axes, len(table))
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.set(xlabel=xlabel, title=title)
-    figure.legend(ncols=min(4, table.shape[1]), loc="outside lower center")
-    return figure
-
-
-def draw_bars(
-    table: pd.DataFrame, x: str, y: str, title: str, low: str | None = None, high: str | None = None
-) -> Figure:
-    """Draw one horizontal bar a row, with an interval where `low` and `high` name its ends."""
-    figure, axes = plt.subplots(figsize=(5.5, 0.8 + 0.3 * len(table)))
-    error = None
-    if low and high:  # an end that rounding puts on the wrong side of its value is the value
-        error = [(table[y] - table[low]).clip(lower=0), (table[high] - table[y]).clip(lower=0)]
-    axes.barh(table[x], table[y], xerr=error, capsize=2)
-    say_if_empty(axes, len(table))
-    axes.invert_yaxis()
-    axes.set(xlabel=y.replace("_", " "), title=title)
-    axes.grid(axis="y", visible=False)
-    return figure
-
-
-def draw_against(table: pd.DataFrame, label: str, found: str, expected: str, title: str) -> Figure:
-    """Draw what was found in each row as a bar, and what chance would give as a mark on it."""
-    figure, axes = plt.subplots(figsize=(5.5, 0.9 + 0.3 * len(table)))
-    axes.barh(table[label], table[found], label=found)
-    say_if_empty(axes, table[found].count())
-    axes.plot(
-        table[expected],
-        table[label],
-        "|",
-        color="black",
-        markersize=12,
-        markeredgewidth=2,
-        label=f"{expected} by chance",
-    )
-    axes.invert_yaxis()
-    axes.set(xlabel=found, title=title)
-    axes.grid(axis="y", visible=False)
-    axes.legend(loc="lower right")
-    return figure
-
-
-def draw_matrix(table: pd.DataFrame, title: str) -> Figure:
-    """Draw a square table of distances as a heat map."""
-    figure, axes = plt.subplots(figsize=(4.8, 4.2))
-    if say_if_empty(axes, table.size):
-        return figure
-    image = axes.imshow(table, cmap="viridis")
-    axes.set_xticks(range(len(table)), table.columns, rotation=40, ha="right")
-    axes.set_yticks(range(len(table)), table.index)
-    axes.set_title(title)
-    axes.grid(False)
-    figure.colorbar(image, shrink=0.8)
-    return figure
-
-
-plt.style.use(STYLE)
+#: The metrics of table 2, as the figure of the rounds calls them.
+METRICS = {"vld": "Vld (top 1)", "avg": "Avg score (top 1)", "n_vld": "#Vld of 10", "n_unq_vld": "#Unq.Vld of 10"}
 
 
 def save_figure(figure: Figure, run: Run, name: str) -> Path:
@@ -115,22 +26,36 @@ def save_figure(figure: Figure, run: Run, name: str) -> Path:
     return run.figures / f"{name}.png"
 
 
+def draw_lengths(texts: dict[str, pd.Series], title: str) -> Figure:
+    """Draw how many words the texts of several sets have."""
+    figure, axes = _make_axes(xlabel="words", ylabel="texts", title=title)
+    for name, column in texts.items():
+        words = column.dropna().str.split().str.len()
+        label = f"{name} (mean {words.mean():.1f})" if len(words) else f"{name} (none)"
+        _draw_outline(axes, words, np.arange(0.5, 31.5), label)
+    _say_if_empty(axes, sum(column.notna().sum() for column in texts.values()))
+    axes.legend()
+    return figure
+
+
 def draw_precision_recall(curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float, marked: str) -> Figure:
     """Draw precision-recall curves (figure 8): name to (valid, scores), the threshold marked on one of them."""
-    figure, axes = plt.subplots(figsize=(4.6, 3.6))
+    limits = {"xlim": (0, 1.02), "ylim": (0, 1.05)}
+    figure, axes = _make_axes(
+        (4.6, 3.6), xlabel="recall", ylabel="precision", title="Critic on held-out gold", **limits
+    )
     for name, (valid, scores) in curves.items():
         # Without a valid row there is no recall.
         recall, precision = precision_recall_curve(valid, scores)[1::-1] if valid.any() else ([], [])
         (line,) = axes.plot(recall, precision, label=f"{name} ({int(valid.sum())} of {len(valid)} valid)")
         axes.axhline(valid.mean() if len(valid) else np.nan, color=line.get_color(), linewidth=0.8, linestyle=":")
-    say_if_empty(axes, sum(valid.any() for valid, _ in curves.values()))
+    _say_if_empty(axes, sum(valid.any() for valid, _ in curves.values()))
     valid, scores = curves[marked]
     called = scores >= threshold
     if called.any() and valid.any():
         point = (float(valid[called].sum() / valid.sum()), float(valid[called].mean()))
         axes.plot(*point, "o", color="black", zorder=5)
         axes.annotate(f"threshold {threshold:.2f}", point, textcoords="offset points", xytext=(6, 6))
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05), title="Critic on held-out gold")
     axes.legend(loc="lower left")
     return figure
 
@@ -145,34 +70,45 @@ def draw_calibration(valid: np.ndarray, scores: np.ndarray, bins: int = 8) -> Fi
     sizes = np.array([len(p) for p in parts])
     low, high = proportion_confint(hits, sizes, method="wilson")
     rate = hits / sizes
-    figure, axes = plt.subplots(figsize=(3.8, 3.6))
+    limits = {"xlim": (0, 1), "ylim": (0, 1)}
+    figure, axes = _make_axes((3.8, 3.6), xlabel="critic score", ylabel="share valid", title="Calibration", **limits)
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="perfect")
     axes.errorbar(x, rate, [rate - low, high - rate], fmt="o-", capsize=2, label="critic")
-    say_if_empty(axes, len(scores))
-    axes.set(xlabel="critic score", ylabel="share valid", xlim=(0, 1), ylim=(0, 1), title="Calibration")
+    _say_if_empty(axes, len(scores))
     axes.legend(loc="upper left")
     return figure
 
 
 def draw_fit(curve: pd.DataFrame, best_step: int, title: str) -> Figure:
     """Draw train and dev loss of an encoder, the kept step marked."""
-    figure, axes = plt.subplots()
+    figure, axes = _make_axes(xlabel="step", ylabel="cross-entropy (nats)", title=title)
     axes.plot(curve["step"], curve["train_loss"], "o-", label="train")
     axes.plot(curve["step"], curve["dev_loss"], "o-", label="dev")
     axes.axvline(best_step, color="black", linewidth=1, linestyle=":", label=f"kept: step {best_step}")
-    axes.set(xlabel="step", ylabel="cross-entropy (nats)", title=title)
     axes.legend()
+    return figure
+
+
+def draw_confusion(table: pd.DataFrame, title: str) -> Figure:
+    """Draw a confusion matrix of counts: rows the labels, columns the predictions."""
+    figure, axes = _make_axes((3.8, 3.3))
+    if _say_if_empty(axes, table.size):
+        return figure
+    _draw_cells(axes, table, "Blues", rotation=20)
+    limit = table.to_numpy().max() / 2
+    for (row, column), count in np.ndenumerate(table.to_numpy()):
+        axes.text(column, row, count, ha="center", va="center", color="white" if count > limit else "black")
+    axes.set(xlabel="predicted", ylabel="label", title=title)
     return figure
 
 
 def draw_losses(losses: dict[str, list[float]], window: int = 10) -> Figure:
     """Draw a student's training loss, smoothed by a running mean."""
-    figure, axes = plt.subplots()
+    figure, axes = _make_axes(xlabel="optimizer step", ylabel=f"nats a token (mean of {window})", title="Training loss")
     for name, values in losses.items():
         smooth = pd.Series(values).rolling(window, min_periods=1).mean()
         axes.plot(np.arange(1, len(values) + 1), smooth, label=STUDENTS.get(name, name))
-    axes.set(xlabel="optimizer step", ylabel=f"nats a token (mean of {window})", title="Training loss")
-    say_if_empty(axes, sum(map(len, losses.values())))
+    _say_if_empty(axes, sum(map(len, losses.values())))
     axes.legend()
     return figure
 
@@ -188,40 +124,14 @@ def draw_scores(
     scores: dict[str, np.ndarray], threshold: float | None, title: str, xlabel: str = "critic score"
 ) -> Figure:
     """Draw the distribution of scores from 0 to 1 of several sets, the threshold marked if there is one."""
-    figure, axes = plt.subplots(layout="constrained")
+    figure, axes = _make_axes(layout="constrained", xlabel=xlabel, ylabel="density", xlim=(0, 1), title=title)
     for name, values in scores.items():
         values = values[~np.isnan(values)]
-        axes.hist(
-            values,
-            bins=np.linspace(0, 1, 26),
-            density=len(values) > 0,
-            histtype="step",
-            linewidth=1.6,
-            label=f"{name} ({len(values)})",
-        )
+        _draw_outline(axes, values, np.linspace(0, 1, 26), f"{name} ({len(values)})", density=len(values) > 0)
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle=":", linewidth=1, label=f"threshold {threshold:.2f}")
-    say_if_empty(axes, sum(np.isfinite(values).sum() for values in scores.values()))
-    axes.set(xlabel=xlabel, ylabel="density", xlim=(0, 1), title=title)
+    _say_if_empty(axes, sum(np.isfinite(values).sum() for values in scores.values()))
     figure.legend(ncols=3, loc="outside lower center")  # inside, it would lie on the threshold or the curves
-    return figure
-
-
-def draw_lengths(texts: dict[str, pd.Series], title: str) -> Figure:
-    """Draw how many words the texts of several sets have."""
-    figure, axes = plt.subplots()
-    for name, column in texts.items():
-        words = column.dropna().str.split().str.len()
-        axes.hist(
-            words,
-            bins=np.arange(0.5, 31.5),
-            histtype="step",
-            linewidth=1.6,
-            label=f"{name} (mean {words.mean():.1f})" if len(words) else f"{name} (none)",
-        )
-    say_if_empty(axes, sum(column.notna().sum() for column in texts.values()))
-    axes.set(xlabel="words", ylabel="texts", title=title)
-    axes.legend()
     return figure
 
 
@@ -238,35 +148,17 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
         Column prefix to legend, such as ``auto_`` and ``independent_``.
     """
     rows = table.set_index("model").loc[models]
-    titles = {
-        "vld": "Vld (top 1)",
-        "avg": "Avg score (top 1)",
-        "n_vld": "#Vld of 10",
-        "n_unq_vld": "#Unq.Vld of 10",
-    }
-    figure, grid = plt.subplots(1, 4, figsize=(10, 2.9), layout="constrained")
+    names = [STUDENTS[m].replace("SelfDistill", "Self").replace("zero-shot base model", "base") for m in models]
+    figure, grid = plt.subplots(1, len(METRICS), figsize=(10, 2.9), layout="constrained")
     x = np.arange(len(models))
-    for axes, (metric, title) in zip(grid, titles.items(), strict=True):
+    grey = {"color": "grey", "linewidth": 1, "markersize": 4}
+    for axes, (metric, title) in zip(grid, METRICS.items(), strict=True):
         for k, (prefix, label) in enumerate(prefixes.items()):
             mean, low, high = (rows[f"{prefix}{metric}{end}"] for end in ("", "_low", "_high"))
             axes.errorbar(x + 0.08 * k, mean, [mean - low, high - mean], fmt="o-", capsize=2, label=label)
-        axes.plot(
-            x,
-            rows[f"paper_auto_{metric}"],
-            "s--",
-            color="grey",
-            linewidth=1,
-            markersize=4,
-            label="the paper (3B student)",
-        )
-        axes.set_title(title)
-        axes.set_ylim(0, 1 if metric in ("vld", "avg") else 10)
-        axes.set_xticks(
-            x,
-            [STUDENTS[m].replace("SelfDistill", "Self").replace("zero-shot base model", "base") for m in models],
-            rotation=35,
-            ha="right",
-        )
+        axes.plot(x, rows[f"paper_auto_{metric}"], "s--", label="the paper (3B student)", **grey)
+        axes.set(title=title, ylim=(0, 1 if metric in ("vld", "avg") else 10))
+        axes.set_xticks(x, names, rotation=35, ha="right")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(prefixes) + 1)
     return figure
 
@@ -277,8 +169,89 @@ def draw_topics(topics: dict[str, pd.DataFrame], top: int) -> Figure:
     for axes, (name, table) in zip(grid[0], topics.items(), strict=True):
         rows = table.nlargest(top, "count", keep="first")
         axes.barh(rows["topic"], rows["count"])
-        say_if_empty(axes, len(rows))
-        axes.invert_yaxis()
         axes.set(title=name, xlabel="texts")
-        axes.grid(axis="y", visible=False)
+        _turn_to_rows(axes, len(rows))
     return figure
+
+
+def draw_stacked(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
+    """Draw one stacked bar a row of a table of counts, one part a column."""
+    figure, axes = _make_axes((6.2, 1.1 + 0.32 * len(table)), "constrained", xlabel=xlabel, title=title)
+    left = np.zeros(len(table))
+    for name in table.columns:
+        axes.barh(table.index.astype(str), table[name], left=left, label=str(name))
+        left += table[name].to_numpy(dtype=float)
+    _turn_to_rows(axes, len(table))
+    figure.legend(ncols=min(4, table.shape[1]), loc="outside lower center")
+    return figure
+
+
+def draw_bars(
+    table: pd.DataFrame, x: str, y: str, title: str, low: str | None = None, high: str | None = None
+) -> Figure:
+    """Draw one horizontal bar a row, with an interval where `low` and `high` name its ends."""
+    figure, axes = _make_axes((5.5, 0.8 + 0.3 * len(table)), xlabel=y.replace("_", " "), title=title)
+    error = None
+    if low and high:  # an end that rounding puts on the wrong side of its value is the value
+        error = [(table[y] - table[low]).clip(lower=0), (table[high] - table[y]).clip(lower=0)]
+    axes.barh(table[x], table[y], xerr=error, capsize=2)
+    _turn_to_rows(axes, len(table))
+    return figure
+
+
+def draw_against(table: pd.DataFrame, label: str, found: str, expected: str, title: str) -> Figure:
+    """Draw what was found in each row as a bar, and what chance would give as a mark on it."""
+    figure, axes = _make_axes((5.5, 0.9 + 0.3 * len(table)), xlabel=found, title=title)
+    axes.barh(table[label], table[found], label=found)
+    mark = {"color": "black", "markersize": 12, "markeredgewidth": 2}
+    axes.plot(table[expected], table[label], "|", label=f"{expected} by chance", **mark)
+    _turn_to_rows(axes, table[found].count())
+    axes.legend(loc="lower right")
+    return figure
+
+
+def draw_matrix(table: pd.DataFrame, title: str) -> Figure:
+    """Draw a square table of distances as a heat map."""
+    figure, axes = _make_axes((4.8, 4.2))
+    if _say_if_empty(axes, table.size):
+        return figure
+    image = _draw_cells(axes, table, "viridis", rotation=40, ha="right")
+    axes.set_title(title)
+    figure.colorbar(image, shrink=0.8)
+    return figure
+
+
+def _make_axes(
+    size: tuple[float, float] | None = None, layout: str | None = None, **settings: object
+) -> tuple[Figure, Axes]:
+    """Return a figure with one pair of axes, and what `Axes.set` takes set: title, labels, limits."""
+    figure, axes = plt.subplots(figsize=size, layout=layout)
+    axes.set(**settings)
+    return figure, axes
+
+
+def _say_if_empty(axes: Axes, rows: int) -> bool:
+    """Write into axes that there is nothing to draw, where there are no rows; return whether that is so."""
+    if not rows:
+        axes.text(0.5, 0.5, "There is nothing to draw.", transform=axes.transAxes, ha="center", va="center")
+    return not rows
+
+
+def _turn_to_rows(axes: Axes, rows: int) -> None:
+    """Let horizontal bars be read from the top, as the rows of a table are."""
+    _say_if_empty(axes, rows)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+
+
+def _draw_outline(axes: Axes, values: np.ndarray, bins: np.ndarray, label: str, density: bool = False) -> None:
+    axes.hist(values, bins=bins, density=density, histtype="step", linewidth=1.6, label=label)
+
+
+def _draw_cells(axes: Axes, table: pd.DataFrame, colours: str, **ticks: object) -> object:
+    """Draw a table as coloured cells with its names beside them; `ticks` is how the columns' are written."""
+    image = axes.imshow(table, cmap=colours)
+    axes.set_xticks(range(table.shape[1]), table.columns, **ticks)
+    axes.set_yticks(range(table.shape[0]), table.index)
+    axes.grid(False)
+    return image

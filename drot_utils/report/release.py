@@ -5,80 +5,21 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import DatasetCardData
 
 from drot_utils.data.corpora import is_builtin
 from drot_utils.study.params import Params
 from drot_utils.study.paths import atomic, write_text
 
-#: The published columns; those of Social-Chem-101 follow them.
-PUBLISHED = {
-    "action": "action",
-    "moral_variance": "moral-variance",
-    "context": "context",
-    "rationale": "rationale",
-}
-OWN = {**PUBLISHED, "critic_score": "critic-score", "source": "source"}
+#: Our columns, published with hyphens; those of the actions' corpus follow them.
+COLUMNS = ["action", "moral_variance", "context", "rationale", "critic_score", "source"]
 CHUNK = 100_000  # rows converted at once: the memory an export takes beside its rows
+#: What the hub calls a number of rows below a limit.
+SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
-
-def published_columns(rows: pd.DataFrame, actions: pd.DataFrame) -> pd.DataFrame:
-    """Return rows under the published names, with the corpus's own columns joined in by action.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        Kept rows, columns as in `schema.CANDIDATES`.
-    actions : DataFrame
-        As `corpora.read_actions` returns it.
-    """
-    others = actions.drop(columns=[c for c in ("action", "source") if c in actions])
-    joined = rows[["action_id", *OWN]].merge(others, on="action_id", how="left", validate="many_to_one")
-    return joined.drop(columns="action_id").rename(columns=lambda name: OWN.get(name, name.replace("_", "-")))
-
-
-def export_drot(rows: pd.DataFrame, actions: pd.DataFrame, params: Params, threshold: float, folder: Path) -> Path:
-    """Write ``d-rot.parquet``, ``d-rot.tsv`` and the card ``README.md``.
-
-    One table, one configuration: the published repository holds two tables of different columns under one, which is why
-    ``load_dataset`` fails on it.
-
-    Returns
-    -------
-    Path
-        `folder`.
-    """
-    parts = [rows.iloc[start : start + CHUNK] for start in range(0, len(rows) or 1, CHUNK)]
-    schema = pa.Schema.from_pandas(published_columns(rows.head(0), actions), preserve_index=False)
-    with (
-        atomic(folder / "d-rot.parquet") as binary,
-        atomic(folder / "d-rot.tsv") as text,
-        pq.ParquetWriter(binary, schema.remove_metadata(), compression="zstd", write_page_checksum=True) as writer,
-        text.open("w", encoding="utf-8", newline="") as handle,
-    ):
-        for k, part in enumerate(parts):
-            table = published_columns(part, actions)
-            writer.write_table(pa.Table.from_pandas(table, schema, preserve_index=False).replace_schema_metadata(None))
-            strings = table.select_dtypes("str").columns
-            table[strings] = table[strings].apply(_on_one_line)
-            table.to_csv(handle, sep="\t", index=False, header=k == 0, quoting=3, quotechar=None, escapechar=None)
-    others = [name for name in schema.names if name not in OWN.values()]
-    write_text(folder / "README.md", data_card(rows, others, params, threshold))
-    return folder
-
-
-def _on_one_line(column: pd.Series) -> pd.Series:
-    return column.str.replace(r"\s+", " ", regex=True).str.strip()
-
-
-DATA_CARD = """\
+CARD = """\
 ---
-license: {license_id}
-language: [en]
-pretty_name: delta-Rules-of-Thumb ({profile} run)
-size_categories: [{size}]
-configs:
-- config_name: d-rot
-  data_files: d-rot.parquet
+{header}
 ---
 # delta-Rules-of-Thumb, made by a `{profile}` run
 
@@ -104,25 +45,60 @@ DEMO_NOTE = (
     "All of its inputs - actions, the teacher's responses, the critic's labels - were written by language models for this "
     "project, and many contexts are wrong or nonsense: this data set shows the method and has no other use. "
 )
-SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def data_card(rows: pd.DataFrame, others: list[str], params: Params, threshold: float) -> str:
-    """Return the card of an exported data set.
+def export_drot(rows: pd.DataFrame, actions: pd.DataFrame, params: Params, threshold: float, folder: Path) -> Path:
+    """Write ``d-rot.parquet``, ``d-rot.tsv`` and the card ``README.md``.
+
+    One table, one configuration: the published repository holds two tables of different columns under one, which is why
+    ``load_dataset`` fails on it.
 
     Parameters
     ----------
     rows : DataFrame
-        The kept rows, columns as in `schema.CANDIDATES`.
-    others : list of str
-        Columns that come from the actions' corpus.
+        The kept rows, columns as in `table.CANDIDATES`.
+    actions : DataFrame
+        As `corpora.read_actions` returns it; the corpus's own columns are joined in by action.
     threshold : float
         Of the critic.
+
+    Returns
+    -------
+    Path
+        `folder`.
     """
-    return DATA_CARD.format(
+    parts = [rows.iloc[start : start + CHUNK] for start in range(0, len(rows) or 1, CHUNK)]
+    schema = pa.Schema.from_pandas(_publish(rows.head(0), actions), preserve_index=False)
+    with (
+        atomic(folder / "d-rot.parquet") as binary,
+        atomic(folder / "d-rot.tsv") as text,
+        pq.ParquetWriter(binary, schema.remove_metadata(), compression="zstd", write_page_checksum=True) as writer,
+        text.open("w", encoding="utf-8", newline="") as handle,
+    ):
+        for k, part in enumerate(parts):
+            table = _publish(part, actions)
+            writer.write_table(pa.Table.from_pandas(table, schema, preserve_index=False).replace_schema_metadata(None))
+            strings = table.select_dtypes("str").columns
+            table[strings] = table[strings].apply(_on_one_line)
+            table.to_csv(handle, sep="\t", index=False, header=k == 0, quoting=3, quotechar=None, escapechar=None)
+    others = schema.names[len(COLUMNS) :]
+    write_text(folder / "README.md", data_card(rows, others, params, threshold))
+    return folder
+
+
+def data_card(rows: pd.DataFrame, others: list[str], params: Params, threshold: float) -> str:
+    """Return the card of a data set as `export_drot` writes it; `others` are the columns of the actions' corpus."""
+    size = next((name for limit, name in SIZES if len(rows) < limit), "n>1M")
+    header = DatasetCardData(
+        license="cc-by-4.0" if is_builtin(params) else "cc-by-sa-4.0",
+        language=["en"],
+        pretty_name=f"delta-Rules-of-Thumb ({params.profile} run)",
+        size_categories=[size],
+        configs=[{"config_name": "d-rot", "data_files": "d-rot.parquet"}],
+    )
+    return CARD.format(
+        header=header.to_yaml(),
         profile=params.profile,
-        license_id="cc-by-4.0" if is_builtin(params) else "cc-by-sa-4.0",
-        size=next((name for limit, name in SIZES if len(rows) < limit), "n>1M"),
         rows=f"{len(rows):,}",
         actions=f"{rows['action'].nunique():,}",
         writers=", ".join(sorted(rows["source"].unique())) or "nobody",
@@ -132,6 +108,16 @@ def data_card(rows: pd.DataFrame, others: list[str], params: Params, threshold: 
         threshold=threshold,
         seed=params.seed,
     )
+
+
+def _publish(rows: pd.DataFrame, actions: pd.DataFrame) -> pd.DataFrame:
+    others = actions.drop(columns=[c for c in ("action", "source") if c in actions])
+    joined = rows[["action_id", *COLUMNS]].merge(others, on="action_id", how="left", validate="many_to_one")
+    return joined.drop(columns="action_id").rename(columns=lambda name: name.replace("_", "-"))
+
+
+def _on_one_line(column: pd.Series) -> pd.Series:
+    return column.str.replace(r"\s+", " ", regex=True).str.strip()
 
 
 def _describe_filter(params: Params) -> str:

@@ -24,14 +24,6 @@ def save_table(frame: pd.DataFrame, run: Run, name: str, caption: str, decimals:
     In the latter two, cells and caption are on one line, and characters that mean something there are escaped. pdfLaTeX needs the
     package booktabs; texts in other scripts than the Latin one need XeLaTeX or LuaLaTeX and a font that has them.
 
-    Parameters
-    ----------
-    frame : DataFrame
-    name : str
-        Such as ``table2``.
-    caption : str
-        Goes into the LaTeX and Markdown files.
-
     Returns
     -------
     Path
@@ -47,6 +39,37 @@ def save_table(frame: pd.DataFrame, run: Run, name: str, caption: str, decimals:
     return path
 
 
+def round_table(frame: pd.DataFrame, decimals: int = 3) -> pd.DataFrame:
+    """Return `frame` as text: numbers rounded, whole numbers without a point, unknown values empty."""
+    return frame.astype(object).map(lambda value: _text(value, decimals))
+
+
+def with_intervals(frame: pd.DataFrame, metrics: list[str], decimals: int = 2) -> pd.DataFrame:
+    """Return `frame` with each metric and its ``_low`` and ``_high`` columns folded into "0.41 [0.36, 0.46]"."""
+    out = frame.copy()
+    for metric in metrics:
+        low, high = f"{metric}_low", f"{metric}_high"
+        columns = zip(frame[metric], frame[low], frame[high], strict=True)
+        out[metric] = [_fold(*values, decimals) for values in columns]
+        out = out.drop(columns=[low, high])
+    return out
+
+
+def _fold(mean: float, low: float, high: float, decimals: int) -> str:
+    interval = "" if pd.isna(low) or pd.isna(high) else f" [{low:.{decimals}f}, {high:.{decimals}f}]"
+    return "" if pd.isna(mean) else f"{mean:.{decimals}f}{interval}"
+
+
+def _text(value: object, decimals: int) -> str:
+    if isinstance(value, list | dict):
+        return str(value)
+    if pd.isna(value):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() and abs(value) >= 10 else f"{value:.{decimals}f}"
+    return str(value)
+
+
 def _escape(shown: pd.DataFrame, special: dict[str, str]) -> pd.DataFrame:
     return shown.map(_replace, special=special).rename(columns=lambda name: _replace(str(name), special))
 
@@ -58,36 +81,3 @@ def _replace(text: str, special: dict[str, str]) -> str:
 def _guard(cell: str) -> str:
     # After the end of a row, LaTeX takes a bracket for a length and a star for a variant of the command.
     return f"{{}}{cell}" if cell.lstrip().startswith(("[", "*")) else cell
-
-
-def round_table(frame: pd.DataFrame, decimals: int = 3) -> pd.DataFrame:
-    """Return `frame` as text: numbers rounded, whole numbers without a point, unknown values empty."""
-    return frame.astype(object).map(lambda value: _text(value, decimals))
-
-
-def with_intervals(frame: pd.DataFrame, metrics: list[str], decimals: int = 2) -> pd.DataFrame:
-    """Return `frame` with each metric and its ``_low`` and ``_high`` columns folded into "0.41 [0.36, 0.46]"."""
-    out = frame.copy()
-    for metric in metrics:
-        ends = [f"{metric}_low", f"{metric}_high"]
-        columns = zip(frame[metric], *(frame[end] for end in ends), strict=True)
-        out[metric] = [
-            "" if pd.isna(mean) else f"{mean:.{decimals}f}" + _interval(low, high, decimals)
-            for mean, low, high in columns
-        ]
-        out = out.drop(columns=ends)
-    return out
-
-
-def _interval(low: float, high: float, decimals: int) -> str:
-    return "" if pd.isna(low) or pd.isna(high) else f" [{low:.{decimals}f}, {high:.{decimals}f}]"
-
-
-def _text(value: object, decimals: int) -> str:
-    if isinstance(value, list | dict):
-        return str(value)
-    if pd.isna(value):
-        return ""
-    if isinstance(value, float):
-        return f"{value:.0f}" if value.is_integer() and abs(value) >= 10 else f"{value:.{decimals}f}"
-    return str(value)

@@ -352,7 +352,7 @@ class Annotation(Section):
     per_model: PositiveInt
     sampled_prompts: PositiveInt
     dataset_rows: PositiveInt
-    exchange: Annotated[list[Literal["csv", "mturk", "labelstudio", "potato"]], Field(min_length=1)]
+    exchange: Annotated[list[str], Field(min_length=1)]  # names in `people.exchange.TOOLS`
     filled: str | None
 
 
