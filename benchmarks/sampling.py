@@ -12,9 +12,9 @@ from drot_utils.engine import load, trainer
 from drot_utils.engine.slots import GROUPED
 from drot_utils.engine.writer import Writer
 from drot_utils.method.prompts import student_source
-from drot_utils.study import record
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
+from drot_utils.study.record import choose_dtype
 
 N, TOP_P, TEMPERATURE, MAX_NEW, SLOTS = 10, 0.9, 0.8, 56, 320
 
@@ -24,7 +24,7 @@ def main() -> None:
     options = read_options(__doc__)
     params, run = load_params("params/demo.yaml"), Run("demo")
     device = torch.device("cpu")
-    dtype = record.compute_dtype(params.compute, device)
+    dtype = choose_dtype(params.compute, device)
     model, tokenizer = _student(params, run, device, dtype)
     actions = corpora.read_actions(params.corpus.actions)["action"]
     count = 24 if options.quick else 200
@@ -37,10 +37,7 @@ def main() -> None:
     best = _best_batch(model, tokenizer, prompts, (8, 16) if options.quick else (8, 16, 32))
     peer_tokens = _generate(model, tokenizer, prompts, best)
     # Both draw from the same distribution, so their texts are as long on average.
-    ours_mean, peer_mean = (
-        statistics.mean(c for group in lengths for c in group),
-        peer_tokens / (len(prompts) * N),
-    )
+    ours_mean, peer_mean = (statistics.mean(c for group in lengths for c in group), peer_tokens / (len(prompts) * N))
     assert abs(ours_mean - peer_mean) < 0.15 * peer_mean, (ours_mean, peer_mean)
     tokens = sum(map(sum, lengths))
 

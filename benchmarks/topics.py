@@ -36,11 +36,7 @@ def main() -> None:
         assert np.array_equal(vectors, kept) and len(member) == len(texts) and len(found) > 1
         rates["BERTopic defaults"].append(len(texts) / _stock(texts))
     shutil.rmtree(study.run.root, ignore_errors=True)
-    notes = {
-        "texts": len(texts),
-        "topics": len(found),
-        "second_run_s": round(float(np.median(again)), 3),
-    }
+    notes = {"texts": len(texts), "topics": len(found), "second_run_s": round(float(np.median(again)), 3)}
     report("topics", rates, "texts/s", quick=options.quick, notes=notes)
 
 

@@ -21,9 +21,9 @@ from drot_utils.engine import load
 from drot_utils.engine.batches import make_batches
 from drot_utils.engine.trainer import train
 from drot_utils.method import student
-from drot_utils.study import record
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
+from drot_utils.study.record import choose_dtype
 
 RATE = 1e-4
 
@@ -33,7 +33,7 @@ def main() -> None:
     options = read_options(__doc__)
     params, run = load_params("params/demo.yaml"), Run("demo")
     device = torch.device("cpu")
-    dtype = record.compute_dtype(params.compute, device)
+    dtype = choose_dtype(params.compute, device)
     recorded = corpora.read_recorded(params.teacher.recorded, corpora.read_actions(params.corpus.actions))
     count = 64 if options.quick else 320
     single = recorded[recorded["choice"] == recorded["choice"].min()].head(count)
@@ -54,8 +54,7 @@ def main() -> None:
     }
     # The JSON's ratio is the second set's; the bound and how near we are to it are the first's.
     write_result(
-        "training",
-        {**several, "name": "training", "bound": one["bound"], "of_bound": one["of_bound"], **notes},
+        "training", {**several, "name": "training", "bound": one["bound"], "of_bound": one["of_bound"], **notes}
     )
 
 

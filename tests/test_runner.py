@@ -13,7 +13,7 @@ import pytest
 from conftest import run_study, write_params
 
 from drot_utils.data.table import CANDIDATES, check_candidates, read_table
-from drot_utils.study import runner
+from drot_utils.study import graph, runner
 from drot_utils.study.errors import DrotError
 from drot_utils.study.graph import Stage, list_stages
 from drot_utils.study.params import load_params
@@ -103,8 +103,8 @@ def small(tmp_path, monkeypatch, source):
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
     notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     (tmp_path / "small.ipynb").write_text(json.dumps(notebook))
-    monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
-    return Stage("small", "small", (), (), 1)
+    monkeypatch.setattr(graph, "NOTEBOOKS", tmp_path)
+    return Stage("small", (), (), 1)
 
 
 def test_another_environments_kernel_is_not_used(tmp_path, monkeypatch, output):
@@ -131,9 +131,7 @@ def test_a_kernel_that_does_not_start_is_no_matter_of_memory(tmp_path, monkeypat
 def test_a_kernel_that_was_killed_is(tmp_path, monkeypatch, output):
     with pytest.raises(DrotError, match="kernel died") as caught:
         runner.execute(
-            small(tmp_path, monkeypatch, "import os\nos.kill(os.getpid(), 9)"),
-            "params/smoke.yaml",
-            Run("smoke"),
+            small(tmp_path, monkeypatch, "import os\nos.kill(os.getpid(), 9)"), "params/smoke.yaml", Run("smoke")
         )
     assert "memory" in caught.value.todo
 
@@ -248,16 +246,7 @@ def test_table2_has_a_row_a_model_and_the_papers_numbers(smoke_run):
 
 def test_data_keep_the_schema_and_no_row_is_lost(smoke_run, smoke):
     data = smoke_run / "runs/smoke/data"
-    for name in (
-        "d0",
-        "d1",
-        "d2",
-        "drot",
-        "candidates_d0",
-        "candidates_d1",
-        "candidates_d2",
-        "candidates_drot",
-    ):
+    for name in ("d0", "d1", "d2", "drot", "candidates_d0", "candidates_d1", "candidates_d2", "candidates_drot"):
         rows = check_candidates(read_table(data / f"{name}.parquet"), name)
         assert list(rows) == CANDIDATES.names and len(rows)
     for k, n in enumerate(smoke.corpus.round_actions, start=1):
