@@ -72,9 +72,9 @@ def test_a_compiled_student_has_the_losses_of_another(smoke, student_rows, tmp_p
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
-def test_without_a_compiler_it_says_so_and_goes_on(smoke, student_rows, tmp_path, monkeypatch):
+def test_without_a_compiler_it_says_so_and_continues(smoke, student_rows, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "_missing", lambda device: "no g++")
-    with pytest.warns(UserWarning, match=r"nothing is compiled here, and the work goes on without \(no g\+\+\)"):
+    with pytest.warns(UserWarning, match=r"nothing is compiled here, and the work continues without \(no g\+\+\)"):
         done = fit_student(build_tiny("tiny-llama"), student_rows, smoke.student, tmp_path, steps=1, compiled=True)
     assert done.steps == 1
 
@@ -188,11 +188,7 @@ def test_two_processes_give_the_losses_of_one(name, study, student_rows):
     records, weights = [], []
     for processes in (1, 2):
         compute = study.params.compute.model_copy(
-            update={
-                "parallel": Parallel(processes=processes, fsdp=False),
-                "device": "cpu",
-                "dtype": "float32",
-            }
+            update={"parallel": Parallel(processes=processes, fsdp=False), "device": "cpu", "dtype": "float32"}
         )
         study.params = study.params.model_copy(update={"student": settings, "compute": compute})
         student = f"student_{processes}"
