@@ -8,7 +8,8 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from benchmarks.harness import compare, read_options
 from drot_utils.data import corpora
 from drot_utils.data.gold import read_gold
-from drot_utils.engine import classifier, load
+from drot_utils.engine import classifier
+from drot_utils.engine.load import load_model, package_file
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
 from drot_utils.study.record import Study
@@ -57,10 +58,10 @@ def main() -> None:
 
 def _classifier(params, run):
     # The critic's encoder with a library head, as that is all that a pipeline takes.
-    place = load.package_file(params.critic.base.name).parent
+    place = package_file(params.critic.base.name).parent
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=3).eval()
-    return model, load.load_model(params.critic.base, "encoder", run)[1]
+    return model, load_model(params.critic.base, "encoder", run)[1]
 
 
 def _pairs(params, count: int) -> tuple[list[str], list[str]]:

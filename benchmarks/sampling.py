@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from benchmarks.harness import compare, read_options
 from drot_utils.data import corpora
-from drot_utils.engine import load, trainer
+from drot_utils.engine import trainer
+from drot_utils.engine.load import load_folder, load_model, save_model
 from drot_utils.engine.slots import GROUPED
 from drot_utils.engine.writer import Writer
 from drot_utils.method.prompts import student_source
@@ -70,14 +71,14 @@ def _student(params, run, device, dtype):
     # A student that ends its contexts, as the base model does not: fine-tuned for a few steps on the teacher's rows.
     folder = run.work("benchmarks") / "student"
     if not (folder / "model.safetensors").exists():
-        model, tokenizer = load.load_model(params.student.base, "student", run)
+        model, tokenizer = load_model(params.student.base, "student", run)
         rows = corpora.read_recorded(params.teacher.recorded, corpora.read_actions(params.corpus.actions)).head(400)
         trainer.train(
             model, tokenizer, rows, params.student, learning_rate=1e-4, epochs=1, work=folder.with_name("work"), seed=1,
             device=device, dtype=dtype,
         )  # fmt: skip
-        load.save_model(model, tokenizer, folder, dtype)
-    return load.load_folder(folder, "student")
+        save_model(model, tokenizer, folder, dtype)
+    return load_folder(folder, "student")
 
 
 def _generate(model, tokenizer, prompts: list[str], batch: int) -> int:
@@ -99,7 +100,7 @@ def _generate(model, tokenizer, prompts: list[str], batch: int) -> int:
 
 def _check_greedy(run, prompts: list[str]) -> None:
     # In float32 both sides' most likely texts are the same, to the token.
-    model, tokenizer = load.load_folder(run.work("benchmarks") / "student", "student")
+    model, tokenizer = load_folder(run.work("benchmarks") / "student", "student")
     writer = Writer(model, tokenizer, torch.device("cpu"), torch.float32, 64, MAX_NEW, SLOTS)
     ours = [group[0].text for group in writer.write(prompts, 1, "greedy")]
     model.set_attn_implementation("sdpa")

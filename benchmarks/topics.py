@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.harness import read_options, report
 from drot_utils.analysis import topics
 from drot_utils.data import corpora
-from drot_utils.engine import load
+from drot_utils.engine.load import package_file
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
 from drot_utils.study.record import Study
@@ -53,7 +53,7 @@ def _stock(texts: list[str]) -> float:
     from sentence_transformers import SentenceTransformer
 
     began = time.perf_counter()
-    embedder = SentenceTransformer(str(load.package_file("all-minilm-l6-v2").parent), device="cpu")
+    embedder = SentenceTransformer(str(package_file("all-minilm-l6-v2").parent), device="cpu")
     BERTopic(embedding_model=embedder).fit_transform(texts)
     return time.perf_counter() - began
 

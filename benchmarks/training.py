@@ -17,8 +17,8 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, Train
 
 from benchmarks.harness import compare, read_options, write_result
 from drot_utils.data import corpora
-from drot_utils.engine import load
 from drot_utils.engine.batches import make_batches
+from drot_utils.engine.load import load_model
 from drot_utils.engine.trainer import train
 from drot_utils.method import student
 from drot_utils.study.params import load_params
@@ -68,8 +68,8 @@ def _round(recorded: pd.DataFrame, count: int) -> pd.DataFrame:
 
 def _measure(name, rows, params, run, device, dtype, options):
     settings = params.student
-    base, tokenizer = load.load_model(settings.base, "student", run)
-    own, _ = load.load_model(settings.base, "student", run)  # compiled in place
+    base, tokenizer = load_model(settings.base, "student", run)
+    own, _ = load_model(settings.base, "student", run)  # compiled in place
     first = {k: v.clone() for k, v in base.state_dict().items()}
     examples = student.make_examples(rows, tokenizer, settings, False)
     losses = {}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import CPU, fit_student
 
-from drot_utils.engine import load, trainer
+from drot_utils.engine import trainer
 from drot_utils.engine.batches import batch_loss
-from drot_utils.engine.load import build_tiny, round_weights
+from drot_utils.engine.load import build_tiny, load_folder, round_weights
 from drot_utils.engine.trainer import MasterWeights
 from drot_utils.method.student import fine_tune, launch
 from drot_utils.study.errors import DrotError, ModelError, ParamsError, StorageError
@@ -193,7 +193,7 @@ def test_two_processes_give_the_losses_of_one(name, study, student_rows):
         study.params = study.params.model_copy(update={"student": settings, "compute": compute})
         student = f"student_{processes}"
         records.append(fine_tune(study, rows, student, start=None, learning_rate=1e-3, epochs=3))
-        weights.append(load.load_folder(study.run.model(student), "student")[0].state_dict())
+        weights.append(load_folder(study.run.model(student), "student")[0].state_dict())
     one, two = records
     assert len(one["losses"]) == 6 and two["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert one["target_tokens"] == two["target_tokens"]

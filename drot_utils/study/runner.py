@@ -11,6 +11,7 @@ from pathlib import Path
 
 from drot_utils.study.errors import DrotError, wrap_os_error
 from drot_utils.study.graph import Stage, list_stages, refuse_braces
+from drot_utils.study.kernels import kernel_command, kernel_server
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run, exclusive, output_root, write_text
 from drot_utils.study.progress import STATUS, bar_left, study_left
@@ -53,15 +54,15 @@ def run_study(params_file: str, cores: int, ablations: bool, until: str | None =
     with exclusive(work / ".lock", wait=False, what="running this study") as lock:
         for stale in run.work("progress").glob("*"):
             stale.unlink()
-        environment = run_environment(run) | {
-            "PYTHONUTF8": "1",
-            "PYTHONIOENCODING": "utf-8",
-        }  # whatever the terminal's is
+        # UTF-8, whatever the terminal's encoding is.
+        environment = run_environment(run) | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
         # Snakemake holds the lock too: if this process is killed and it is not, nobody starts a second one.
         held = [lock.fileno()] if lock else []
+        kernels = {name: value for name, value in environment.items() if name not in THREADS}
         with (
             log.open("w") as out,
-            subprocess.Popen(command, stdout=out, stderr=out, env=environment, pass_fds=held) as process,
+            kernel_server(work / "kernels.socket", kernels, held) as served,
+            subprocess.Popen(command, stdout=out, stderr=out, env=environment | served, pass_fds=held) as process,
         ):
             try:
                 _watch(process, log, run, stages, cores)
@@ -240,7 +241,7 @@ def _own_kernel() -> type:
 
     class OwnKernel(AsyncKernelManager):
         # Whatever kernel is installed as python3, perhaps another environment's: ours runs in this interpreter.
-        kernel_spec = KernelSpec(**get_kernel_dict())
+        kernel_spec = KernelSpec(**get_kernel_dict() | {"argv": kernel_command()})
 
     return OwnKernel
 
