@@ -76,9 +76,7 @@ def train(seconds: float) -> float:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(576, 9, 1536, dropout=0.0, batch_first=True)
     model = nn.Sequential(
-        nn.Embedding(8192, 576),
-        nn.TransformerEncoder(layer, 4, enable_nested_tensor=False),
-        nn.Linear(576, 8192),
+        nn.Embedding(8192, 576), nn.TransformerEncoder(layer, 4, enable_nested_tensor=False), nn.Linear(576, 8192)
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     ids = torch.randint(0, 8192, (8, 64))

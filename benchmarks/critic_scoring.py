@@ -8,10 +8,11 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from benchmarks.harness import compare, read_options
 from drot_utils.data import corpora
 from drot_utils.data.gold import read_gold
-from drot_utils.engine import classifier, load
-from drot_utils.study import record
+from drot_utils.engine import classifier
+from drot_utils.engine.load import load_model, package_file
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
+from drot_utils.study.record import Study
 
 MAX_LENGTH = 64
 
@@ -20,8 +21,8 @@ def main() -> None:
     """Run the benchmark."""
     options = read_options(__doc__)
     params, run = load_params("params/demo.yaml"), Run("demo")
-    device = record.set_up(params.compute, params.seed)
-    dtype = record.compute_dtype(params.compute, device)
+    study = Study(params, run, "benchmark")
+    device, dtype = study.device, study.dtype
     model, tokenizer = _classifier(params, run)
     pairs = _pairs(params, 1000 if options.quick else 5000)
     rows = classifier.encode(tokenizer, pairs, MAX_LENGTH)
@@ -57,10 +58,10 @@ def main() -> None:
 
 def _classifier(params, run):
     # The critic's encoder with a library head, as that is all that a pipeline takes.
-    place = load.package_file(params.critic.base.name).parent
+    place = package_file(params.critic.base.name).parent
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=3).eval()
-    return model, load.load_model(params.critic.base, "encoder", run)[1]
+    return model, load_model(params.critic.base, "encoder", run)[1]
 
 
 def _pairs(params, count: int) -> tuple[list[str], list[str]]:

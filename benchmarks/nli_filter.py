@@ -8,11 +8,12 @@ import torch
 from benchmarks.harness import compare, read_options
 from drot_utils.data import corpora
 from drot_utils.data.table import PROMPT, read_table
-from drot_utils.engine import classifier, load
-from drot_utils.method.nli import HEAD, LABELS, Nli, filter_unique
-from drot_utils.study import record
+from drot_utils.engine import classifier
+from drot_utils.engine.load import load_model
+from drot_utils.method.nli import HEAD, LABELS, Nli, filter_unique, load_nli
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
+from drot_utils.study.record import Study
 
 THRESHOLD = 0.5
 
@@ -21,8 +22,7 @@ def main() -> None:
     """Run the benchmark."""
     options = read_options(__doc__)
     params, run = load_params("params/demo.yaml"), Run("demo")
-    device = record.set_up(params.compute, params.seed)
-    nli = _model(params, run, device)
+    nli = _model(Study(params, run, "benchmark"))
     # Decisions are compared in float32: bfloat16 rounds by batch, and a score at the threshold may differ.
     exact = dataclasses.replace(nli, dtype=torch.float32)
     count = 60 if options.quick else 200
@@ -55,16 +55,14 @@ def main() -> None:
         )
 
 
-def _model(params, run, device) -> Nli:
+def _model(study: Study) -> Nli:
+    run, settings, place = study.run, study.params.nli, (study.device, study.dtype)
     if (run.model("nli") / "model.safetensors").exists():
-        from drot_utils.method.nli import load_nli
-
-        return load_nli(record.Study(params, run, "benchmark"))
-    base, tokenizer = load.load_model(params.nli.base, "encoder", run)
+        return load_nli(study)
+    base, tokenizer = load_model(settings.base, "encoder", run)
     torch.manual_seed(0)
-    model = classifier.PairClassifier(base, len(LABELS), **HEAD).to(device).eval()
-    dtype = record.compute_dtype(params.compute, device)
-    return Nli(model, tokenizer, LABELS.index("entailment"), params.nli.max_length, device, dtype)
+    model = classifier.PairClassifier(base, len(LABELS), **HEAD).to(study.device).eval()
+    return Nli(model, tokenizer, LABELS.index("entailment"), settings.max_length, *place)
 
 
 def _groups(count: int, paraphrases: int) -> list[list[str]]:

@@ -25,11 +25,7 @@ def main() -> None:
         began = time.perf_counter()
         command = [sys.executable, "-m", "drot_utils", "params/smoke.yaml", "--cores", "1"]
         subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "DROT_OUTPUT": folder},
-            check=True,
-            stdout=subprocess.DEVNULL,
+            command, cwd=ROOT, env={**os.environ, "DROT_OUTPUT": folder}, check=True, stdout=subprocess.DEVNULL
         )
         whole = time.perf_counter() - began
         manifest = json.loads((Path(folder) / "runs/smoke/manifest.json").read_text(encoding="utf-8"))

@@ -26,18 +26,11 @@ def main() -> None:
         del ours, peer
         compare(
             "read_corpus",
-            {
-                "ours": (lambda: read_tsv(path, REQUIRED), count),
-                "pandas.read_csv": (lambda: _pandas(path), count),
-            },
+            {"ours": (lambda: read_tsv(path, REQUIRED), count), "pandas.read_csv": (lambda: _pandas(path), count)},
             "rows/s",
             rounds=options.rounds,
             quick=options.quick,
-            notes={
-                "rows": count,
-                "actions": len(actions),
-                "peak_mib": round(peak / 1024),
-            },
+            notes={"rows": count, "actions": len(actions), "peak_mib": round(peak / 1024)},
         )
 
 

@@ -8,13 +8,14 @@ from torch.nn import functional
 
 from benchmarks.harness import compare, read_options
 from drot_utils.data import corpora
-from drot_utils.engine import load, trainer
+from drot_utils.engine import trainer
+from drot_utils.engine.load import load_folder, load_model, save_model
 from drot_utils.engine.slots import GROUPED
 from drot_utils.engine.writer import Writer
 from drot_utils.method.prompts import student_source
-from drot_utils.study import record
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
+from drot_utils.study.record import choose_dtype
 
 N, TOP_P, TEMPERATURE, MAX_NEW, SLOTS = 10, 0.9, 0.8, 56, 320
 
@@ -24,7 +25,7 @@ def main() -> None:
     options = read_options(__doc__)
     params, run = load_params("params/demo.yaml"), Run("demo")
     device = torch.device("cpu")
-    dtype = record.compute_dtype(params.compute, device)
+    dtype = choose_dtype(params.compute, device)
     model, tokenizer = _student(params, run, device, dtype)
     actions = corpora.read_actions(params.corpus.actions)["action"]
     count = 24 if options.quick else 200
@@ -37,10 +38,7 @@ def main() -> None:
     best = _best_batch(model, tokenizer, prompts, (8, 16) if options.quick else (8, 16, 32))
     peer_tokens = _generate(model, tokenizer, prompts, best)
     # Both draw from the same distribution, so their texts are as long on average.
-    ours_mean, peer_mean = (
-        statistics.mean(c for group in lengths for c in group),
-        peer_tokens / (len(prompts) * N),
-    )
+    ours_mean, peer_mean = (statistics.mean(c for group in lengths for c in group), peer_tokens / (len(prompts) * N))
     assert abs(ours_mean - peer_mean) < 0.15 * peer_mean, (ours_mean, peer_mean)
     tokens = sum(map(sum, lengths))
 
@@ -73,14 +71,14 @@ def _student(params, run, device, dtype):
     # A student that ends its contexts, as the base model does not: fine-tuned for a few steps on the teacher's rows.
     folder = run.work("benchmarks") / "student"
     if not (folder / "model.safetensors").exists():
-        model, tokenizer = load.load_model(params.student.base, "student", run)
+        model, tokenizer = load_model(params.student.base, "student", run)
         rows = corpora.read_recorded(params.teacher.recorded, corpora.read_actions(params.corpus.actions)).head(400)
         trainer.train(
             model, tokenizer, rows, params.student, learning_rate=1e-4, epochs=1, work=folder.with_name("work"), seed=1,
             device=device, dtype=dtype,
         )  # fmt: skip
-        load.save_model(model, tokenizer, folder, dtype)
-    return load.load_folder(folder, "student")
+        save_model(model, tokenizer, folder, dtype)
+    return load_folder(folder, "student")
 
 
 def _generate(model, tokenizer, prompts: list[str], batch: int) -> int:
@@ -102,7 +100,7 @@ def _generate(model, tokenizer, prompts: list[str], batch: int) -> int:
 
 def _check_greedy(run, prompts: list[str]) -> None:
     # In float32 both sides' most likely texts are the same, to the token.
-    model, tokenizer = load.load_folder(run.work("benchmarks") / "student", "student")
+    model, tokenizer = load_folder(run.work("benchmarks") / "student", "student")
     writer = Writer(model, tokenizer, torch.device("cpu"), torch.float32, 64, MAX_NEW, SLOTS)
     ours = [group[0].text for group in writer.write(prompts, 1, "greedy")]
     model.set_attn_implementation("sdpa")

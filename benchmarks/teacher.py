@@ -113,15 +113,7 @@ def _find_distilabel(folder: Path) -> Iterator[str | None]:
         print("making an environment for distilabel (some minutes)")
         for command in (
             [sys.executable, "-m", "venv", str(folder / "distilabel")],
-            [
-                python,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "distilabel[openai]",
-                "requests",
-            ],  # which it imports unasked,
+            [python, "-m", "pip", "install", "--quiet", "distilabel[openai]", "requests"],  # which it imports unasked,
         ):
             try:
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)

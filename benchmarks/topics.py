@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.harness import read_options, report
 from drot_utils.analysis import topics
 from drot_utils.data import corpora
-from drot_utils.engine import load
+from drot_utils.engine.load import package_file
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
 from drot_utils.study.record import Study
@@ -36,11 +36,7 @@ def main() -> None:
         assert np.array_equal(vectors, kept) and len(member) == len(texts) and len(found) > 1
         rates["BERTopic defaults"].append(len(texts) / _stock(texts))
     shutil.rmtree(study.run.root, ignore_errors=True)
-    notes = {
-        "texts": len(texts),
-        "topics": len(found),
-        "second_run_s": round(float(np.median(again)), 3),
-    }
+    notes = {"texts": len(texts), "topics": len(found), "second_run_s": round(float(np.median(again)), 3)}
     report("topics", rates, "texts/s", quick=options.quick, notes=notes)
 
 
@@ -57,7 +53,7 @@ def _stock(texts: list[str]) -> float:
     from sentence_transformers import SentenceTransformer
 
     began = time.perf_counter()
-    embedder = SentenceTransformer(str(load.package_file("all-minilm-l6-v2").parent), device="cpu")
+    embedder = SentenceTransformer(str(package_file("all-minilm-l6-v2").parent), device="cpu")
     BERTopic(embedding_model=embedder).fit_transform(texts)
     return time.perf_counter() - began
 

@@ -17,13 +17,13 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, Train
 
 from benchmarks.harness import compare, read_options, write_result
 from drot_utils.data import corpora
-from drot_utils.engine import load
 from drot_utils.engine.batches import make_batches
+from drot_utils.engine.load import load_model
 from drot_utils.engine.trainer import train
 from drot_utils.method import student
-from drot_utils.study import record
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
+from drot_utils.study.record import choose_dtype
 
 RATE = 1e-4
 
@@ -33,7 +33,7 @@ def main() -> None:
     options = read_options(__doc__)
     params, run = load_params("params/demo.yaml"), Run("demo")
     device = torch.device("cpu")
-    dtype = record.compute_dtype(params.compute, device)
+    dtype = choose_dtype(params.compute, device)
     recorded = corpora.read_recorded(params.teacher.recorded, corpora.read_actions(params.corpus.actions))
     count = 64 if options.quick else 320
     single = recorded[recorded["choice"] == recorded["choice"].min()].head(count)
@@ -54,8 +54,7 @@ def main() -> None:
     }
     # The JSON's ratio is the second set's; the bound and how near we are to it are the first's.
     write_result(
-        "training",
-        {**several, "name": "training", "bound": one["bound"], "of_bound": one["of_bound"], **notes},
+        "training", {**several, "name": "training", "bound": one["bound"], "of_bound": one["of_bound"], **notes}
     )
 
 
@@ -69,8 +68,8 @@ def _round(recorded: pd.DataFrame, count: int) -> pd.DataFrame:
 
 def _measure(name, rows, params, run, device, dtype, options):
     settings = params.student
-    base, tokenizer = load.load_model(settings.base, "student", run)
-    own, _ = load.load_model(settings.base, "student", run)  # compiled in place
+    base, tokenizer = load_model(settings.base, "student", run)
+    own, _ = load_model(settings.base, "student", run)  # compiled in place
     first = {k: v.clone() for k, v in base.state_dict().items()}
     examples = student.make_examples(rows, tokenizer, settings, False)
     losses = {}

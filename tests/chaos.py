@@ -26,13 +26,13 @@ TIMED = {"manifest.json"}
 
 
 def start(params_file: Path, output: Path, until: list[str]) -> subprocess.Popen[bytes]:
-    """Start the study in a process group of its own."""
+    """Start the study in a process group of its own, with kernels of its own."""
     command = [sys.executable, "-m", "drot_utils", "run", str(params_file), "--cores", "2", *until]
     log = (output / "log.txt").open("ab")
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, "DROT_OUTPUT": str(output)},
+        env={**os.environ, "DROT_OUTPUT": str(output), "DROT_KERNELS": ""},
         stdout=log,
         stderr=log,
         start_new_session=True,
@@ -115,10 +115,7 @@ def main() -> int:
             total += run_disturbed(params_file, output, rng, kills, arguments.longest, until)
             rounds += 1
             different = differences(expected, files_of(output))
-            print(
-                f"study {rounds}: {total} kills so far, {len(different)} files differ {different[:5]}",
-                flush=True,
-            )
+            print(f"study {rounds}: {total} kills so far, {len(different)} files differ {different[:5]}", flush=True)
             if different:
                 return 1
         print(

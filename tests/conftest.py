@@ -26,9 +26,11 @@ from drot_utils.engine.load import build_tiny
 from drot_utils.llm.cache import Cache
 from drot_utils.method.student import make_examples
 from drot_utils.people import exchange, forms
+from drot_utils.study.kernels import KERNELS, kernel_server
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run
 from drot_utils.study.record import Study
+from drot_utils.study.runner import THREADS
 
 CPU = torch.device("cpu")
 
@@ -61,6 +63,17 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("DROT_PROGRESS", raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     return tmp_path / "out"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One server of kernels for all tests, which imports the libraries when the first of them asks."""
+    environment = {name: value for name, value in os.environ.items() if name not in THREADS}
+    place = tmp_path_factory.mktemp("kernels") / "socket"
+    with pytest.MonkeyPatch.context() as patch, kernel_server(place, environment, []) as served:
+        for name, value in served.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -133,11 +146,7 @@ class _Replier(BaseHTTPRequestHandler):
         self.server.bodies.append(body)
         text = self.server.reply(body)
         said = {"text": text} if "prompt" in body else {"message": {"role": "assistant", "content": text}}
-        answer = {
-            "object": "x",
-            "model": body["model"],
-            "choices": [{"index": 0, "finish_reason": "stop", **said}],
-        }
+        answer = {"object": "x", "model": body["model"], "choices": [{"index": 0, "finish_reason": "stop", **said}]}
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
@@ -169,12 +178,7 @@ def student_rows() -> pd.DataFrame:
             "action": ["Setting a fire"] * 3 + ["Telling a lie"],
             "moral_variance": [1, 1, -1, -1],
             "context": ["at a campsite", "to keep warm in winter", "in a dry field", "to a judge"],
-            "rationale": [
-                "it is safe there",
-                "people may freeze",
-                "it may spread fast",
-                "courts need the truth",
-            ],
+            "rationale": ["it is safe there", "people may freeze", "it may spread fast", "courts need the truth"],
         }
     )
 
@@ -263,9 +267,11 @@ def run_study(
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smoke study, run end to end once, with a marked key in the environment; returns its output folder."""
+    """The smoke study, run end to end once with its own server of kernels and a marked key; returns its output folder."""
     folder = tmp_path_factory.mktemp("smoke")
-    done = run_study("params/smoke.yaml", folder, "--cores", "2", OPENAI_API_KEY="sk-marked-secret-0123456789")
+    done = run_study(
+        "params/smoke.yaml", folder, "--cores", "2", OPENAI_API_KEY="sk-marked-secret-0123456789", **{KERNELS: ""}
+    )
     assert done.returncode == 0, done.stderr + done.stdout[-3000:]
     (folder / "stdout.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
     return folder

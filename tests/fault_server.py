@@ -241,13 +241,7 @@ class FaultServer:
             choice |= {"error": {"code": 502, "message": "gone"}} if choice["finish_reason"] == "error" else {}
             if text is not None:
                 choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        reply = {
-            "id": "x",
-            "object": "x",
-            "created": 0,
-            "model": f"{body['model']}-snapshot",
-            "choices": choices,
-        }
+        reply = {"id": "x", "object": "x", "created": 0, "model": f"{body['model']}-snapshot", "choices": choices}
         if b.usage:
             reply["usage"] = {"prompt_tokens": 10, "completion_tokens": 7 * n, "total_tokens": 10 + 7 * n}
         return 200, reply
@@ -365,11 +359,7 @@ class FaultServer:
             elif fault != "missing":
                 code, body = self.reply(order["url"], order["body"])
                 self.answered[json.dumps(order["body"], sort_keys=True)] += code == 200
-                line = {
-                    "custom_id": order["custom_id"],
-                    "response": {"status_code": code, "body": body},
-                    "error": None,
-                }
+                line = {"custom_id": order["custom_id"], "response": {"status_code": code, "body": body}, "error": None}
                 output.append(line)
         self.random.shuffle(output)
         for name, lines in (("output_file_id", output), ("error_file_id", errors)):

@@ -21,7 +21,7 @@ from pathlib import Path
 from conftest import write_params
 
 from drot_utils.data.table import read_table
-from drot_utils.engine import load
+from drot_utils.engine.load import load_model
 from drot_utils.study.params import ModelRef
 from drot_utils.study.paths import ROOT, Run
 from drot_utils.study.record import read_manifest
@@ -34,7 +34,7 @@ def prepare_model(folder: Path) -> Path:
     """Put SmolLM2 into `folder`, told to sample: the server heeds temperature and `top_p` only then."""
     run = Run("demo")  # the demo's dequantized copy serves, if there is one
     name = "smollm2-135m-instruct"
-    load.load_model(ModelRef(source="package", name=name), "student", run)
+    load_model(ModelRef(source="package", name=name), "student", run)
     place = shutil.copytree(run.work("base") / name, folder / name, copy_function=os.symlink)
     config = place / "generation_config.json"
     values = json.loads(config.read_text()) if config.exists() else {}
@@ -54,10 +54,7 @@ def serve(model: Path, log: Path) -> Iterator[str]:
         "--device", "cpu", "--log-level", "error",
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    with (
-        log.open("w") as output,
-        subprocess.Popen(command, stdout=output, stderr=output, env=environment) as server,
-    ):
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as server:
         try:
             _wait_for(f"http://127.0.0.1:{port}/health", server, log)
             yield f"http://127.0.0.1:{port}/v1"

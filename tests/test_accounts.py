@@ -139,22 +139,9 @@ def test_a_models_name_of_the_length_is_known_to_the_next_run(cache):
 
 
 def test_usages_add_up_and_what_is_not_known_stays_so():
-    one = Usage(
-        requests=2,
-        choices=4,
-        calls=3,
-        faults={"timeout": 1},
-        prompt_tokens=10,
-        cost_usd=0.5,
-        ignored={"n": 3},
-    )
+    one = Usage(requests=2, choices=4, calls=3, faults={"timeout": 1}, prompt_tokens=10, cost_usd=0.5, ignored={"n": 3})
     two = Usage(
-        requests=1,
-        choices=1,
-        faults={"timeout": 1, "HTTP 500": 2},
-        prompt_tokens=None,
-        cost_usd=0.25,
-        ignored={"n": 5},
+        requests=1, choices=1, faults={"timeout": 1, "HTTP 500": 2}, prompt_tokens=None, cost_usd=0.25, ignored={"n": 5}
     )
     both = one + two
     assert (both.requests, both.choices, both.calls) == (3, 5, 3)

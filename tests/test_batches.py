@@ -61,8 +61,7 @@ def test_contexts_beyond_the_most_behind_one_prompt_get_a_copy_of_their_own(tiny
 def test_every_epoch_holds_every_target_once(tiny_student, student_rows, settings):
     _model, tokenizer = tiny_student
     many = pd.concat(
-        [student_rows.assign(action_id=student_rows["action_id"] + str(i)) for i in range(15)],
-        ignore_index=True,
+        [student_rows.assign(action_id=student_rows["action_id"] + str(i)) for i in range(15)], ignore_index=True
     )
     examples = student.make_examples(many, tokenizer, settings, False)
     for epoch in range(2):

@@ -18,13 +18,7 @@ from drot_utils.llm.cache import VERSION, Answer, Cache, export_lines, import_li
 from drot_utils.study.errors import DataError, StorageError
 from drot_utils.study.paths import ROOT
 
-BODY = {
-    "model": "m",
-    "messages": [{"role": "user", "content": "Ça va?"}],
-    "n": 2,
-    "temperature": 1.0,
-    "seed": 7,
-}
+BODY = {"model": "m", "messages": [{"role": "user", "content": "Ça va?"}], "n": 2, "temperature": 1.0, "seed": 7}
 
 
 def test_the_key_is_the_whole_request_but_n():
@@ -307,14 +301,6 @@ def test_it_is_called_cache_on_the_command_line(filled, tmp_path):
 
     from drot_utils.study.paths import ROOT
 
-    command = [
-        sys.executable,
-        "-m",
-        "drot_utils",
-        "answers",
-        "export",
-        str(filled.path),
-        str(tmp_path / "x.jsonl"),
-    ]
+    command = [sys.executable, "-m", "drot_utils", "answers", "export", str(filled.path), str(tmp_path / "x.jsonl")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "40 answers" in done.stdout, done.stderr

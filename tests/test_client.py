@@ -49,12 +49,7 @@ def test_answers_come_in_order_and_are_asked_once(cache, kind):
         "chat/completions" if kind == "chat" else "v1/completions"
     )
     assert (usage.requests, usage.choices, usage.from_cache, usage.asked, usage.calls) == (30, 90, 0, 30, 30)
-    assert (usage_again.from_cache, usage_again.asked, usage_again.calls, usage_again.spent_usd) == (
-        30,
-        0,
-        0,
-        0.0,
-    )
+    assert (usage_again.from_cache, usage_again.asked, usage_again.calls, usage_again.spent_usd) == (30, 0, 0, 0.0)
     assert usage.prompt_tokens == usage_again.prompt_tokens == 300 and usage.completion_tokens == 630
     assert usage.cost_usd is None and usage.spent_usd is None  # nobody knows what `m` costs
     assert usage.answered_by == {"m-snapshot": 90} and usage.faults == usage.ignored == {}
@@ -148,10 +143,7 @@ ask_all(make_questions(300, n=2), make_endpoint(sys.argv[1], concurrency=8), USE
 
 def start_client(server, cache):
     return subprocess.Popen(
-        [sys.executable, "-c", CLIENT, server.url, str(cache.path)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", CLIENT, server.url, str(cache.path)], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -205,9 +197,7 @@ def test_a_server_that_is_killed_and_comes_back(cache, quick):
 @pytest.mark.parametrize("number", [0, 3])
 def test_one_request_that_never_works_does_not_stop_the_others(cache, quick, monkeypatch, number):
     monkeypatch.setattr(
-        FaultServer,
-        "_draw",
-        lambda self, rates: "500" if f"Question {number}?" in str(self.asked[-1]) else None,
+        FaultServer, "_draw", lambda self, rates: "500" if f"Question {number}?" in str(self.asked[-1]) else None
     )
     with (
         FaultServer() as server,
@@ -295,24 +285,11 @@ KEYED = {"api_key_env": "MY_KEY"}
         ({"model": "other"}, {}, r"HTTP 404 \(The model `m` does not exist\).*\n.*check `model`"),
         ({}, {"base_url": "/nothing"}, r"HTTP 404 \(Invalid URL.*\n.*`base_url` \(most end in /v1\)"),
         ({"quota": 0}, {}, r"HTTP 429 \(You exceeded your current quota\).*\n.*no credit left"),
-        (
-            {"rates": {"wrong type": 1.0}},
-            {},
-            r"no OpenAI-compatible API \(no JSON: text/html.*\n.*`base_url`",
-        ),
+        ({"rates": {"wrong type": 1.0}}, {}, r"no OpenAI-compatible API \(no JSON: text/html.*\n.*`base_url`"),
         ({"rates": {"empty choices": 1.0}}, {}, r"no OpenAI-compatible API \(no choices"),
         ({"rates": {"500": 1.0}}, {}, r"3 of 3 requests got no answer in 3 tries.*HTTP 500"),
     ],
-    ids=[
-        "no key",
-        "wrong key",
-        "unknown model",
-        "wrong path",
-        "quota",
-        "web page",
-        "no choices",
-        "broken server",
-    ],
+    ids=["no key", "wrong key", "unknown model", "wrong path", "quota", "web page", "no choices", "broken server"],
 )
 def test_bad_input_is_one_clear_error(cache, quick, monkeypatch, behaviour, changes, message):
     monkeypatch.setenv("MY_KEY", "sk-marked-secret")
@@ -470,8 +447,7 @@ def test_a_server_that_takes_neither_name_of_the_length(cache, quick):
     with (
         FaultServer(unknown=("max_tokens", "max_completion_tokens")) as server,
         pytest.raises(
-            EndpointError,
-            match=r"Unsupported parameter: 'max_completion_tokens'.*\n.*`names: {max_tokens: null}`",
+            EndpointError, match=r"Unsupported parameter: 'max_completion_tokens'.*\n.*`names: {max_tokens: null}`"
         ),
     ):
         ask(make_questions(3), make_endpoint(server.url), cache)

@@ -232,11 +232,7 @@ def test_without_reliabilities_the_divergence_still_names():
 
 
 def test_divergence():
-    assert consensus.divergence_bits(np.array([0.0, 0.5, 1.0]), np.array([1.0, 0.5, 1.0])).tolist() == [
-        1,
-        0,
-        0,
-    ]
+    assert consensus.divergence_bits(np.array([0.0, 0.5, 1.0]), np.array([1.0, 0.5, 1.0])).tolist() == [1, 0, 0]
     assert consensus.divergence_bits(np.array([0.3]), np.array([0.7]))[0] == pytest.approx(0.1187, abs=1e-4)
 
 

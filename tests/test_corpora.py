@@ -16,8 +16,7 @@ from drot_utils.study.errors import DataError
 
 HEADER = "action\tsplit\trot\trot-judgment\n"
 CELL = st.text(
-    st.characters(blacklist_characters="\t\n\r\x00", blacklist_categories=["Cs", "Cc", "Zl", "Zp"]),
-    max_size=12,
+    st.characters(blacklist_characters="\t\n\r\x00", blacklist_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=12
 )
 
 
@@ -165,12 +164,7 @@ def test_builtin_actions_are_as_the_datasheet_says(actions):
 
 def test_published_form_with_all_25_columns(tmp_path):
     assert len(corpora.SOCIAL_CHEM) == 25
-    row = {
-        "split": "train",
-        "action": "Setting a fire",
-        "rot": "It's dangerous",
-        "rot-judgment": "it's dangerous",
-    }
+    row = {"split": "train", "action": "Setting a fire", "rot": "It's dangerous", "rot-judgment": "it's dangerous"}
     lines = ["\t".join(corpora.SOCIAL_CHEM), "\t".join(row.get(n, "") for n in corpora.SOCIAL_CHEM)]
     actions = corpora.read_actions(write(tmp_path / "s.tsv", "\n".join(lines) + "\n"))
     assert actions["action"].tolist() == ["Setting a fire"] and actions["rot_moral_foundations"][0] == ""
@@ -221,11 +215,7 @@ def test_line_ends_within_groups_a_mark_before_them_and_an_empty_line(tmp_path):
 
 def test_entailment_groups(tmp_path):
     pairs = corpora.read_groups("data/demo/entailment_groups.jsonl")
-    assert len(pairs) == 240 * 10 and pairs["label"].value_counts().to_dict() == {
-        2: 240 * 5,
-        1: 240 * 3,
-        0: 240 * 2,
-    }
+    assert len(pairs) == 240 * 10 and pairs["label"].value_counts().to_dict() == {2: 240 * 5, 1: 240 * 3, 0: 240 * 2}
     bad = write(tmp_path / "g.jsonl", '{"group": 1}\n')
     with pytest.raises(DataError, match="line 1"):
         corpora.read_groups(bad)

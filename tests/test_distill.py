@@ -51,13 +51,7 @@ def apply(study, monkeypatch):
 def test_actions_are_sampled_without_replacement(actions, smoke):
     parts = corpora.sample_actions(actions, smoke.corpus, 1)
     ids = [set(part["action_id"]) for part in parts.values()]
-    assert sum(map(len, ids)) == len(set().union(*ids)) and [len(p) for p in parts.values()] == [
-        40,
-        12,
-        12,
-        16,
-        12,
-    ]
+    assert sum(map(len, ids)) == len(set().union(*ids)) and [len(p) for p in parts.values()] == [40, 12, 12, 16, 12]
     assert set(parts["test"]["split"]) == {"test"}
     again = corpora.sample_actions(actions, smoke.corpus, 1)
     assert all(parts[k].equals(again[k]) for k in parts) and not parts["seed"].equals(

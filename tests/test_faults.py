@@ -78,11 +78,7 @@ AZURE = {
         (400, AZURE, "content_filter"),
         (400, {**AZURE, "code": "400"}, "ResponsibleAIPolicyViolation"),
         (400, {"message": "no", "code": "content_policy_violation"}, "content_policy_violation"),
-        (
-            400,
-            {"message": "Invalid prompt: your prompt was flagged", "code": "invalid_prompt"},
-            "invalid_prompt",
-        ),
+        (400, {"message": "Invalid prompt: your prompt was flagged", "code": "invalid_prompt"}, "invalid_prompt"),
         (422, {"message": "no", "type": "content_filter"}, "content_filter"),
         (403, {"message": "flagged", "code": 403, "metadata": {"flagged_input": "x"}}, "flagged_input"),
         (400, {"message": "litellm.ContentPolicyViolationError: no", "code": "400"}, "content policy"),

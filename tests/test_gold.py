@@ -14,12 +14,7 @@ def test_votes_become_labels(tmp_path, actions):
     path = write(tmp_path / "g.tsv", head + "".join(f"{first}\t-1\tc{i}\tr\ts\t{v}\n" for i, v in enumerate(votes)))
     gold = read_gold([str(path)], actions)
     assert gold["valid"].tolist() == [True, False, False, False]
-    assert gold["shift"].fillna(9).tolist() == [
-        -1,
-        1,
-        9,
-        0,
-    ]  # asked for less; opposite is more; a tie is unknown
+    assert gold["shift"].fillna(9).tolist() == [-1, 1, 9, 0]  # asked for less; opposite is more; a tie is unknown
     assert gold["agreed"].tolist() == [False, True, False, False]
 
 

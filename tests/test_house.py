@@ -33,12 +33,7 @@ def code(source, *tags):
 
 
 def test_names_that_each_cell_assigns_for_itself_are_no_hidden_state():
-    cells = [
-        "for x in y:\n    a = x",
-        "x = 2\nprint(x)",
-        "b = [x for x in y if x]",
-        "print({x: a for x in y})",
-    ]
+    cells = ["for x in y:\n    a = x", "x = 2\nprint(x)", "b = [x for x in y if x]", "print({x: a for x in y})"]
     assert rebound_names(cells) == []
     assert rebound_names([*cells, "print(lambda x: x, x)"]) == ["x"]
 
@@ -63,8 +58,6 @@ def test_names_that_each_cell_assigns_for_itself_are_no_hidden_state():
     ],
 )
 def test_the_notebook_check_can_fail(tmp_path, change, message):
-    import json
-
     cells = [{"cell_type": "markdown", "source": ["prose"], "metadata": {}}, code("x = 1", "parameters")]
     change(cells)
     (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells}))
@@ -129,6 +122,23 @@ def test_rooms_import_downwards():
     assert list_problems(ROOT / "drot_utils") == []
 
 
+#: Files of more than 400 lines, and why.
+LONG = {
+    "study/params": "one schema, section by section",
+    "method/judges": "settings, question, panel and merged scores of one actor",
+    "llm/costs": "prices, tokens, forecast and what was spent",
+    "llm/client": "one way of a request, from question to kept answer",
+    "llm/replies": "every form in which servers answer",
+}
+
+
+def test_files_are_few_and_none_is_long_without_a_reason():
+    files = [path for path in MODULES if path.name != "__init__.py"]
+    assert len(files) <= 55
+    long = {f"{path.parent.name}/{path.stem}" for path in files if len(path.read_text().splitlines()) > 400}
+    assert long <= set(LONG), "more than 400 lines: thin it, or say in LONG why it is one thing"
+
+
 def test_notebooks_see_no_machinery():
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -142,11 +152,7 @@ def test_notebooks_see_no_machinery():
     ("file", "line", "problem"),
     [
         ("study/paths", "from drot_utils.method import critic", "study/paths imports upwards, from method"),
-        (
-            "data/table",
-            "def f():\n    from drot_utils.report.tables import save_table",
-            "imports upwards, from report",
-        ),
+        ("data/table", "def f():\n    from drot_utils.report.tables import save_table", "imports upwards, from report"),
         ("llm/cache", "import drot_utils.engine.load", "llm/cache imports from engine"),
         ("people/forms", "from ..analysis import bias", "people/forms imports from analysis"),
         ("data/table", "def f():\n    from drot_utils.data import gold", "data/table is part of a circle"),

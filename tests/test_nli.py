@@ -70,11 +70,7 @@ def test_repetitions_and_single_candidates_need_no_model():
     def never(premises, hypotheses):
         raise AssertionError("asked")
 
-    assert nli.filter_unique([["a", "a", "a"], ["b"], []], never, 0.5).kept == [
-        [True, False, False],
-        [True],
-        [],
-    ]
+    assert nli.filter_unique([["a", "a", "a"], ["b"], []], never, 0.5).kept == [[True, False, False], [True], []]
 
 
 def test_the_second_direction_is_asked_only_where_the_first_reaches_the_threshold():
@@ -109,11 +105,7 @@ def trained(smoke):
 
 def test_groups_not_pairs_are_split(trained):
     pairs = trained[3]
-    assert pairs.groupby("group")["part"].nunique().max() == 1 and set(pairs["part"]) == {
-        "train",
-        "dev",
-        "test",
-    }
+    assert pairs.groupby("group")["part"].nunique().max() == 1 and set(pairs["part"]) == {"train", "dev", "test"}
 
 
 def test_save_and_load(trained):

@@ -1,4 +1,4 @@
-"""Models, endpoints and who answers: what is refused."""
+"""Tests of `params`."""
 
 import pytest
 import yaml
@@ -131,11 +131,7 @@ def test_paper_profile_holds_the_papers_numbers():
     params = load_params("params/paper.yaml")
     assert params.corpus.seed_actions == 60_000 and params.corpus.test_actions == 6_000
     assert params.critic.threshold_distill.value == 0.8 and params.critic.threshold_dataset.value == 0.96
-    assert (params.critic.learning_rate, params.critic.batch_size, params.critic.max_steps) == (
-        5e-6,
-        4,
-        15_000,
-    )
+    assert (params.critic.learning_rate, params.critic.batch_size, params.critic.max_steps) == (5e-6, 4, 15_000)
     assert params.student.learning_rate == 5e-5 and params.student.epochs == 3
     assert params.student.batch_size * params.student.accumulate == 64
     assert params.generation.candidates == 10 and params.generation.top_p == 0.9 and params.nli.threshold == 0.5
@@ -168,10 +164,7 @@ def test_paper_profile_holds_the_papers_numbers():
         ({"evaluation__baselines": [TWICE, TWICE]}, "evaluation.baselines.*'x' is given twice"),
         ({"evaluation__baselines": [{**TWICE, "name": "distill_final"}]}, "name of a model of the study"),
         ({"evaluation__baselines": [{"name": "x"}]}, "exactly one of `endpoint`, `model`, `recorded`"),
-        (
-            {"judges__panel": [{**TWICE, "model": {"source": "random", "name": "tiny-llama"}}]},
-            "exactly one of",
-        ),
+        ({"judges__panel": [{**TWICE, "model": {"source": "random", "name": "tiny-llama"}}]}, "exactly one of"),
         ({"judges__aggregate": "median"}, "judges.aggregate"),
         (
             {"teacher__endpoint__base_url": "localhost:8000"},
@@ -212,7 +205,7 @@ def test_missing_key_missing_file_and_broken_yaml(tmp_path):
     with pytest.raises(ParamsError, match="missing key `corpus`"):
         load_params(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text("a: [")
-    with pytest.raises(ParamsError, match="no YAML text"):
+    with pytest.raises(ParamsError, match="not valid YAML"):
         load_params(tmp_path / "b.yaml")
     (tmp_path / "c.yaml").write_text("- 1\n")
     with pytest.raises(ParamsError, match="expected keys and values"):

@@ -219,18 +219,7 @@ def test_a_thought_that_was_cut_off_is_no_answer(wrapper):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        " x\n",
-        "1 < 2 > 1",
-        "a thought",
-        "[think]",
-        "analysis of it",
-        "final",
-        "the <b>end</b>",
-        "<thinker>",
-    ],
+    "text", ["", " x\n", "1 < 2 > 1", "a thought", "[think]", "analysis of it", "final", "the <b>end</b>", "<thinker>"]
 )
 def test_what_is_not_wrapped_stays(text):
     assert unwrap(text) == text
@@ -243,10 +232,7 @@ def test_what_is_not_wrapped_stays(text):
      "_a ", "</think>", "<think", "[THINK]", "<|channel|>", "<|channel|>final", "<|", "</s>", "<s>assistant", "analysisA", "Situation in which ", "Context\n", "Because ", "<think>", "the. ", "- - ", "Situation: x\n", "Action: x\nSituation: y\n"],
 )  # fmt: skip
 def test_a_hundred_kilobytes_of_anything_are_read_at_once(unit):
-    for text in (
-        unit * (100_000 // len(unit)),
-        "Situation: x\nExplanation: " + unit * (100_000 // len(unit)),
-    ):
+    for text in (unit * (100_000 // len(unit)), "Situation: x\nExplanation: " + unit * (100_000 // len(unit))):
         began = time.process_time()
         parse_teacher(text)
         assert time.process_time() - began < 2  # generous for a busy machine; measured below 0.2
@@ -298,20 +284,8 @@ def test_nothing_is_guessed(text):
     assert parse_score(text) is None
 
 
-JSON = [
-    '{"score": #}',
-    '```json\n{"score": #}\n```',
-    'I think {"score": #} fits.',
-    '{"why": "2 people", "score": "#"}',
-]
-PROSE = [
-    "#",
-    "Score: #",
-    "I would say #.",
-    "**#**",
-    "On a scale of 0 to 1: #",
-    "<think>hm, 0.123456</think>#",
-]
+JSON = ['{"score": #}', '```json\n{"score": #}\n```', 'I think {"score": #} fits.', '{"why": "2 people", "score": "#"}']
+PROSE = ["#", "Score: #", "I would say #.", "**#**", "On a scale of 0 to 1: #", "<think>hm, 0.123456</think>#"]
 
 
 @given(st.integers(0, 10_000), st.sampled_from([*JSON, *PROSE]))

@@ -77,7 +77,7 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
 
 def test_lock_refuses_a_second_holder_and_is_free_after_a_kill(tmp_path):
     code = (
-        "import sys,time,pathlib;from drot_utils.paths import exclusive\n"
+        "import sys,time,pathlib;from drot_utils.study.paths import exclusive\n"
         "with exclusive(pathlib.Path(sys.argv[1]), wait=False): print('held', flush=True); time.sleep(60)"
     )
     lock = tmp_path / "lock"
@@ -85,10 +85,7 @@ def test_lock_refuses_a_second_holder_and_is_free_after_a_kill(tmp_path):
         [sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as other:
         assert other.stdout.readline() == "held\n"
-        with (
-            pytest.raises(DrotError, match="another process is at work"),
-            exclusive(lock, wait=False, what="at work"),
-        ):
+        with pytest.raises(DrotError, match="another process is at work"), exclusive(lock, wait=False, what="at work"):
             pass
         os.kill(other.pid, 9)
         other.wait()
@@ -145,7 +142,7 @@ def test_a_file_takes_the_locks_place_where_there_are_none(tmp_path, no_locks, n
     no_locks(number)
     lock, held = tmp_path / "lock", tmp_path / "lock.held"
     with pytest.warns(UserWarning, match=r"has no locks.*DROT_OUTPUT"), exclusive(lock, wait=False) as got:
-        assert got is None and held.read_text().split()[1] == str(os.getpid())
+        assert got is None and held.read_text().split()[0] == str(os.getpid())
         with (
             pytest.warns(UserWarning),
             pytest.raises(DrotError, match=rf"lock\.held: another process is at work .*{os.getpid()}"),
@@ -159,7 +156,7 @@ def test_a_file_takes_the_locks_place_where_there_are_none(tmp_path, no_locks, n
 def test_a_lock_file_of_a_killed_process_is_taken_over_and_another_machines_is_not(tmp_path, no_locks, monkeypatch):
     no_locks(errno.ENOSYS)
     code = (
-        "import errno,fcntl,sys,time,pathlib;from drot_utils.paths import exclusive\n"
+        "import errno,fcntl,sys,time,pathlib;from drot_utils.study.paths import exclusive\n"
         "def no(*_): raise OSError(errno.ENOSYS, 'no')\n"
         "fcntl.flock = no\n"
         "with exclusive(pathlib.Path(sys.argv[1]), wait=True): print('held', flush=True); time.sleep(60)"
@@ -176,23 +173,20 @@ def test_a_lock_file_of_a_killed_process_is_taken_over_and_another_machines_is_n
     with exclusive(lock, wait=False):
         pass
     # A later process with the number of the dead one, as in a container that was started again.
-    held.write_text(f"{socket.gethostname()} {os.getpid()} 1")
+    held.write_text(f"{os.getpid()}\n{socket.gethostname()}\n1\n")
     with exclusive(lock, wait=False):
         pass
     monkeypatch.setattr(paths, "PATIENCE", 0.2)
-    held.write_text("elsewhere 1 1")
+    held.write_text("1\nelsewhere\n1\n")
     for wait in (True, False):
-        with (
-            pytest.raises(DrotError, match=r"elsewhere 1 1.*\n.*remove this file"),
-            exclusive(lock, wait=wait),
-        ):
+        with pytest.raises(DrotError, match=r"1 elsewhere 1.*\n.*remove this file"), exclusive(lock, wait=wait):
             pass
-    assert held.read_text() == "elsewhere 1 1"
+    assert held.read_text() == "1\nelsewhere\n1\n"
 
 
 def test_one_process_at_a_time_takes_a_dead_ones_lock_over(tmp_path):
     code = (
-        "import errno,fcntl,sys,time,pathlib;from drot_utils.paths import exclusive\n"
+        "import errno,fcntl,sys,time,pathlib;from drot_utils.study.paths import exclusive\n"
         "def no(*_): raise OSError(errno.ENOSYS, 'no')\n"
         "fcntl.flock = no\n"
         "place = pathlib.Path(sys.argv[1])\n"
@@ -201,7 +195,7 @@ def test_one_process_at_a_time_takes_a_dead_ones_lock_over(tmp_path):
         "        n = int((place / 'n').read_text()); time.sleep(.001); (place / 'n').write_text(str(n + 1))\n"
     )
     (tmp_path / "n").write_text("0")
-    (tmp_path / "lock.held").write_text(f"{socket.gethostname()} {os.getpid()} 1")
+    (tmp_path / "lock.held").write_text(f"{os.getpid()}\n{socket.gethostname()}\n1\n")
     started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT) for _ in range(3)]
     assert [process.wait(60) for process in started] == [0, 0, 0]
     assert (tmp_path / "n").read_text() == "120"

@@ -42,11 +42,7 @@ def test_unknown_size_says_where_to_add_it():
 
 
 def test_requests_are_planned_with_their_cost_and_the_budget(tmp_path, monkeypatch):
-    changes = {
-        "teacher__recorded": None,
-        "teacher__endpoint__model": "gpt-4o-mini",
-        "requests__budget_usd": 5.0,
-    }
+    changes = {"teacher__recorded": None, "teacher__endpoint__model": "gpt-4o-mini", "requests__budget_usd": 5.0}
     params = load_params(write_params(tmp_path / "p.yaml", "smoke", **changes))
     table = plan.plan_requests(params).set_index("notebook")
     seed = table.loc["01 seed generation"]

@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drot_utils.study.progress import Progress, bar_left, study_left, track
+from drot_utils.study.progress import Progress, bar_left, study_left
 
 
 def test_status_file_for_the_runner(tmp_path, monkeypatch):
@@ -19,12 +19,14 @@ def test_status_file_for_the_runner(tmp_path, monkeypatch):
 
 
 def test_a_log_file_is_not_flooded(capfd):
-    assert list(track(range(1000), "counting", 1000)) == list(range(1000))
+    with Progress("counting", 1000) as progress:
+        for _ in range(1000):
+            progress.update()
     out, err = capfd.readouterr()
     assert out == err == ""
 
 
-def test_work_goes_on_when_the_status_cannot_be_written(tmp_path, monkeypatch):
+def test_work_continues_when_the_status_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("DROT_PROGRESS", str(tmp_path / "no" / "folder" / "s.json"))
     with Progress("x", 2) as progress:
         progress.update(2)
@@ -70,7 +72,7 @@ def test_time_left_never_stands_still(usual, so_far, bar):
         for more in (0, 60)
     )
     assert later is None or later <= now - 59.9
-    assert now is None or now >= sum(usual.values()) - usual[first]
+    assert now is None or now >= sum(usual.values()) - usual[first] - 1e-6  # as 256.1 - 1 is more than 255.1
 
 
 def test_the_rest_of_a_bar_grows_while_nothing_is_done():

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from drot_utils.study.errors import DataError, ParamsError
+from drot_utils.study.errors import DataError, ModelError, ParamsError
 from drot_utils.study.paths import Run
 from drot_utils.study.record import open_study, read_manifest, record_stage, release_memory
 
@@ -20,7 +21,7 @@ class Knot:
         self.me = self
 
 
-def test_what_hangs_in_cycles_is_given_back():
+def test_what_is_part_of_a_cycle_is_given_back():
     knot = weakref.ref(Knot())
     release_memory()
     assert knot() is None
@@ -87,12 +88,9 @@ def test_unknown_profile():
 
 
 def test_cuda_without_cuda_is_a_clear_error(study):
-    import torch
-
-    from drot_utils.study.errors import ModelError
-    from drot_utils.study.record import set_up
-
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
+    compute = study.params.compute.model_copy(update={"device": "cuda"})
+    study.params = study.params.model_copy(update={"compute": compute})
     with pytest.raises(ModelError, match="torch sees none"):
-        set_up(study.params.compute.model_copy(update={"device": "cuda"}), 0)
+        _ = study.device

@@ -40,11 +40,7 @@ def work(missing=(0, 1, 2), **changes):
 
 def reply(*texts, prompt=10, completion=30, chat=False):
     choices = [{"finish_reason": "stop", **({"message": {"content": t}} if chat else {"text": t})} for t in texts]
-    return {
-        "model": "m-1",
-        "choices": choices,
-        "usage": {"prompt_tokens": prompt, "completion_tokens": completion},
-    }
+    return {"model": "m-1", "choices": choices, "usage": {"prompt_tokens": prompt, "completion_tokens": completion}}
 
 
 def test_missing_choices_and_repeated_requests(cache):
@@ -54,14 +50,8 @@ def test_missing_choices_and_repeated_requests(cache):
     keys = [request_key(r) for r in requests]
     works = list_missing(requests, keys, cache, refresh=False)
     assert [(w.key, w.missing) for w in works] == [(keys[0], [0, 2]), (keys[1], [0, 1, 2, 3, 4])]
-    assert [w.missing for w in list_missing(requests, keys, cache, refresh=True)] == [
-        [0, 1, 2],
-        [0, 1, 2, 3, 4],
-    ]
-    assert [w.missing for w in list_missing(requests, keys, None, refresh=False)] == [
-        [0, 1, 2],
-        [0, 1, 2, 3, 4],
-    ]
+    assert [w.missing for w in list_missing(requests, keys, cache, refresh=True)] == [[0, 1, 2], [0, 1, 2, 3, 4]]
+    assert [w.missing for w in list_missing(requests, keys, None, refresh=False)] == [[0, 1, 2], [0, 1, 2, 3, 4]]
 
 
 def test_later_choices_are_asked_with_another_seed():
@@ -111,11 +101,7 @@ def test_one_text_for_all_choices_counts_once_with_the_whole_bill():
 
 
 def test_what_may_be_the_same_by_chance_or_must_be():
-    for texts, changes in (
-        (["Yes.", "Yes.", "Yes."], {}),
-        ([LONG] * 3, {"temperature": 0}),
-        ([LONG, LONG, "no"], {}),
-    ):
+    for texts, changes in ((["Yes.", "Yes.", "Yes."], {}), ([LONG] * 3, {"temperature": 0}), ([LONG, LONG, "no"], {})):
         todo = work(**changes)
         answers, fewer = read_reply(todo, todo.outgoing(), reply(*texts))
         assert len(answers) == 3 and not fewer
@@ -217,13 +203,7 @@ def test_what_is_whole_is_a_beginning(text):
 
 def test_reading_what_is_whole_takes_linear_time():
     began = time.perf_counter()
-    for text in (
-        "." * 50_000 + "x",
-        "\n " * 50_000 + "x",
-        "}" * 50_000 + "x",
-        '."' * 50_000 + "x",
-        "a" * 100_000,
-    ):
+    for text in ("." * 50_000 + "x", "\n " * 50_000 + "x", "}" * 50_000 + "x", '."' * 50_000 + "x", "a" * 100_000):
         read_whole(Answer(text, "length", None, None))
     assert time.perf_counter() - began < 2
 

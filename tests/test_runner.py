@@ -13,7 +13,7 @@ import pytest
 from conftest import run_study, write_params
 
 from drot_utils.data.table import CANDIDATES, check_candidates, read_table
-from drot_utils.study import runner
+from drot_utils.study import graph, runner
 from drot_utils.study.errors import DrotError
 from drot_utils.study.graph import Stage, list_stages
 from drot_utils.study.params import load_params
@@ -48,8 +48,6 @@ def test_command_line_errors_are_one_paragraph(tmp_path):
 
 
 def test_a_stage_is_not_run_twice_at_once(smoke):
-    from drot_utils.study.paths import exclusive
-
     run_ = Run("smoke")
     with (
         exclusive(run_.work("running") / "01_seed_generation.lock", wait=False),
@@ -103,8 +101,8 @@ def small(tmp_path, monkeypatch, source):
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
     notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     (tmp_path / "small.ipynb").write_text(json.dumps(notebook))
-    monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
-    return Stage("small", "small", (), (), 1)
+    monkeypatch.setattr(graph, "NOTEBOOKS", tmp_path)
+    return Stage("small", (), (), 1)
 
 
 def test_another_environments_kernel_is_not_used(tmp_path, monkeypatch, output):
@@ -123,6 +121,7 @@ def test_another_environments_kernel_is_not_used(tmp_path, monkeypatch, output):
 def test_a_kernel_that_does_not_start_is_no_matter_of_memory(tmp_path, monkeypatch, output):
     (tmp_path / "ipykernel_launcher.py").write_text("raise SystemExit(3)")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("DROT_KERNELS", "fresh")
     with pytest.raises(DrotError, match=r"small: the notebook's kernel did not start") as caught:
         runner.execute(small(tmp_path, monkeypatch, "1"), "params/smoke.yaml", Run("smoke"))
     assert "memory" not in str(caught.value) and "-m ipykernel_launcher" in caught.value.todo
@@ -131,9 +130,7 @@ def test_a_kernel_that_does_not_start_is_no_matter_of_memory(tmp_path, monkeypat
 def test_a_kernel_that_was_killed_is(tmp_path, monkeypatch, output):
     with pytest.raises(DrotError, match="kernel died") as caught:
         runner.execute(
-            small(tmp_path, monkeypatch, "import os\nos.kill(os.getpid(), 9)"),
-            "params/smoke.yaml",
-            Run("smoke"),
+            small(tmp_path, monkeypatch, "import os\nos.kill(os.getpid(), 9)"), "params/smoke.yaml", Run("smoke")
         )
     assert "memory" in caught.value.todo
 
@@ -248,16 +245,7 @@ def test_table2_has_a_row_a_model_and_the_papers_numbers(smoke_run):
 
 def test_data_keep_the_schema_and_no_row_is_lost(smoke_run, smoke):
     data = smoke_run / "runs/smoke/data"
-    for name in (
-        "d0",
-        "d1",
-        "d2",
-        "drot",
-        "candidates_d0",
-        "candidates_d1",
-        "candidates_d2",
-        "candidates_drot",
-    ):
+    for name in ("d0", "d1", "d2", "drot", "candidates_d0", "candidates_d1", "candidates_d2", "candidates_drot"):
         rows = check_candidates(read_table(data / f"{name}.parquet"), name)
         assert list(rows) == CANDIDATES.names and len(rows)
     for k, n in enumerate(smoke.corpus.round_actions, start=1):
@@ -290,19 +278,19 @@ def test_the_log_of_a_batch_run_is_short_and_says_where_things_are(smoke_run):
     assert re.search(r"^\[\d+/19\] \d\d_\w+", text, re.MULTILINE) and "manifest" in text and "Distill_final" in text
 
 
-def test_a_second_run_does_nothing_and_a_changed_parameter_only_what_hangs_on_it(smoke_run, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(smoke_run, copy, symlinks=True, copy_function=shutil.copy2)
-    notebooks = copy / "runs/smoke/notebooks"
-    before = {p.name: p.stat().st_mtime_ns for p in notebooks.glob("*.ipynb")}
-    # Snakemake knows outputs by their paths, so the copy is first taken over as it is.
+def test_a_second_run_does_nothing_and_a_changed_parameter_only_what_depends_on_it(smoke_run, tmp_path):
+    notebooks = smoke_run / "runs/smoke/notebooks"
+
+    def times():
+        return {path.name: path.stat().st_mtime_ns for path in notebooks.glob("*.ipynb")}
+
+    before = times()
     assert run_study("params/smoke.yaml", smoke_run, "--cores", "2").returncode == 0
-    originals = smoke_run / "runs/smoke/notebooks"
-    assert before == {p.name: p.stat().st_mtime_ns for p in originals.glob("*.ipynb")}
+    assert times() == before
     changed = write_params(tmp_path / "changed.yaml", "smoke", bias__permutations=50)
     done = run_study(changed, smoke_run, "--cores", "2")
     assert done.returncode == 0, done.stderr
-    after = {p.name: p.stat().st_mtime_ns for p in originals.glob("*.ipynb")}
+    after = times()
     assert {name for name in after if after[name] != before[name]} == {"10_cultural_bias.ipynb"}
 
 
@@ -353,12 +341,6 @@ def test_numbers_of_random_models_are_said_to_mean_nothing(profile, smoke_run):
 
 def test_filled_forms_fill_the_human_columns(smoke_run, tmp_path):
     """Last in this file, as it runs notebook 11 again in the shared run."""
-    import os
-    import subprocess
-    import sys
-
-    from drot_utils.study.paths import ROOT
-
     form = pd.read_csv(smoke_run / "runs/smoke/data/forms/evaluation_form.csv", dtype=str, keep_default_na=False)
     for name, shift in (("ann", "Y"), ("bob", "Y"), ("cyd", "N")):
         filled = form.assign(q1="Y", q2=shift, q3="S", q4="Y")
@@ -386,12 +368,6 @@ def test_a_second_run_beside_the_first_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_user_without_name_and_home_and_a_checkout_that_is_read_only(tmp_path):
-    import os
-    import subprocess
-    import sys
-
-    from drot_utils.study.paths import ROOT
-
     copy, place = tmp_path / "checkout", tmp_path / "place"
     for name in ("drot_utils", "notebooks", "params", "data", "figures", "requirements"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,8 +1,5 @@
 """Tests of `shards`."""
 
-import os
-import signal
-import time
 from functools import partial
 from pathlib import Path
 
@@ -13,37 +10,18 @@ import torch
 from conftest import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shard_work import open_suicide, open_work
 
 from drot_utils.analysis import topics, toxicity
 from drot_utils.engine import classifier, load, shards
 from drot_utils.engine.load import build_tiny
 from drot_utils.engine.shards import derive_seed, fingerprint, map_shards
-from drot_utils.method import critic, nli
+from drot_utils.method import critic, nli, student
 from drot_utils.method.critic import load_critic
 from drot_utils.study.errors import DrotError, MissingInputError, StorageError
 from drot_utils.study.params import Executor, ModelRef
 
 LOCAL = Executor(kind="local", workers=1, address=None)
-
-
-def open_work():
-    return work
-
-
-def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
-    time.sleep(0.01 * (seed % 5))  # so that shards do not end in the order in which they began
-    return pd.DataFrame({"x": part["x"] * 10, "seed": seed})
-
-
-def open_suicide(mark: Path):
-    return partial(suicide, mark)
-
-
-def suicide(mark: Path, part: pd.DataFrame, seed: int) -> pd.DataFrame:
-    if part["x"].iloc[0] == 4 and not mark.exists():
-        mark.write_text("once")
-        os.kill(os.getpid(), signal.SIGKILL)
-    return work(part, seed)
 
 
 def run(folder, executor, opened=open_work, n=11):
@@ -85,9 +63,6 @@ def test_ray_gives_the_rows_of_one_even_when_a_worker_is_killed(tmp_path, monkey
 
 
 def test_a_students_samples_are_the_same_from_several_processes(study, actions):
-    from drot_utils.engine import load
-    from drot_utils.method import student
-
     model, tokenizer = build_tiny("tiny-llama")
     load.save_model(model, tokenizer, study.run.model("distill_base"), study.dtype)
     expected = student.write_contexts(study, "distill_base", actions.head(8), "round_1", 2, "nucleus")
@@ -110,7 +85,7 @@ def run_shards(rows, folder, size=3, do=work_shards):
 
 @given(st.integers(0, 30), st.integers(1, 12))
 @settings(max_examples=25, deadline=None)
-def test_rows_and_order_do_not_hang_on_anything_but_the_shard_size(tmp_path_factory, n, size):
+def test_rows_and_order_depend_on_nothing_but_the_shard_size(tmp_path_factory, n, size):
     rows = pd.DataFrame({"x": range(n)})
     folder = tmp_path_factory.mktemp("s")
     out = run_shards(rows, folder, size)
@@ -253,8 +228,7 @@ def test_what_was_scored_is_not_scored_again_unless_something_changed(study, jud
     first = critic.ShardedCritic(study).score(rows)
     shards_of(study)[1].write_bytes(b"PAR1 cut")
     opened = []
-    load = load_critic
-    monkeypatch.setattr(critic, "load_critic", lambda *a: opened.append(a) or load(*a))
+    monkeypatch.setattr(critic, "load_critic", lambda *a: opened.append(a) or load_critic(*a))
     np.testing.assert_array_equal(critic.ShardedCritic(study).score(rows), first)
     np.testing.assert_array_equal(critic.ShardedCritic(study).score(rows), first)
     assert len(opened) == 1  # for the broken shard

@@ -158,12 +158,7 @@ def test_how_an_answer_ended_decides_what_is_read(open_teacher, actions):
         study = open_teacher(server, parse_retries=1)
         asked = teacher.ask(study, actions.head(1))
     assert asked.rows["rationale"].fillna("null").tolist() == ["It is so", "null", "null", "why"]
-    assert asked.rows["why"].fillna("").tolist() == [
-        "max_tokens used up",
-        "max_tokens used up",
-        "content filter",
-        "",
-    ]
+    assert asked.rows["why"].fillna("").tolist() == ["max_tokens used up", "max_tokens used up", "content filter", ""]
     assert asked.rows["raw"].tolist() == [text for variance in (1, -1) for _, text in ends[variance]]
     assert asked.unparsed["why"].tolist() == ["max_tokens used up", "content filter", "refusal", "refusal"]
     assert asked.describe()["cut_rows"] == 1 and len(server.asked) == 4
@@ -187,12 +182,7 @@ def test_settings_that_are_null_are_not_sent(open_teacher, actions):
     with FaultServer(unknown=(*names, "max_completion_tokens")) as server:
         study = open_teacher(server, **nothing)
         asked = teacher.ask(study, actions.head(1))
-    assert asked.rows["context"].notna().all() and set(server.asked[0][1]) == {
-        "model",
-        "messages",
-        "n",
-        "seed",
-    }
+    assert asked.rows["context"].notna().all() and set(server.asked[0][1]) == {"model", "messages", "n", "seed"}
 
 
 def test_some_that_never_end_do_not_stop_a_study_whose_others_do(open_teacher, actions):

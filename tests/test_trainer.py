@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import CPU, fit_student
 
-from drot_utils.engine import load, trainer
+from drot_utils.engine import trainer
 from drot_utils.engine.batches import batch_loss
-from drot_utils.engine.load import build_tiny, round_weights
+from drot_utils.engine.load import build_tiny, load_folder, round_weights
 from drot_utils.engine.trainer import MasterWeights
 from drot_utils.method.student import fine_tune, launch
 from drot_utils.study.errors import DrotError, ModelError, ParamsError, StorageError
@@ -72,9 +72,9 @@ def test_a_compiled_student_has_the_losses_of_another(smoke, student_rows, tmp_p
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
-def test_without_a_compiler_it_says_so_and_goes_on(smoke, student_rows, tmp_path, monkeypatch):
+def test_without_a_compiler_it_says_so_and_continues(smoke, student_rows, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "_missing", lambda device: "no g++")
-    with pytest.warns(UserWarning, match=r"nothing is compiled here, and the work goes on without \(no g\+\+\)"):
+    with pytest.warns(UserWarning, match=r"nothing is compiled here, and the work continues without \(no g\+\+\)"):
         done = fit_student(build_tiny("tiny-llama"), student_rows, smoke.student, tmp_path, steps=1, compiled=True)
     assert done.steps == 1
 
@@ -188,16 +188,12 @@ def test_two_processes_give_the_losses_of_one(name, study, student_rows):
     records, weights = [], []
     for processes in (1, 2):
         compute = study.params.compute.model_copy(
-            update={
-                "parallel": Parallel(processes=processes, fsdp=False),
-                "device": "cpu",
-                "dtype": "float32",
-            }
+            update={"parallel": Parallel(processes=processes, fsdp=False), "device": "cpu", "dtype": "float32"}
         )
         study.params = study.params.model_copy(update={"student": settings, "compute": compute})
         student = f"student_{processes}"
         records.append(fine_tune(study, rows, student, start=None, learning_rate=1e-3, epochs=3))
-        weights.append(load.load_folder(study.run.model(student), "student")[0].state_dict())
+        weights.append(load_folder(study.run.model(student), "student")[0].state_dict())
     one, two = records
     assert len(one["losses"]) == 6 and two["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert one["target_tokens"] == two["target_tokens"]

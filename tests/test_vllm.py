@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from drot_utils.engine import load
-from drot_utils.engine.load import build_tiny
+from drot_utils.engine.load import build_tiny, save_model
 from drot_utils.engine.vllm import VllmWriter
 from drot_utils.engine.writer import Written
 from drot_utils.method import student
@@ -54,7 +53,7 @@ def fake(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    load.save_model(*build_tiny("tiny-llama"), tmp_path / "student", torch.float32)
+    save_model(*build_tiny("tiny-llama"), tmp_path / "student", torch.float32)
     return tmp_path / "student"
 
 
@@ -78,7 +77,7 @@ def test_without_vllm_the_install_line(folder, monkeypatch, study):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(DrotError, match="pip install vllm"):
         VllmWriter(folder, *SIZES)
-    load.save_model(*build_tiny("tiny-llama"), study.run.model("distill_base"), torch.float32)
+    save_model(*build_tiny("tiny-llama"), study.run.model("distill_base"), torch.float32)
     generation = study.params.generation.model_copy(update={"engine": "vllm"})
     study.params = study.params.model_copy(update={"generation": generation})
     with pytest.raises(DrotError, match=r"generation\.engine"):
@@ -86,6 +85,6 @@ def test_without_vllm_the_install_line(folder, monkeypatch, study):
 
 
 def test_seq2seq_students_are_refused(fake, tmp_path):
-    load.save_model(*build_tiny("tiny-t5"), tmp_path / "t5", torch.float32)
+    save_model(*build_tiny("tiny-t5"), tmp_path / "t5", torch.float32)
     with pytest.raises(ModelError, match="does not serve seq2seq"):
         VllmWriter(tmp_path / "t5", *SIZES)

@@ -92,21 +92,11 @@ def test_minus_infinity_is_never_drawn():
     assert not (nucleus_sample(logits, torch.rand(100), 1.0) == 1).any()
 
 
-PROMPTS = [
-    "Action: Setting a fire.\nModifier: more ethical.",
-    "Action: Lying.\nModifier: more unethical.",
-    "Hi",
-]
+PROMPTS = ["Action: Setting a fire.\nModifier: more ethical.", "Action: Lying.\nModifier: more unethical.", "Hi"]
 
 
 def writer(model_and_tokenizer, **changes):
-    options = {
-        "device": CPU,
-        "dtype": torch.float32,
-        "max_prompt_length": 64,
-        "max_new_tokens": 12,
-        "batch_size": 8,
-    }
+    options = {"device": CPU, "dtype": torch.float32, "max_prompt_length": 64, "max_new_tokens": 12, "batch_size": 8}
     return Writer(*model_and_tokenizer, **{**options, **changes})
 
 

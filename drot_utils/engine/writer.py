@@ -1,8 +1,7 @@
-"""Exact nucleus (top-p) sampling without sorting the whole vocabulary (Holtzman et al., 2020)."""
+"""A student that writes: greedily, with beams, or by exact nucleus (top-p) sampling (Holtzman et al., 2020)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +16,199 @@ from drot_utils.study.progress import Progress
 WIDTHS = (64, 1024)  # most nuclei fit into the first; the full sort is the last resort
 CACHED = 1 << 19  # numbers that stay in a core's cache
 TIE = 1e-6  # the whole mass is a float32 sum: this close to top_p counts as reaching it
+
+#: A text, or the token ids of one whose special tokens are already in it.
+Prompt = str | list[int]
+
+
+@dataclass(frozen=True)
+class Written:
+    """One candidate: its text and the number of tokens it took (the end token counted)."""
+
+    text: str
+    tokens: int
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], n: int, method: str, max_length: int
+) -> list[list[int]]:
+    """Return the token ids of prompts, cut to `max_length`, for `n` candidates each.
+
+    Raises
+    ------
+    ValueError
+        More than one candidate by greedy decoding, which has one.
+    """
+    if method == "greedy" and n != 1:
+        raise ValueError(f"greedy decoding writes one candidate a prompt, not {n}")
+    ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
+    return [cut_prompt(row, max_length) for row in ids]
+
+
+@dataclass
+class Writer:
+    """A student ready to write.
+
+    Parameters
+    ----------
+    model, tokenizer
+        As `load.load_model` returns them; the model is moved to `device` and `dtype`.
+    max_new_tokens : int
+        Where a text is cut.
+    batch_size : int
+        Sequences written at once.
+
+    Raises
+    ------
+    ModelError
+        When prompt and text together are longer than the model has positions.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: torch.dtype
+    max_prompt_length: int
+    max_new_tokens: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        round_weights(self.model.to(self.device), self.dtype).eval()
+        self.seq2seq = self.model.config.is_encoder_decoder
+        if not self.seq2seq and self.device.type == "cpu":
+            self.model.set_attn_implementation(GROUPED)
+        check_length(self.model, self.max_prompt_length, self.max_new_tokens, "generation.max_new_tokens")
+        # A student learns to end with its tokenizer's token, which not every model's configuration has among its own.
+        ends = self.model.generation_config.eos_token_id
+        ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
+        self.ends = torch.tensor(sorted(ends), device=self.device)
+
+    def write(
+        self,
+        prompts: list[Prompt],
+        n: int,
+        method: str,
+        *,
+        top_p: float = 1.0,
+        temperature: float = 1.0,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> list[list[Written]]:
+        """Write `n` candidates for each prompt.
+
+        Parameters
+        ----------
+        prompts : list of str, or of list of int
+        n : int
+            Candidates a prompt; greedy decoding allows one.
+        method : {"greedy", "nucleus", "beam"}
+            Beams are the `n` best of `n` beams.
+        seed : int
+            Fixes every draw of nucleus sampling, whatever the batches.
+
+        Returns
+        -------
+        list of list of Written
+            In the order of `prompts`, `n` each.
+        """
+        encoded = encode_prompts(self.tokenizer, prompts, n, method, self.max_prompt_length)
+        order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+        ordered = [encoded[i] for i in order]
+        if method == "nucleus":
+            # Fixed numbers for (candidate, position): a draw does not depend on who shares its batch.
+            uniform = np.random.default_rng(seed).random((len(prompts), n, self.max_new_tokens))
+            draws = torch.from_numpy(uniform)[order].flatten(0, 1).to(self.device)
+
+        def choose(logits: torch.Tensor, sequence: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+            if method == "nucleus":
+                return nucleus_sample(logits, draws[sequence, step], top_p, temperature)
+            check_logits(logits.amax(-1))
+            return logits.argmax(-1)
+
+        done = progress.update if progress else lambda count: None
+        if method == "beam":
+            rows = self._beams(ordered, n, done)
+        elif self.seq2seq:
+            rows = self._seq2seq(ordered, n, choose, done)
+        else:
+            rows = write_sequences(
+                self.model, ordered, n, choose, ends=self.ends, pad=self.tokenizer.pad_token_id,
+                max_new_tokens=self.max_new_tokens, slots=self.batch_size, done=done,
+            )  # fmt: skip
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        results: list[list[Written]] = [[] for _ in prompts]
+        for k, i in enumerate(order):
+            results[i] = [Written(texts[j].strip(), len(rows[j])) for j in range(k * n, (k + 1) * n)]
+        return results
+
+    def _batches(self, prompts: list[list[int]], n: int) -> Iterator[tuple[int, dict]]:
+        together = max(1, self.batch_size // n)
+        for start in range(0, len(prompts), together):
+            ids = {"input_ids": prompts[start : start + together]}
+            yield start, self.tokenizer.pad(ids, padding_side="left", return_tensors="pt").to(self.device)
+
+    @torch.inference_mode()
+    def _seq2seq(
+        self, prompts: list[list[int]], n: int, choose: Choose, done: Callable[[int], None]
+    ) -> list[list[int]]:
+        rows = []
+        for start, batch in self._batches(prompts, n):
+            count = len(batch["input_ids"]) * n
+            sequence = torch.arange(start * n, start * n + count, device=self.device)
+            rows += self._decode(batch, n, choose, sequence)
+            done(count)
+        return rows
+
+    def _decode(self, batch: dict, n: int, choose: Choose, sequence: torch.Tensor) -> list[list[int]]:
+        # The encoder reads a prompt once for its n candidates; finished ones leave the batch. A relative position bias
+        # wants all rows of a batch at the same step, so no other prompt takes their place as in `slots`.
+        mask = batch["attention_mask"].repeat_interleave(n, 0)
+        states = self.model.get_encoder()(**batch).last_hidden_state.repeat_interleave(n, 0)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        token = torch.full((len(mask),), self.model.config.decoder_start_token_id, device=self.device)
+        written = torch.full((len(mask), self.max_new_tokens), -1, dtype=torch.int64, device=self.device)
+        alive = torch.arange(len(mask), device=self.device)  # rows of `written` that the batch holds
+        open_ = torch.ones_like(alive, dtype=torch.bool)
+        for step in range(self.max_new_tokens):
+            logits = self.model(
+                decoder_input_ids=token.unsqueeze(1),
+                attention_mask=mask,
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                cache=cache,
+                use_cache=True,
+            ).logits[:, -1]
+            token = choose(logits, sequence[alive], torch.full_like(alive, step))
+            written[alive[open_], step] = token[open_]
+            open_ = open_ & ~torch.isin(token, self.ends)
+            left = int(open_.sum())
+            if not left:
+                break
+            if left < COMPACT_BELOW * len(open_):
+                rows = open_.nonzero().squeeze(1)
+                cache.batch_select_indices(rows)
+                alive, mask, states, token, open_ = (t[rows] for t in (alive, mask, states, token, open_))
+        return [row[row >= 0].tolist() for row in written.cpu()]
+
+    @torch.inference_mode()
+    def _beams(self, prompts: list[list[int]], n: int, done: Callable[[int], None]) -> list[list[int]]:
+        rows, ends = [], set(self.ends.tolist())
+        for _, batch in self._batches(prompts, n):
+            output = self.model.generate(
+                **batch, num_beams=max(2, n), num_return_sequences=n, do_sample=False, max_new_tokens=self.max_new_tokens,
+                eos_token_id=self.ends.tolist(), pad_token_id=self.tokenizer.pad_token_id,
+                logits_processor=[_check_scores],
+            )  # fmt: skip
+            new = output[:, 1:] if self.seq2seq else output[:, batch["input_ids"].shape[1] :]
+            for row in new.tolist():
+                stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+                rows.append(row[:stop])
+            done(len(new))
+        return rows
+
+
+def _check_scores(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    check_logits(scores.amax(-1))
+    return scores
 
 
 def nucleus_sample(logits: torch.Tensor, uniform: torch.Tensor, top_p: float, temperature: float = 1.0) -> torch.Tensor:
@@ -85,202 +277,3 @@ def _total_mass(logits: torch.Tensor, peak: torch.Tensor, temperature: float) ->
     return torch.cat(
         [x.to(torch.float32, copy=True).sub_(top).div_(temperature).exp_().sum(-1, keepdim=True) for x, top in parts]
     ).double()
-
-
-#: A text, or the token ids of one whose special tokens are already in it.
-Prompt = str | list[int]
-
-
-@dataclass(frozen=True)
-class Written:
-    """One candidate: its text and the number of tokens it took (the end token counted)."""
-
-    text: str
-    tokens: int
-
-
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], n: int, method: str, max_length: int
-) -> list[list[int]]:
-    """Return the token ids of prompts, cut to `max_length`, for `n` candidates each.
-
-    Raises
-    ------
-    ValueError
-        More than one candidate by greedy decoding, which has one.
-    """
-    if method == "greedy" and n != 1:
-        raise ValueError(f"greedy decoding writes one candidate a prompt, not {n}")
-    ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
-    return [cut_prompt(row, max_length) for row in ids]
-
-
-@dataclass
-class Writer:
-    """A student ready to write.
-
-    Parameters
-    ----------
-    model, tokenizer
-        As `models.load` returns them; the model is moved to `device` and `dtype`.
-    max_new_tokens : int
-        Where a text is cut.
-    batch_size : int
-        Sequences written at once.
-
-    Raises
-    ------
-    ModelError
-        When prompt and text together are longer than the model has positions.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    device: torch.device
-    dtype: torch.dtype
-    max_prompt_length: int
-    max_new_tokens: int
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        round_weights(self.model.to(self.device), self.dtype).eval()
-        self.seq2seq = self.model.config.is_encoder_decoder
-        if not self.seq2seq and self.device.type == "cpu":
-            self.model.set_attn_implementation(GROUPED)
-        check_length(self.model, self.max_prompt_length, self.max_new_tokens, "generation.max_new_tokens")
-        # A student learns to end with its tokenizer's token, which not every model's configuration has among its own.
-        ends = self.model.generation_config.eos_token_id
-        ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
-        self.ends = torch.tensor(sorted(ends), device=self.device)
-
-    def write(
-        self,
-        prompts: list[Prompt],
-        n: int,
-        method: str,
-        *,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> list[list[Written]]:
-        """Write `n` candidates for each prompt.
-
-        Parameters
-        ----------
-        prompts : list of str, or of list of int
-        n : int
-            Candidates a prompt; greedy decoding allows one.
-        method : {"greedy", "nucleus", "beam"}
-            Beams are the `n` best of `n` beams.
-        seed : int
-            Fixes every draw of nucleus sampling, whatever the batches.
-
-        Returns
-        -------
-        list of list of Written
-            In the order of `prompts`, `n` each.
-        """
-        encoded = encode_prompts(self.tokenizer, prompts, n, method, self.max_prompt_length)
-        # Fixed numbers for (candidate, position): a draw does not depend on who shares its batch.
-        rng = np.random.default_rng(seed)
-        uniform = torch.from_numpy(rng.random((len(prompts), n, self.max_new_tokens))) if method == "nucleus" else None
-        order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
-        draws = uniform[order].flatten(0, 1).to(self.device) if uniform is not None else None
-        choose = partial(self._choose, draws, top_p, temperature)
-        write = self._beams if method == "beam" else self._seq2seq if self.seq2seq else self._causal
-        rows = write([encoded[i] for i in order], n, choose, progress.update if progress else lambda count: None)
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        results: list[list[Written]] = [[] for _ in prompts]
-        for k, i in enumerate(order):
-            results[i] = [Written(texts[j].strip(), len(rows[j])) for j in range(k * n, (k + 1) * n)]
-        return results
-
-    @staticmethod
-    def _choose(
-        draws: torch.Tensor | None,
-        top_p: float,
-        temperature: float,
-        logits: torch.Tensor,
-        sequence: torch.Tensor,
-        step: torch.Tensor,
-    ) -> torch.Tensor:
-        if draws is None:
-            check_logits(logits.amax(-1))
-            return logits.argmax(-1)
-        return nucleus_sample(logits, draws[sequence, step], top_p, temperature)
-
-    def _causal(self, prompts: list[list[int]], n: int, choose: Choose, done: Callable[[int], None]) -> list[list[int]]:
-        return write_sequences(
-            self.model, prompts, n, choose, ends=self.ends, pad=self.tokenizer.pad_token_id,
-            max_new_tokens=self.max_new_tokens, slots=self.batch_size, done=done,
-        )  # fmt: skip
-
-    def _batches(self, prompts: list[list[int]], n: int) -> Iterator[tuple[int, dict]]:
-        together = max(1, self.batch_size // n)
-        for start in range(0, len(prompts), together):
-            ids = {"input_ids": prompts[start : start + together]}
-            yield start, self.tokenizer.pad(ids, padding_side="left", return_tensors="pt").to(self.device)
-
-    @torch.inference_mode()
-    def _seq2seq(
-        self, prompts: list[list[int]], n: int, choose: Choose, done: Callable[[int], None]
-    ) -> list[list[int]]:
-        rows = []
-        for start, batch in self._batches(prompts, n):
-            count = len(batch["input_ids"]) * n
-            sequence = torch.arange(start * n, start * n + count, device=self.device)
-            rows += self._decode(batch, n, choose, sequence)
-            done(count)
-        return rows
-
-    def _decode(self, batch: dict, n: int, choose: Choose, sequence: torch.Tensor) -> list[list[int]]:
-        # The encoder reads a prompt once for its n candidates; finished ones leave the batch. A relative position bias
-        # wants all rows of a batch at the same step, so no other prompt takes their place as in `slots`.
-        mask = batch["attention_mask"].repeat_interleave(n, 0)
-        states = self.model.get_encoder()(**batch).last_hidden_state.repeat_interleave(n, 0)
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        token = torch.full((len(mask),), self.model.config.decoder_start_token_id, device=self.device)
-        written = torch.full((len(mask), self.max_new_tokens), -1, dtype=torch.int64, device=self.device)
-        alive = torch.arange(len(mask), device=self.device)  # rows of `written` that the batch holds
-        open_ = torch.ones_like(alive, dtype=torch.bool)
-        for step in range(self.max_new_tokens):
-            logits = self.model(
-                decoder_input_ids=token.unsqueeze(1),
-                attention_mask=mask,
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),
-                cache=cache,
-                use_cache=True,
-            ).logits[:, -1]
-            token = choose(logits, sequence[alive], torch.full_like(alive, step))
-            written[alive[open_], step] = token[open_]
-            open_ = open_ & ~torch.isin(token, self.ends)
-            left = int(open_.sum())
-            if not left:
-                break
-            if left < COMPACT_BELOW * len(open_):
-                rows = open_.nonzero().squeeze(1)
-                cache.batch_select_indices(rows)
-                alive, mask, states, token, open_ = (t[rows] for t in (alive, mask, states, token, open_))
-        return [row[row >= 0].tolist() for row in written.cpu()]
-
-    @torch.inference_mode()
-    def _beams(self, prompts: list[list[int]], n: int, choose: Choose, done: Callable[[int], None]) -> list[list[int]]:
-        rows, ends = [], set(self.ends.tolist())
-        for _, batch in self._batches(prompts, n):
-            output = self.model.generate(
-                **batch, num_beams=max(2, n), num_return_sequences=n, do_sample=False, max_new_tokens=self.max_new_tokens,
-                eos_token_id=self.ends.tolist(), pad_token_id=self.tokenizer.pad_token_id,
-                logits_processor=[_check_scores],
-            )  # fmt: skip
-            new = output[:, 1:] if self.seq2seq else output[:, batch["input_ids"].shape[1] :]
-            for row in new.tolist():
-                stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-                rows.append(row[:stop])
-            done(len(new))
-        return rows
-
-
-def _check_scores(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    check_logits(scores.amax(-1))
-    return scores

@@ -17,11 +17,7 @@ from drot_utils.method.nli import filter_groups
 from drot_utils.study.paths import require
 from drot_utils.study.record import Study
 
-NAMES = {
-    "critic": "the critic",
-    "critic_independent": "the independent critic",
-    "judges": "the panel of judges",
-}
+NAMES = {"critic": "the critic", "critic_independent": "the independent critic", "judges": "the panel of judges"}
 
 
 @dataclass(frozen=True)

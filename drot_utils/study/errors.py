@@ -6,13 +6,6 @@ import re
 import sys
 
 
-def escape_output() -> None:
-    r"""Write what the terminal's encoding lacks as ``\u2013``: a dash must not end a finished run in a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 class DrotError(Exception):
     """Base of every error this package raises on purpose.
 
@@ -53,7 +46,7 @@ class ModelError(DrotError):
 
 
 class EndpointError(DrotError):
-    """A server could not be asked, or does not answer as it should, or a response is missing where none may be asked for."""
+    """A server could not be asked, does not answer as it should, or may not be asked for a response that is missing."""
 
 
 class BudgetError(EndpointError):
@@ -81,14 +74,19 @@ def wrap_os_error(error: Exception, path: object) -> StorageError:
     """
     said = re.search(r"os error (\d+)", str(error))
     number = int(said[1]) if said else getattr(error, "errno", None)
-    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    todo = (
-        "free some space"
-        if full
-        else "check that the folder exists and may be written (DROT_OUTPUT names another place for all that a run writes)"
-    )
+    todo = "check that the folder exists and may be written (DROT_OUTPUT names another place for all that a run writes)"
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        todo = "free some space"
     return StorageError(
-        f"could not be written ({getattr(error, 'strerror', None) or error}); the half-written file was removed and nothing else was touched",
+        f"could not be written ({getattr(error, 'strerror', None) or error}); the half-written file was removed and nothing "
+        "else was touched",
         where=str(path),
-        todo=f"{todo}, then run the same command again: it goes on where it stopped",
+        todo=f"{todo}, then run the same command again: it continues where it stopped",
     )
+
+
+def escape_output() -> None:
+    r"""Write what the terminal's encoding lacks as ``\u2013``: a dash must not end a finished run in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

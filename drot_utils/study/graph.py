@@ -2,13 +2,30 @@
 
 import ast
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from drot_utils.study.errors import DrotError
 from drot_utils.study.params import Params
 from drot_utils.study.paths import NOTEBOOKS, ROOT, Run, files_below, resolve
+
+#: The order of the students, our name to the paper's.
+STUDENTS = {
+    "teacher": "teacher (the paper's: GPT-3)",
+    "base": "zero-shot base model",
+    "distill_base": "Distill_base",
+    "distill_base-no_critic": "- No Critic",
+    "self_distill_1": "SelfDistill_1",
+    "self_distill_1-top_1_only": "- Top 1 Only",
+    "self_distill_1-no_nli": "- No NLI",
+    "self_distill_2": "SelfDistill_2",
+    "self_distill_2-top_1_only": "- Top 1 Only",
+    "self_distill_2-no_nli": "- No NLI",
+    "self_distill_2-no_self_distill": "- No Self-distill",
+    "distill_final": "Distill_final",
+}
+ABLATIONS = [name for name in STUDENTS if "-" in name]
 
 
 @dataclass(frozen=True)
@@ -18,8 +35,7 @@ class Stage:
     Attributes
     ----------
     name : str
-        The notebook's name, with its variant.
-    notebook : str
+        The notebook's name, with its variant after a dash.
     needs : tuple of str
         Stages whose results it reads.
     sections : tuple of str
@@ -31,11 +47,15 @@ class Stage:
     """
 
     name: str
-    notebook: str
     needs: tuple[str, ...]
     sections: tuple[str, ...]
     seconds: int
     parameters: dict[str, str | int] = field(default_factory=dict)
+
+    @property
+    def notebook(self) -> Path:
+        """The committed notebook."""
+        return NOTEBOOKS / f"{self.name.split('-')[0]}.ipynb"
 
     def output(self, run: Run) -> Path:
         """Return where the executed notebook goes; it appears there only when all of it ran."""
@@ -60,53 +80,69 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     if ablations is None:
         ablations = params.ablations or any(Run(params.profile).model(name).exists() for name in ABLATIONS)
     sections = ("seed", "compute", "corpus", "requests", "critic", "judges", "evaluation")
-    panel = Stage("12_judges", "12_judges", ("02_critic",), sections, 12)
+    panel = Stage("12_judges", ("02_critic",), sections, 12)
+    # Judges that stand in the critic's place run before whoever asks them.
     filters, judged = (
         (panel.name,) if by == "judges" else () for by in (params.judges.filter, params.evaluation.critic)
     )
     first, last = ([panel], []) if filters or judged else ([], [panel])
+    before_base = ("01_seed_generation", "02_critic", "03_nli_filter", *filters)
     stages = [
-        Stage("01_seed_generation", "01_seed_generation", (), ("seed", "corpus", "requests", "teacher"), 8),
-        Stage("02_critic", "02_critic", (), ("seed", "compute", "corpus", "critic", "evaluation"), 85),
-        Stage("03_nli_filter", "03_nli_filter", (), ("seed", "compute", "nli"), 50),
+        Stage("01_seed_generation", (), ("seed", "corpus", "requests", "teacher"), 8),
+        Stage("02_critic", (), ("seed", "compute", "corpus", "critic", "evaluation"), 85),
+        Stage("03_nli_filter", (), ("seed", "compute", "nli"), 50),
         *first,
-        Stage(
-            "04_distill_base",
-            "04_distill_base",
-            ("01_seed_generation", "02_critic", "03_nli_filter", *filters),
-            WRITES,
-            100,
-        ),
-        _round("05_self_distill-1", "04_distill_base", 117),
-        _round("05_self_distill-2", "05_self_distill-1", 147),
-        Stage("06_final_dataset", "06_final_dataset", ("05_self_distill-2",), WRITES, 310),
+        Stage("04_distill_base", before_base, WRITES, 100),
+        _round(1, "04_distill_base", 117),
+        _round(2, "05_self_distill-1", 147),
+        Stage("06_final_dataset", ("05_self_distill-2",), WRITES, 310),
     ]
-    variants = _ablations() if ablations else []
-    students = tuple(s.name for s in [stages[-1], *variants])
+    variants = _list_ablations() if ablations else []
+    students = tuple(stage.name for stage in [stages[-1], *variants])
+    final = ("06_final_dataset",)
     return [
         *stages,
         *variants,
-        Stage("07_evaluation", "07_evaluation", (*students, *judged), (*WRITES, "requests", "teacher", "evaluation"), 300),
-        Stage("08_topics", "08_topics", ("06_final_dataset",), ("seed", "compute", "topics"), 55),
-        Stage("09_toxicity", "09_toxicity", ("06_final_dataset",), ("seed", "compute", "toxicity"), 8),
-        Stage("10_cultural_bias", "10_cultural_bias", ("06_final_dataset",), (*WRITES, "topics", "bias"), 18),
-        Stage("11_human_evaluation", "11_human_evaluation", ("07_evaluation",), ("seed", "compute", "corpus", "critic", "judges", "nli", "annotation"), 10),
+        Stage("07_evaluation", (*students, *judged), (*WRITES, "requests", "teacher", "evaluation"), 300),
+        Stage("08_topics", final, ("seed", "compute", "topics"), 55),
+        Stage("09_toxicity", final, ("seed", "compute", "toxicity"), 8),
+        Stage("10_cultural_bias", final, (*WRITES, "topics", "bias"), 18),
+        Stage(
+            "11_human_evaluation",
+            ("07_evaluation",),
+            ("seed", "compute", "corpus", "critic", "judges", "nli", "annotation"),
+            10,
+        ),
         *last,
-    ]  # fmt: skip
+    ]
+
+
+def _round(number: int, after: str, seconds: int, variant: str = "") -> Stage:
+    name = f"05_self_distill-{number}" + (f"-{variant}" if variant else "")
+    return Stage(name, (after,), WRITES, seconds, {"round": number, "variant": variant})
+
+
+def _list_ablations() -> list[Stage]:
+    base = "04_distill_base"
+    stages = [Stage(f"{base}-no_critic", (base,), WRITES, 150, {"variant": "no_critic"})]
+    for variant in ("top_1_only", "no_nli"):
+        stages.append(_round(1, base, 110, variant))
+        stages.append(_round(2, stages[-1].name, 140, variant))
+    # Its number of training steps is that of both rounds together.
+    stages.append(_round(2, "05_self_distill-2", 230, "no_self_distill"))
+    return stages
 
 
 def inputs_of(stage: Stage, run: Run, params: Params) -> list[Path]:
     """Return the files a stage depends on: its notebook, the modules it imports, its data (of a folder, all files), the notebooks before it."""
-    notebook = NOTEBOOKS / f"{stage.notebook}.ipynb"
     before = [run.root / "notebooks" / f"{name}.ipynb" for name in stage.needs]
     values = [value for section in stage.sections for value in _texts(getattr(params, section))]
-    return [notebook, *modules_of(notebook), *_files(values), *before]
+    return [stage.notebook, *modules_of(stage.notebook), *_files(values), *before]
 
 
 def refuse_braces(run: Run, params: Params) -> None:
     """Raise a `DrotError` where a path that the runner gets holds a brace: Snakemake reads ``{name}`` as a placeholder."""
-    values = [value for section in type(params).model_fields for value in _texts(getattr(params, section))]
-    for path in [ROOT, run.root, *_files(values)]:
+    for path in [ROOT, run.root, *_files(_texts(params))]:
         if set("{}") & set(str(path)):
             raise DrotError(
                 "a path with a brace, which the runner (Snakemake) takes for a placeholder",
@@ -118,15 +154,23 @@ def refuse_braces(run: Run, params: Params) -> None:
 def modules_of(notebook: Path) -> list[Path]:
     """Return the modules of this package that a notebook imports, directly or through each other."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    waiting = _imported("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
     found: set[Path] = set()
-    waiting = _imported(source)
     while waiting:
         path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting |= _imported(path.read_text(encoding="utf-8"))
+        found.add(path)
+        waiting |= _imported(path.read_text(encoding="utf-8")) - found
     return sorted(found)
+
+
+def _imported(source: str) -> set[Path]:
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "drot_utils":
+            place = ROOT.joinpath(*node.module.split("."))
+            # `from drot_utils.room.file import name`, or `from drot_utils.room import file`.
+            found |= {place.with_suffix(".py"), *((place / f"{alias.name}.py") for alias in node.names)}
+    return {path for path in found if path.is_file()}
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -140,59 +184,7 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(getattr(value, name))
 
 
-def _files(values: list[str]) -> list[Path]:
+def _files(values: Iterable[str]) -> list[Path]:
     paths = [resolve(value) for value in values if "/" in value]
     below = [file for path in paths if path.is_dir() for file in files_below(path)]
     return sorted({path for path in [*paths, *below] if path.is_file()})
-
-
-def _imported(source: str) -> set[Path]:
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "drot_utils":
-            place = ROOT.joinpath(*node.module.split("."))
-            # `from drot_utils.room.file import name`, or `from drot_utils.room import file`.
-            found |= {place.with_suffix(".py"), *((place / f"{alias.name}.py") for alias in node.names)}
-    return {path for path in found if path.is_file()}
-
-
-def _round(name: str, after: str, seconds: int, variant: str = "") -> Stage:
-    number = int(name.split("-")[1])
-    return Stage(name, "05_self_distill", (after,), WRITES, seconds, {"round": number, "variant": variant})
-
-
-def _ablations() -> list[Stage]:
-    base = Stage(
-        "04_distill_base-no_critic",
-        "04_distill_base",
-        ("04_distill_base",),
-        WRITES,
-        150,
-        {"variant": "no_critic"},
-    )
-    stages = [base]
-    for variant in ("top_1_only", "no_nli"):
-        first = f"05_self_distill-1-{variant}"
-        stages.append(_round(first, "04_distill_base", 110, variant))
-        stages.append(_round(f"05_self_distill-2-{variant}", first, 140, variant))
-    # Its number of training steps is that of both rounds together.
-    stages.append(_round("05_self_distill-2-no_self_distill", "05_self_distill-2", 230, "no_self_distill"))
-    return stages
-
-
-#: The order of the students, our name to the paper's.
-STUDENTS = {
-    "teacher": "teacher (the paper's: GPT-3)",
-    "base": "zero-shot base model",
-    "distill_base": "Distill_base",
-    "distill_base-no_critic": "- No Critic",
-    "self_distill_1": "SelfDistill_1",
-    "self_distill_1-top_1_only": "- Top 1 Only",
-    "self_distill_1-no_nli": "- No NLI",
-    "self_distill_2": "SelfDistill_2",
-    "self_distill_2-top_1_only": "- Top 1 Only",
-    "self_distill_2-no_nli": "- No NLI",
-    "self_distill_2-no_self_distill": "- No Self-distill",
-    "distill_final": "Distill_final",
-}
-ABLATIONS = [name for name in STUDENTS if "-" in name]

@@ -12,11 +12,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
-)
+)  # fmt: skip
 
 from drot_utils.study.errors import ParamsError
 from drot_utils.study.paths import resolve
@@ -25,23 +27,26 @@ Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
-#: Settings of a request that some servers call otherwise, or do not take.
+#: Settings of a request that some servers call by another name, or do not take.
 Setting = Literal[
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "n",
-    "response_format",
+    "max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "n", "response_format"
 ]
+
+
+#: Keys whose wrong value is not repeated: it may be a secret put in the wrong place.
+SECRETIVE = ("base_url", "api_key_env")
 
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, numbers are not read from text, values do not change."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _with_exactly_one(section: Any, *names: str) -> Any:
+    if sum(getattr(section, name) is not None for name in names) != 1:
+        raise ValueError(f"give exactly one of {', '.join(f'`{name}`' for name in names)}")
+    return section
 
 
 class ModelRef(Section):
@@ -69,9 +74,7 @@ class Threshold(Section):
 
     @model_validator(mode="after")
     def _one(self) -> "Threshold":
-        if sum(v is not None for v in (self.value, self.precision, self.recall)) != 1:
-            raise ValueError("give exactly one of `value`, `precision`, `recall`")
-        return self
+        return _with_exactly_one(self, "value", "precision", "recall")
 
 
 class Encoder(Section):
@@ -88,7 +91,7 @@ class Encoder(Section):
 
 
 class Executor(Section):
-    """Who does sharded work: this process, several processes, or a Ray cluster (`address`; null: one on this machine)."""
+    """Who does sharded work: this process, several processes, or Ray (`address`: a cluster; null: this machine)."""
 
     kind: Literal["local", "processes", "ray"]
     workers: PositiveInt
@@ -163,9 +166,7 @@ class Respondent(Section):
 
     @model_validator(mode="after")
     def _one(self) -> "Respondent":
-        if sum(v is not None for v in (self.endpoint, self.model, self.recorded)) != 1:
-            raise ValueError("give exactly one of `endpoint`, `model`, `recorded`")
-        return self
+        return _with_exactly_one(self, "endpoint", "model", "recorded")
 
 
 def _with_different_names(respondents: list[Respondent]) -> list[Respondent]:
@@ -204,7 +205,7 @@ class Teacher(Section):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None
     max_tokens: PositiveInt | None
-    parse_retries: Annotated[int, Field(ge=0)]
+    parse_retries: NonNegativeInt
 
 
 class Critic(Encoder):
@@ -227,7 +228,7 @@ class Critic(Encoder):
             raise ValueError(f"`splits` (train, dev, test) must sum to 1, not {sum(self.splits):g}")
         if self.teacher_rows and self.head == "binary":
             raise ValueError(
-                "`teacher_rows` are all valid; the binary head learns from judged rows only, so leave it null"
+                "`teacher_rows` are all valid; the binary head learns from judged rows only: leave it null"
             )
         return self
 
@@ -269,7 +270,7 @@ class Student(Section):
     max_prompt_length: PositiveInt
     max_target_length: PositiveInt
     gradient_checkpointing: bool
-    checkpoint_minutes: Annotated[float, Field(gt=0)]
+    checkpoint_minutes: PositiveFloat
 
 
 class Generation(Section):
@@ -279,7 +280,7 @@ class Generation(Section):
     method: Literal["nucleus", "beam"]
     candidates: PositiveInt
     top_p: OpenShare
-    temperature: Annotated[float, Field(gt=0)]
+    temperature: PositiveFloat
     max_new_tokens: PositiveInt
     batch_size: PositiveInt
     shard_size: PositiveInt
@@ -347,7 +348,7 @@ class Bias(Section):
 
 
 class Annotation(Section):
-    """The two human forms (figures 6 and 7): how many prompts to export, for which tools, and a folder of filled forms if any."""
+    """The two human forms (figures 6 and 7): how many prompts, for which tools, and a folder of filled forms if any."""
 
     per_model: PositiveInt
     sampled_prompts: PositiveInt
@@ -360,7 +361,7 @@ class Params(Section):
     """All parameters of a run."""
 
     profile: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
-    seed: Annotated[int, Field(ge=0)]
+    seed: NonNegativeInt
     ablations: bool
     compute: Compute
     corpus: Corpus
@@ -392,33 +393,6 @@ class Params(Section):
         return self
 
 
-#: Keys whose wrong value is not repeated: it may be a secret put in the wrong place.
-SECRETIVE = ("base_url", "api_key_env")
-
-
-class _Loader(yaml.SafeLoader):
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Refuse a second key of the same name."""
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if (name := (key.tag, str(key.value))) in seen:
-                problem = f"the key `{key.value}` is given twice"
-                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
-            seen.add(name)
-        return node
-
-
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file; a key given twice, of which YAML would take the last without a word, is an error too.
-
-    Raises
-    ------
-    YAMLError, UnicodeDecodeError, OSError
-    """
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-
-
 def load_params(path: str | Path) -> Params:
     """Read and check a parameter file.
 
@@ -445,44 +419,66 @@ def load_params(path: str | Path) -> Params:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)  # the whole message would repeat the line, and with it a secret
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        found = f"is no YAML text: {getattr(error, 'problem', None) or error}"
-        raise ParamsError(found, where=where, todo="mend the file at the place named") from error
+        found = f"not valid YAML: {getattr(error, 'problem', None) or error}"
+        raise ParamsError(found, where=where, todo="correct the file at the place named") from error
     if not isinstance(values, dict):
         raise ParamsError(f"expected keys and values, found {type(values).__name__}", where=str(path))
     try:
         return Params.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(_explain(problem) for problem in error.errors())
-        raise ParamsError(
-            problems, where=str(path), todo="params/demo.yaml shows every key with its meaning"
-        ) from error
+        todo = "params/demo.yaml shows every key with its meaning"
+        raise ParamsError(problems, where=str(path), todo=todo) from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file; a key given twice, of which YAML would silently take the last, is an error too.
+
+    Raises
+    ------
+    YAMLError, UnicodeDecodeError, OSError
+    """
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Refuse a second key of the same name."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if (name := (key.tag, str(key.value))) in seen:
+                problem = f"the key `{key.value}` is given twice"
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            seen.add(name)
+        return node
 
 
 def _explain(problem: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "file"
+    name = key.split(".")[-1]
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(problem["loc"][-1]), _key_names(Params), n=1)
+        close = difflib.get_close_matches(name, _key_names(Params), n=1)
         return f"unknown key `{key}`" + (f" (did you mean `{close[0]}`?)" if close else "")
     if problem["type"] == "missing":
         return f"missing key `{key}`"
-    if key.split(".")[-1] in SECRETIVE:
-        return f"`{key}`: {problem['msg'].removeprefix('Value error, ')}"
-    return f"`{key}`: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r}{_hint(problem)})"
+    found = "" if name in SECRETIVE else f" (found {problem['input']!r}{_hint(problem)})"
+    return f"`{key}`: {problem['msg'].removeprefix('Value error, ')}{found}"
 
 
 def _hint(problem: dict[str, Any]) -> str:
-    """Say how to write a number that YAML takes for text, such as ``1e-4``."""
+    # How to write a number that YAML takes for text, such as `1e-4`.
     text = problem["input"]
     if problem["type"] not in ("float_type", "int_type") or not isinstance(text, str):
         return ""
-    parts = re.fullmatch(r"([-+]?\d*)\.?(\d*)(?:[eE]([-+]?)(\d+))?", text)
-    if not parts or not re.search(r"\d", text):
+    parts = re.fullmatch(r"([-+]?(?=\.?\d)\d*)(\.\d*)?(?:[eE]([-+]?)(\d+))?", text)
+    if not parts:
         return ""
     whole, decimals, sign, exponent = parts.groups()
     if problem["type"] == "int_type":
         text = f"{float(text):.0f}"
     elif exponent:
-        text = f"{whole}.{decimals or 0}e{sign or '+'}{exponent}"
+        text = f"{whole}{decimals or '.0'}e{sign or '+'}{exponent}"
     return f", which YAML reads as text: write {text}"
 
 

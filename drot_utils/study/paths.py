@@ -8,15 +8,15 @@ import math
 import os
 import re
 import shutil
-import socket
-import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
+from filelock import SoftFileLock, Timeout
 from safetensors import SafetensorError
 
 from drot_utils.study.errors import DrotError, MissingInputError, wrap_os_error
@@ -25,11 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 STYLE = ROOT / "figures" / "drot.mplstyle"
 _LEFTOVER = re.compile(r"\.|~\$|(__MACOSX|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
-
-
 #: What ``flock`` says where a file system has no locks (Lustre without ``-o flock``, NFS without its lock service).
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 PATIENCE = 300.0  # seconds to wait for a lock file; what is done under one takes seconds
+TAKING = 0.2  # seconds in which a dead process's lock file is taken over
 
 
 def output_root() -> Path:
@@ -121,11 +120,10 @@ def require(path: Path, made_by: str) -> Path:
         Naming the notebook that makes it.
     """
     if not path.exists():
-        raise MissingInputError(
-            "this input does not exist yet",
-            where=str(path),
-            todo=f"run notebooks/{made_by}.ipynb with the same params_file first (or `make demo`, which runs all in order)",
+        todo = (
+            f"run notebooks/{made_by}.ipynb with the same params_file first (or `make demo`, which runs all in order)"
         )
+        raise MissingInputError("this input does not exist yet", where=str(path), todo=todo)
     return path
 
 
@@ -154,6 +152,13 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` (UTF-8) to `path`, whole or not at all, and return the path."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
     """Let `fill` write into a temporary folder, then put it in the place of `folder`.
 
@@ -174,146 +179,6 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
-
-
-@contextmanager
-def exclusive(path: Path, *, wait: bool, what: str = "") -> Iterator[TextIO | None]:
-    """Hold the lock file `path` while the block runs; the system lets go of it when the process dies, however it dies.
-
-    Where the file system has no locks, a file ``<path>.held`` with the holder's machine and process takes their place. It is
-    taken over when that process is gone from this machine; on another machine nobody can tell.
-
-    Parameters
-    ----------
-    path : Path
-        Made if it does not exist, never removed.
-    wait : bool
-        Wait for another holder, or raise.
-    what : str
-        What the other holder must be doing, for the error.
-
-    Yields
-    ------
-    TextIO or None
-        The locked file; None where the file system has no locks.
-
-    Raises
-    ------
-    DrotError
-        When another process holds the lock and `wait` is false.
-    StorageError
-        When the lock file cannot be made.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a")
-    except OSError as error:
-        raise wrap_os_error(error, path) from error
-    with handle, ExitStack() as stack:
-        lock: TextIO | None = handle
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise DrotError(
-                f"another process is {what}",
-                where=str(path.parent),
-                todo="wait for it, or stop it, then run again",
-            ) from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise wrap_os_error(error, path) from error
-            held = path.with_name(f"{path.name}.held")
-            if not wait:
-                warnings.warn(
-                    f"{path.parent}: this file system has no locks ({error.strerror}); lock files are used instead. After a machine "
-                    f"failed, {held.name} may have to be removed there. Better: let DROT_OUTPUT name a disk that has locks, or have "
-                    "this one mounted with them (Lustre: -o flock)",
-                    stacklevel=3,
-                )
-            stack.enter_context(_held(held, wait, what or "at work"))
-            lock = None
-        yield lock
-
-
-@contextmanager
-def _held(path: Path, wait: bool, what: str) -> Iterator[None]:
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(f"{socket.gethostname()} {os.getpid()} {_born(os.getpid())}")
-            break
-        except FileExistsError:
-            holder = _read(path)
-        if _is_gone(holder):
-            _remove(path, holder)
-        elif not wait or time.monotonic() > until:
-            raise DrotError(
-                f"another process is {what} (machine, process and its start: {holder or 'not known'})",
-                where=str(path),
-                todo="wait for it, or stop it, then run again; if it is gone with its machine, remove this file",
-            )
-        else:
-            time.sleep(0.05)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _is_gone(holder: str) -> bool:
-    host, _, process = holder.partition(" ")
-    if host != socket.gethostname():
-        return False
-    number, _, born = process.partition(" ")
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, ValueError):  # another user's; or half a line, as it is just being written
-        return False
-    return _born(int(number)) != born
-
-
-def _born(process: int) -> str:
-    # Tells a process from a later one of the same number, as in a container that was started again.
-    with suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    return ""
-
-
-def _remove(path: Path, holder: str) -> None:
-    # One process at a time, and only what it has looked at: another one may have taken the lock over since.
-    guard = path.with_name(f"{path.name}.taking")
-    with suppress(FileExistsError):
-        guard.touch(exist_ok=False)
-        try:
-            if _read(path) == holder:
-                path.unlink(missing_ok=True)
-        finally:
-            guard.unlink()
-
-
-def _read(path: Path) -> str:
-    with suppress(FileNotFoundError):
-        return path.read_text(encoding="utf-8")
-    return ""
-
-
-def file_system(path: Path) -> str:
-    """Return the kind of file system that `path` lies on, such as ``ext4`` or ``nfs4``; empty when it is not known."""
-    import psutil
-
-    place = path.resolve()
-    mounts = [m for m in psutil.disk_partitions(all=True) if place.is_relative_to(m.mountpoint)]
-    return max(reversed(mounts), key=lambda mount: len(mount.mountpoint)).fstype if mounts else ""
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write `text` (UTF-8) to `path`, whole or not at all, and return the path."""
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
 
 
 def to_json(value: Any, **options: Any) -> str:
@@ -345,3 +210,84 @@ def sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def file_system(path: Path) -> str:
+    """Return the kind of file system that `path` lies on, such as ``ext4`` or ``nfs4``; empty when it is not known."""
+    place = path.resolve()
+    mounts = [m for m in psutil.disk_partitions(all=True) if place.is_relative_to(m.mountpoint)]
+    return max(reversed(mounts), key=lambda mount: len(mount.mountpoint)).fstype if mounts else ""
+
+
+@contextmanager
+def exclusive(path: Path, *, wait: bool, what: str = "at work") -> Iterator[TextIO | None]:
+    """Hold the lock file `path` while the block runs; the system lets go of it when the process dies, however it dies.
+
+    Where the file system has no locks, a file ``<path>.held`` with the holder's machine and process takes their place. It is
+    taken over when that process is gone from this machine; on another machine nobody can tell.
+
+    Parameters
+    ----------
+    path : Path
+        Made if it does not exist, never removed.
+    wait : bool
+        Wait for another holder, or raise.
+    what : str
+        What the other holder must be doing, for the error.
+
+    Yields
+    ------
+    TextIO or None
+        The locked file; None where the file system has no locks.
+
+    Raises
+    ------
+    DrotError
+        When another process holds the lock and `wait` is false.
+    StorageError
+        When the lock file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a")
+    except OSError as error:
+        raise wrap_os_error(error, path) from error
+    with handle:
+        if _lock(handle, path, wait, what):
+            yield handle
+        else:
+            with _held(path.with_name(f"{path.name}.held"), wait, what):
+                yield None
+
+
+def _lock(handle: TextIO, path: Path, wait: bool, what: str) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        todo = "wait for it, or stop it, then run again"
+        raise DrotError(f"another process is {what}", where=str(path.parent), todo=todo) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise wrap_os_error(error, path) from error
+        if not wait:
+            warnings.warn(
+                f"{path.parent}: this file system has no locks ({error.strerror}); lock files are used instead. After a machine "
+                f"failed, {path.name}.held may have to be removed there. Better: let DROT_OUTPUT name a disk that has locks, or "
+                "have this one mounted with them (Lustre: -o flock)",
+                stacklevel=5,
+            )
+        return False
+    return True
+
+
+@contextmanager
+def _held(path: Path, wait: bool, what: str) -> Iterator[None]:
+    try:
+        lock = SoftFileLock(path, timeout=PATIENCE if wait else TAKING).acquire()
+    except Timeout as error:
+        with suppress(OSError):
+            what += f" (process, machine and the process's start: {' '.join(path.read_text().split())})"
+        todo = "wait for it, or stop it, then run again; if it is gone with its machine, remove this file"
+        raise DrotError(f"another process is {what}", where=str(path), todo=todo) from error
+    with lock:
+        yield

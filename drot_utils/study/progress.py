@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -33,16 +32,12 @@ class Progress:
     def __init__(self, what: str, total: int, unit: str = "rows", done: int = 0, *, quiet: bool = False) -> None:
         self.what, self.total, self.unit, self.n, self.start_n = what, total, unit, done, done
         self.status = None if quiet else os.environ.get(STATUS)
-        self.began = time.time()  # the runner, another process, reckons with it
+        self.began = time.time()  # the runner, another process, computes with it
         self.written = 0.0
+        interactive = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+        silent = quiet or bool(self.status) or not interactive
         self.bar = tqdm(
-            total=total,
-            initial=done,
-            desc=what,
-            unit=f" {unit}",
-            disable=quiet or bool(self.status) or not _interactive(),
-            mininterval=1,
-            leave=False,
+            total=total, initial=done, desc=what, unit=f" {unit}", disable=silent, mininterval=1, leave=False
         )
 
     def __enter__(self) -> Self:
@@ -70,30 +65,17 @@ class Progress:
         if not self.status or (not force and now - self.written < 1):
             return
         self.written = now
-        rate = (self.n - self.start_n) / max(now - self.began, 1e-9)
+        rate = round((self.n - self.start_n) / max(now - self.began, 1e-9), 2)
         line = {
-            "what": self.what,
-            "n": self.n,
-            "total": self.total,
-            "done": self.start_n,
-            "began": self.began,
-            "unit": self.unit,
-            "rate": round(rate, 2),
-        }
+            "what": self.what, "n": self.n, "total": self.total, "done": self.start_n, "began": self.began,
+            "unit": self.unit, "rate": rate,
+        }  # fmt: skip
         try:
             temporary = Path(f"{self.status}.tmp")
             temporary.write_text(json.dumps(line))
             temporary.replace(self.status)
         except OSError:
-            self.status = None  # progress is a courtesy: the work itself goes on
-
-
-def track(items: Iterable, what: str, total: int, unit: str = "rows") -> Iterator:
-    """Yield from `items`, counting one unit each (see `Progress`)."""
-    with Progress(what, total, unit) as progress:
-        for item in items:
-            yield item
-            progress.update()
+            self.status = None  # progress is a courtesy: the work itself continues
 
 
 def bar_left(status: dict, now: float) -> float | None:
@@ -125,7 +107,7 @@ def study_left(
     took : dict
         The real seconds of the finished ones.
     running : dict
-        The seconds so far of the running ones, and what is left of the work that they are at (see `bar_left`).
+        The seconds so far of the running ones, and what is left of their present work (see `bar_left`).
     cores : int
         Stages that run side by side.
 
@@ -153,7 +135,3 @@ def study_left(
         now = ends.pop(first)
         done.add(first)
     return now
-
-
-def _interactive() -> bool:
-    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ

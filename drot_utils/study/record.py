@@ -1,6 +1,5 @@
 """What a notebook opens first and closes last: its study, the machine it runs on, and the manifest."""
 
-import contextlib
 import ctypes
 import gc
 import json
@@ -9,6 +8,7 @@ import os
 import platform
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -25,22 +25,141 @@ from drot_utils.study.errors import DataError, ModelError
 from drot_utils.study.params import Compute, Params, load_params
 from drot_utils.study.paths import ROOT, Run, exclusive, resolve, sha256, to_json, write_text
 
-
-def release_memory() -> None:
-    """Give back the memory of models that are done with: before the next one is loaded.
-
-    They hang in reference cycles, half a gigabyte each, and glibc keeps freed blocks of some megabytes, of which caches of
-    keys and values are made, for itself.
-    """
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
+#: Packages whose versions the manifest names.
 PACKAGES = [
     "torch", "transformers", "datasets", "tokenizers", "safetensors", "pandas", "pyarrow", "numpy", "scikit-learn",
     "bertopic", "openai", "papermill", "snakemake",
 ]  # fmt: skip
+
+
+def open_study(stage: str, params_file: str | Path, variant: str = "") -> "Study":
+    """Open a run from a notebook: check the parameters, quiet the libraries, start the clock.
+
+    Parameters
+    ----------
+    stage : str
+        The notebook's name, such as ``02_critic``.
+    params_file : str or Path
+        Such as ``params/demo.yaml``.
+    variant : str
+        Appended to the stage's name: the round, or the ablation.
+
+    Raises
+    ------
+    ParamsError
+        See `load_params`.
+    """
+    params = load_params(params_file)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    pd.options.display.max_colwidth = 110
+    study = Study(params, Run(params.profile), f"{stage}-{variant}" if variant else stage)
+    study.note(seed=params.seed)
+    return study
+
+
+@dataclass
+class Study:
+    """One notebook's view of a run.
+
+    Attributes
+    ----------
+    params : Params
+        The checked parameters.
+    run : Run
+        Where things lie.
+    stage : str
+        The notebook's name, with its variant if it has one.
+    record : dict
+        What goes into the manifest.
+    """
+
+    params: Params
+    run: Run
+    stage: str
+    record: dict[str, Any] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The torch device of this run; torch is seeded and its threads set on first use.
+
+        Raises
+        ------
+        ModelError
+            When ``device: cuda`` is asked for and there is none.
+        """
+        compute = self.params.compute
+        torch.manual_seed(self.params.seed)
+        if compute.threads:
+            torch.set_num_threads(compute.threads)
+        if compute.device == "cuda" and not torch.cuda.is_available():
+            todo = "use auto or cpu, or install the CUDA build"
+            raise ModelError("`compute.device` is cuda but torch sees none", todo=todo)
+        return torch.device("cuda" if compute.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype of matrix products."""
+        return choose_dtype(self.params.compute, self.device)
+
+    def show(self, *names: str) -> None:
+        """Print profile, seed, and the named sections or values (``critic.head``) of the parameters, as YAML."""
+        values, chosen = self.params.model_dump(), {}
+        for name in ("profile", "seed", *names):
+            value, place = values, chosen
+            *sections, last = name.split(".")
+            for section in sections:
+                value, place = value[section], place.setdefault(section, {})
+            place[last] = value[last]
+        print(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True, width=110).strip())
+
+    def note(self, **values: Any) -> None:
+        """Put values into this stage's record in the manifest."""
+        self.record.update(values)
+
+    def note_data(self, *paths: str | Path) -> None:
+        """Put the SHA-256 of input files into the record."""
+        self.record.setdefault("data_sha256", {}).update({str(p): sha256(resolve(p)) for p in paths})
+
+    def account(self, rows_in: int, kept: int, dropped: dict[str, int]) -> None:
+        """Record rows in, kept, and dropped by reason.
+
+        Raises
+        ------
+        DataError
+            When they do not add up: no row may be lost without a reason.
+        """
+        if rows_in != kept + sum(dropped.values()):
+            raise DataError(f"{rows_in} rows in, but {kept} kept and {dropped} dropped", where=self.stage)
+        self.note(rows={"in": rows_in, "kept": kept, "dropped": dropped})
+
+    def close(self, summary: str) -> None:
+        """Write the record and print one summary line."""
+        self.note(seconds=round(time.monotonic() - self.began, 1), summary=summary)
+        record_stage(self.run, self.params, self.stage, self.record)
+        print(f"{self.stage}: {summary}")
+
+
+def choose_dtype(compute: Compute, device: torch.device) -> torch.dtype:
+    """Return the dtype of matrix products: as asked, or bfloat16 where the machine multiplies it natively."""
+    if compute.dtype != "auto":
+        return getattr(torch, compute.dtype)
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def release_memory() -> None:
+    """Give back the memory of models that are no longer used, before the next one is loaded.
+
+    They are part of reference cycles, half a gigabyte each, and glibc keeps freed blocks of some megabytes, of which caches
+    of keys and values are made, for itself.
+    """
+    gc.collect()
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def record_stage(run: Run, params: Params, stage: str, record: dict[str, Any]) -> Path:
@@ -48,7 +167,6 @@ def record_stage(run: Run, params: Params, stage: str, record: dict[str, Any]) -
 
     Parameters
     ----------
-    run : Run
     params : Params
         The effective parameters; kept in the manifest.
     stage : str
@@ -91,130 +209,3 @@ def _environment(params: Params) -> dict[str, Any]:
 
 def _json(value: Any) -> str:
     return to_json(value, indent=2, sort_keys=True) + "\n"
-
-
-@dataclass
-class Study:
-    """One notebook's view of a run.
-
-    Attributes
-    ----------
-    params : Params
-        The checked parameters.
-    run : Run
-        Where things lie.
-    stage : str
-        The notebook's name, with its variant if it has one.
-    """
-
-    params: Params
-    run: Run
-    stage: str
-    record: dict[str, Any] = field(default_factory=dict)
-    began: float = field(default_factory=time.monotonic)
-
-    @cached_property
-    def device(self) -> Any:
-        """The torch device of this run; torch is seeded and its threads set on first use."""
-        pass
-
-        return set_up(self.params.compute, self.params.seed)
-
-    @cached_property
-    def dtype(self) -> Any:
-        """The dtype of matrix products."""
-        pass
-
-        return compute_dtype(self.params.compute, self.device)
-
-    def show(self, *names: str) -> None:
-        """Print profile, seed, and the named sections or values (``critic.head``) of the parameters, as YAML."""
-        chosen: dict[str, Any] = {}
-        for name in ("profile", "seed", *names):
-            *sections, last = name.split(".")
-            value, place = self.params.model_dump(), chosen
-            for section in sections:
-                value, place = value[section], place.setdefault(section, {})
-            place[last] = value[last]
-        print(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True, width=110).strip())
-
-    def note(self, **values: Any) -> None:
-        """Put values into this stage's record in the manifest."""
-        self.record.update(values)
-
-    def note_data(self, *paths: str | Path) -> None:
-        """Put the SHA-256 of input files into the record."""
-        self.record.setdefault("data_sha256", {}).update({str(p): sha256(resolve(p)) for p in paths})
-
-    def account(self, rows_in: int, kept: int, dropped: dict[str, int]) -> None:
-        """Record rows in, kept, and dropped by reason.
-
-        Raises
-        ------
-        DataError
-            When they do not add up: no row may be lost without a reason.
-        """
-        if rows_in != kept + sum(dropped.values()):
-            raise DataError(f"{rows_in} rows in, but {kept} kept and {dropped} dropped", where=self.stage)
-        self.note(rows={"in": rows_in, "kept": kept, "dropped": dropped})
-
-    def close(self, summary: str) -> None:
-        """Write the record and print one summary line."""
-        self.note(seconds=round(time.monotonic() - self.began, 1), summary=summary)
-        record_stage(self.run, self.params, self.stage, self.record)
-        print(f"{self.stage}: {summary}")
-
-
-def open_study(stage: str, params_file: str | Path, variant: str = "") -> Study:
-    """Open a run from a notebook: check the parameters, quiet the libraries, start the clock.
-
-    Parameters
-    ----------
-    stage : str
-        The notebook's name, such as ``02_critic``.
-    params_file : str or Path
-        Such as ``params/demo.yaml``.
-    variant : str
-        Appended to the stage's name: the round, or the ablation.
-
-    Raises
-    ------
-    ParamsError
-        See `load_params`.
-    """
-    params = load_params(params_file)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    pd.options.display.max_colwidth = 110
-    study = Study(params, Run(params.profile), f"{stage}-{variant}" if variant else stage)
-    study.note(seed=params.seed)
-    return study
-
-
-def set_up(compute: Compute, seed: int) -> torch.device:
-    """Seed torch, set its threads, and return the device to use.
-
-    Raises
-    ------
-    ModelError
-        When ``device: cuda`` is asked for and there is none.
-    """
-    torch.manual_seed(seed)
-    if compute.threads:
-        torch.set_num_threads(compute.threads)
-    if compute.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError(
-            "`compute.device` is cuda but torch sees none", todo="use auto or cpu, or install the CUDA build"
-        )
-    cuda = compute.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if cuda else "cpu")
-
-
-def compute_dtype(compute: Compute, device: torch.device) -> torch.dtype:
-    """Return the dtype of matrix products: as asked, or bfloat16 where the machine multiplies it natively."""
-    if compute.dtype != "auto":
-        return getattr(torch, compute.dtype)
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32

@@ -1,4 +1,4 @@
-"""Who runs the stages: one notebook with papermill, a whole study through Snakemake, with its progress."""
+"""Who runs the stages: a whole study through Snakemake, with its progress; one notebook with papermill."""
 
 import getpass
 import json
@@ -11,168 +11,15 @@ from pathlib import Path
 
 from drot_utils.study.errors import DrotError, wrap_os_error
 from drot_utils.study.graph import Stage, list_stages, refuse_braces
+from drot_utils.study.kernels import kernel_command, kernel_server
 from drot_utils.study.params import Params, load_params
-from drot_utils.study.paths import NOTEBOOKS, ROOT, Run, exclusive, output_root, write_text
+from drot_utils.study.paths import ROOT, Run, exclusive, output_root, write_text
 from drot_utils.study.progress import STATUS, bar_left, study_left
 
-THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "GOTO")] + [
-    "VECLIB_MAXIMUM_THREADS"
-]
-START = 600  # seconds that a kernel may take to start: a network file system reads a thousand files first
-
-
-def run_environment(run: Run) -> dict[str, str]:
-    """Return the environment of the processes that a run starts: what is set stays, and caches go below the run's ``work/``.
-
-    So a run needs no home that can be written, no name for its user, and leaves nothing behind elsewhere.
-
-    Raises
-    ------
-    StorageError
-        When there is no home, and none can be made below ``work/``.
-    """
-    cache = run.work("cache")
-    own = {
-        "DROT_OUTPUT": str(output_root()),
-        # Of Snakemake, vLLM, and numba, where it cannot keep its code beside the packages (which all runs share).
-        "XDG_CACHE_HOME": str(cache),
-        "MPLCONFIGDIR": str(cache / "matplotlib"),
-        "IPYTHONDIR": str(cache / "ipython"),
-        "JUPYTER_RUNTIME_DIR": str(cache / "jupyter"),
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
-        "TRITON_CACHE_DIR": str(cache / "triton"),
-        "HF_DATASETS_CACHE": str(cache / "datasets"),
-        # Huge pages, where the kernel gives them on request: a training step takes a tenth less, as fresh memory is dear.
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    }
-    home = Path(os.path.expanduser("~"))  # noqa: PTH111 (it gives "~" itself where there is none)
-    forced = {}
-    if not home.is_dir():
-        home = cache / "home"
-        forced["HOME"] = str(home)
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise wrap_os_error(error, home) from error
-    # Models from the hub are large and for all runs, and the user's token lies beside them: they stay where they are, if they can.
-    models = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface"
-    if not models.is_dir() and not _can_be_made(models):
-        models = cache / "huggingface"
-    own["HF_HOME"] = str(models)
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        own["USER"] = f"uid{os.getuid()}"
-    return own | {name: value for name, value in os.environ.items() if value or name not in own} | forced
-
-
-def _can_be_made(folder: Path) -> bool:
-    return os.access(next(place for place in folder.parents if place.exists()), os.W_OK | os.X_OK)
-
-
-def execute(stage: Stage, params_file: str, run: Run) -> Path:
-    """Execute a stage's notebook in a fresh kernel.
-
-    Parameters
-    ----------
-    stage : Stage
-    params_file : str
-        Handed to the notebook.
-    run : Run
-
-    Returns
-    -------
-    Path
-        The executed notebook. While it runs, and after an error, what there is of it lies in the folder ``unfinished``
-        beside it.
-
-    Raises
-    ------
-    DrotError
-        When a cell fails or the kernel dies; says which cell, and where to look.
-    """
-    output = stage.output(run)
-    with exclusive(run.work("running") / f"{stage.name}.lock", wait=False, what=f"running {stage.name}"):
-        _execute(stage, params_file, run, output)
-    return output
-
-
-def _execute(stage: Stage, params_file: str, run: Run, output: Path) -> None:
-    import nbclient.exceptions
-    import papermill
-
-    unfinished = output.parent / "unfinished" / output.name
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    status = run.work("progress") / f"{stage.name}.json"
-    write_text(
-        status,
-        json.dumps({"what": "starting", "n": 0, "total": 0, "unit": "", "rate": 0}),
-    )
-    os.environ[STATUS] = str(status)
-    # Snakemake tells each job's libraries to use one thread; `compute.threads` says how many.
-    for name in THREADS:
-        os.environ.pop(name, None)
-    try:
-        papermill.execute_notebook(
-            NOTEBOOKS / f"{stage.notebook}.ipynb", unfinished, {"params_file": params_file, **stage.parameters},
-            kernel_name="python3", kernel_manager_class=_own_kernel(), start_timeout=START, cwd=ROOT, progress_bar=False,
-        )  # fmt: skip
-        unfinished.replace(output)
-    except papermill.PapermillExecutionError as error:
-        raise DrotError(
-            f"cell {error.cell_index} failed with {error.ename}: {error.evalue}",
-            where=stage.name,
-            todo=f"the notebook up to that cell is {unfinished}; mend the cause and run the same command again",
-        ) from error
-    except nbclient.exceptions.DeadKernelError as error:
-        raise DrotError(
-            f"the notebook's kernel died ({error})",
-            where=stage.name,
-            todo="most often memory ran out: lower generation.batch_size or student.batch_size, then run again",
-        ) from error
-    except RuntimeError as error:
-        raise DrotError(
-            f"the notebook's kernel did not start ({error})",
-            where=stage.name,
-            todo=f"see what {sys.executable} -m ipykernel_launcher says; if nothing, run again: a slow disk may have needed "
-            f"more than {START} s",
-        ) from error
-    except OSError as error:
-        raise wrap_os_error(error, unfinished) from error
-    finally:
-        status.unlink(missing_ok=True)
-
-
-def _own_kernel() -> type:
-    from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
-
-    class OwnKernel(AsyncKernelManager):
-        # Whatever kernel is installed as python3, perhaps another environment's: ours runs in this interpreter.
-        kernel_spec = KernelSpec(**get_kernel_dict())
-
-    return OwnKernel
-
-
-def run_stage(name: str, params_file: str) -> None:
-    """Execute the stage of that name (see `execute`).
-
-    Raises
-    ------
-    DrotError
-        Where no stage has that name, or as `execute`.
-    """
-    params = load_params(params_file)
-    refuse_braces(Run(params.profile), params)
-    os.environ.update(run_environment(Run(params.profile)))
-    stages = {stage.name: stage for stage in list_stages(params, ablations=True)}
-    if name not in stages:
-        raise DrotError(f"no stage {name!r}; there are {', '.join(stages)}")
-    execute(stages[name], params_file, Run(params.profile))
-
-
 LOG_EVERY = 30  # seconds between lines when the output is a file
+START = 600  # seconds that a kernel may take to start: a network file system reads a thousand files first
+#: Environment variables by which a library is told its number of threads.
+THREADS = [f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "GOTO")] + ["VECLIB_MAXIMUM_THREADS"]
 
 
 def run_study(params_file: str, cores: int, ablations: bool, until: str | None = None) -> int:
@@ -191,50 +38,51 @@ def run_study(params_file: str, cores: int, ablations: bool, until: str | None =
     params = load_params(params_file)
     run = Run(params.profile)
     stages = list_stages(params, ablations=True if ablations else None)
-    if until and until not in {stage.name for stage in stages}:
-        raise DrotError(f"no stage {until!r}; there are {', '.join(stage.name for stage in stages)}")
+    if until:
+        _find_stage(stages, until)
     refuse_braces(run, params)
     work = run.work("")
     # Snakemake reads the value as YAML, but strips quotes first; within a list they stay.
     quoted = json.dumps([str(params_file)], ensure_ascii=False)
+    command = [
+        sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(work),
+        "--cores", str(cores), "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input",
+        "--nocolor", "--config", f"params_file={quoted}", *(["ablations=1"] if ablations else []),
+        *(["--until", until] if until else []),
+    ]  # fmt: skip
+    log = work / "snakemake.log"
     with exclusive(work / ".lock", wait=False, what="running this study") as lock:
         for stale in run.work("progress").glob("*"):
             stale.unlink()
-        command = [
-            sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(work),
-            "--cores", str(cores), "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input",
-            "--nocolor", "--config", f"params_file={quoted}", *(["ablations=1"] if ablations else []),
-            *(["--until", until] if until else []),
-        ]  # fmt: skip
-        log = work / "snakemake.log"
-        environment = {
-            **run_environment(run),
-            "PYTHONUTF8": "1",
-            "PYTHONIOENCODING": "utf-8",
-        }  # whatever the terminal's is
+        # UTF-8, whatever the terminal's encoding is.
+        environment = run_environment(run) | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
+        # Snakemake holds the lock too: if this process is killed and it is not, nobody starts a second one.
+        held = [lock.fileno()] if lock else []
+        kernels = {name: value for name, value in environment.items() if name not in THREADS}
         with (
-            log.open("w") as handle,
-            # Snakemake holds the lock too: if this process is killed and it is not, nobody starts a second one.
-            subprocess.Popen(
-                command,
-                stdout=handle,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                pass_fds=[lock.fileno()] if lock else [],
-            ) as process,
+            log.open("w") as out,
+            kernel_server(work / "kernels.socket", kernels, held) as served,
+            subprocess.Popen(command, stdout=out, stderr=out, env=environment | served, pass_fds=held) as process,
         ):
             try:
                 _watch(process, log, run, stages, cores)
             except KeyboardInterrupt:
                 process.terminate()
-                print("\nstopped; the same command goes on from here")
+                print("\nstopped; the same command continues from here")
                 return 130
     if process.returncode:
         errors = re.findall(r"^error: .*(?:\n  .*)*", log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
         print("\n".join(errors) or f"Snakemake failed; its words are in {log}", file=sys.stderr)
         return process.returncode
-    _close(run, params)
+    _conclude(run, params)
     return 0
+
+
+def _find_stage(stages: list[Stage], name: str) -> Stage:
+    for stage in stages:
+        if stage.name == name:
+            return stage
+    raise DrotError(f"no stage {name!r}; there are {', '.join(stage.name for stage in stages)}")
 
 
 def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage], cores: int) -> None:
@@ -288,7 +136,7 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
-def _close(run: Run, params: Params) -> None:
+def _conclude(run: Run, params: Params) -> None:
     if params.student.base.source == "random":
         print("The models of this run are tiny and random: its numbers mean nothing.\n")
     table = run.figures / "table2_short.md"
@@ -298,3 +146,148 @@ def _close(run: Run, params: Params) -> None:
     print(f"data and models     {run.root / 'data'}, {run.root / 'models'}")
     print(f"figures and tables  {run.figures}")
     print(f"manifest            {run.manifest}")
+
+
+def run_stage(name: str, params_file: str) -> None:
+    """Execute the stage of that name (see `execute`).
+
+    Raises
+    ------
+    DrotError
+        Where no stage has that name, or as `execute`.
+    """
+    params = load_params(params_file)
+    run = Run(params.profile)
+    refuse_braces(run, params)
+    os.environ.update(run_environment(run))
+    execute(_find_stage(list_stages(params, ablations=True), name), params_file, run)
+
+
+def execute(stage: Stage, params_file: str, run: Run) -> Path:
+    """Execute a stage's notebook in a fresh kernel.
+
+    Parameters
+    ----------
+    stage : Stage
+    params_file : str
+        Handed to the notebook.
+    run : Run
+
+    Returns
+    -------
+    Path
+        The executed notebook. While it runs, and after an error, what there is of it lies in the folder ``unfinished``
+        beside it.
+
+    Raises
+    ------
+    DrotError
+        When a cell fails or the kernel dies; says which cell, and where to look.
+    """
+    output = stage.output(run)
+    unfinished = output.parent / "unfinished" / output.name
+    status = run.work("progress") / f"{stage.name}.json"
+    with exclusive(run.work("running") / f"{stage.name}.lock", wait=False, what=f"running {stage.name}"):
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        write_text(status, json.dumps({"what": "starting", "n": 0, "total": 0, "unit": "", "rate": 0}))
+        os.environ[STATUS] = str(status)
+        # Snakemake tells each job's libraries to use one thread; `compute.threads` says how many.
+        for name in THREADS:
+            os.environ.pop(name, None)
+        try:
+            _run_notebook(stage, params_file, unfinished)
+            unfinished.replace(output)
+        except OSError as error:
+            raise wrap_os_error(error, unfinished) from error
+        finally:
+            status.unlink(missing_ok=True)
+    return output
+
+
+def _run_notebook(stage: Stage, params_file: str, output: Path) -> None:
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    try:
+        papermill.execute_notebook(
+            stage.notebook, output, {"params_file": params_file, **stage.parameters}, kernel_name="python3",
+            kernel_manager_class=_own_kernel(), start_timeout=START, cwd=ROOT, progress_bar=False,
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        raise DrotError(
+            f"cell {error.cell_index} failed with {error.ename}: {error.evalue}",
+            where=stage.name,
+            todo=f"the notebook up to that cell is {output}; mend the cause and run the same command again",
+        ) from error
+    except DeadKernelError as error:
+        raise DrotError(
+            f"the notebook's kernel died ({error})",
+            where=stage.name,
+            todo="most often memory ran out: lower generation.batch_size or student.batch_size, then run again",
+        ) from error
+    except RuntimeError as error:
+        raise DrotError(
+            f"the notebook's kernel did not start ({error})",
+            where=stage.name,
+            todo=f"see what {sys.executable} -m ipykernel_launcher says; if nothing, run again: a slow disk may have needed "
+            f"more than {START} s",
+        ) from error
+
+
+def _own_kernel() -> type:
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    class OwnKernel(AsyncKernelManager):
+        # Whatever kernel is installed as python3, perhaps another environment's: ours runs in this interpreter.
+        kernel_spec = KernelSpec(**get_kernel_dict() | {"argv": kernel_command()})
+
+    return OwnKernel
+
+
+def run_environment(run: Run) -> dict[str, str]:
+    """Return the environment of the processes that a run starts: what is set stays, and caches go below the run's ``work/``.
+
+    So a run needs no home that can be written, no name for its user, and leaves nothing behind elsewhere.
+
+    Raises
+    ------
+    StorageError
+        When there is no home, and none can be made below ``work/``.
+    """
+    cache = run.work("cache")
+    own = {
+        "DROT_OUTPUT": str(output_root()),
+        # Of Snakemake, vLLM, and numba, where it cannot keep its code beside the packages (which all runs share).
+        "XDG_CACHE_HOME": str(cache),
+        "MPLCONFIGDIR": str(cache / "matplotlib"),
+        "IPYTHONDIR": str(cache / "ipython"),
+        "JUPYTER_RUNTIME_DIR": str(cache / "jupyter"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "HF_DATASETS_CACHE": str(cache / "datasets"),
+        # Huge pages, where the kernel gives them on request: a training step takes a tenth less, as fresh memory is dear.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }
+    forced = {}
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 (it gives "~" itself where there is none)
+    if not home.is_dir():
+        home = cache / "home"
+        forced["HOME"] = str(home)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise wrap_os_error(error, home) from error
+    # Models from the hub are large and for all runs, and the user's token lies beside them: they stay where they are, if they can.
+    models = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface"
+    own["HF_HOME"] = str(models if models.is_dir() or _can_be_made(models) else cache / "huggingface")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        own["USER"] = f"uid{os.getuid()}"
+    return own | {name: value for name, value in os.environ.items() if value or name not in own} | forced
+
+
+def _can_be_made(folder: Path) -> bool:
+    return os.access(next(place for place in folder.parents if place.exists()), os.W_OK | os.X_OK)
