@@ -37,7 +37,7 @@ lint: .venv/ready-$(TORCH)  ## ruff, and no outputs in committed notebooks
 	@$(BIN)/python tests/notebook_hygiene.py notebooks/*.ipynb
 
 lab: .venv/ready-$(TORCH)  ## JupyterLab on the notebooks
-	@$(BIN)/jupyter lab notebooks
+	@OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(BIN)/jupyter lab notebooks
 
 plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: samples, tokens, pairs, GPU hours, requests and their cost
 	@$(BIN)/python -m drot_utils plan "params/$(PROFILE).yaml"

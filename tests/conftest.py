@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as a run sets it; torch reads it when it is imported
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest

@@ -146,6 +146,14 @@ def test_a_kernel_has_ten_minutes_to_start(tmp_path, monkeypatch, output):
     assert seen["start_timeout"] >= 600
 
 
+@pytest.mark.parametrize("mine", [None, "active"])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(monkeypatch, mine):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if mine:
+        monkeypatch.setenv("OMP_WAIT_POLICY", mine)
+    assert runner.run_environment(Run("smoke"))["OMP_WAIT_POLICY"] == (mine or "passive")
+
+
 @pytest.mark.parametrize("home", [None, "/nonexistent"])
 def test_caches_of_a_user_without_name_and_home_go_below_work(monkeypatch, output, home):
     def unknown():

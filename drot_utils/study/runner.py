@@ -269,6 +269,8 @@ def run_environment(run: Run) -> dict[str, str]:
         "HF_DATASETS_CACHE": str(cache / "datasets"),
         # Huge pages, where the kernel gives them on request: a training step takes a tenth less, as fresh memory is dear.
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        # Threads of OpenMP that wait sleep: those that spin halve a training beside another busy process (benchmarks/contention.py).
+        "OMP_WAIT_POLICY": "passive",
     }
     forced = {}
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 (it gives "~" itself where there is none)
