@@ -62,3 +62,8 @@ def test_rows_are_shown_in_words(candidates):
     ).to_html()
     assert "strengthening" in html and "weakening" in html and ">-1<" not in html and "nan" not in html.lower()
     assert "&lt;b&gt;at" in html and ">moral" not in html and "text-align: left" in html
+
+
+def test_columns_and_decimals_are_chosen(candidates):
+    html = table.for_reading(candidates.assign(critic_score=0.1234), "context", "critic_score", decimals=3).to_html()
+    assert "0.123<" in html and "critic score" in html and "rationale" not in html and "direction" not in html

@@ -126,12 +126,20 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
 
 
-def for_reading(rows: pd.DataFrame, decimals: int = 2) -> Styler:
-    """Return rows as a notebook shows them: without index, texts on the left, directions in words, nothing for null."""
-    shown = rows.reset_index(drop=True)
+def for_reading(rows: pd.DataFrame, *columns: str, decimals: int = 2) -> Styler:
+    """Return rows as a notebook shows them: without index, texts on the left, directions in words, nothing for null.
+
+    Parameters
+    ----------
+    columns : str
+        Which are shown; by default all.
+    decimals : int
+        Of numbers that are no whole ones.
+    """
+    shown = (rows[list(columns)] if columns else rows).reset_index(drop=True)
     if "moral_variance" in shown:
         shown = shown.assign(direction=shown["moral_variance"].map(DIRECTIONS))
-        shown = shown[["direction" if name == "moral_variance" else name for name in rows]]
+        shown = shown[["direction" if name == "moral_variance" else name for name in shown if name != "direction"]]
     shown.columns = [str(name).replace("_", " ") for name in shown]
     texts = [name for name in shown if not pd.api.types.is_numeric_dtype(shown[name])]
     left = [{"selector": "th.col_heading", "props": "text-align: left"}]
