@@ -185,7 +185,7 @@ def _become_kernel(request: dict, streams: list[int], open_files: list) -> None:
         os.chdir(request["folder"])
         from ipykernel.kernelapp import IPKernelApp
 
-        IPKernelApp.launch_instance(argv=request["arguments"])
+        IPKernelApp.launch_instance(argv=[*request["arguments"], f"--IPKernelApp.parent_handle={server}"])
     except SystemExit as error:
         os._exit(error.code if isinstance(error.code, int) else 0 if error.code is None else 1)
     except BaseException:
