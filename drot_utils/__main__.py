@@ -1,4 +1,4 @@
-"""The study from the command line: ``python -m drot_utils run | plan | answers``."""
+"""The study from the command line: ``python -m drot_utils run | plan | answers | stage``."""
 
 import argparse
 import sys

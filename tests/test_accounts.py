@@ -58,7 +58,7 @@ def test_a_reply_that_is_none_leaves_nothing(cache):
     assert cache.read([work.key]) == {} and cache.list_spent() == [] and work.missing == [0, 1]
 
 
-def test_what_was_passed_over_is_written_down(cache):
+def test_what_was_ignored_is_written_down(cache):
     accounts, work = open_accounts(cache), open_work()
     accounts.take(work, work.outgoing(), {"choices": CHOICES[:1]})
     assert cache.list_ignored(MODEL) == {"n: fewer choices than asked": 1}

@@ -18,7 +18,7 @@ def classifier():
     return PairClassifier(base, 2, "mean", 32, 0.1).eval(), tokenizer
 
 
-def test_scores_come_in_order_and_do_not_hang_on_the_batch(classifier):
+def test_scores_come_in_order_and_do_not_depend_on_the_batch(classifier):
     model, tokenizer = classifier
     texts = [f"{'word ' * (1 + i % 7)}{i}" for i in range(30)]
     rows = encode(tokenizer, (texts, None), 64)

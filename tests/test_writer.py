@@ -66,7 +66,7 @@ def test_narrow_and_wide_nuclei_give_what_the_full_sort_gives(monkeypatch, sprea
         assert torch.equal(fast, full)
 
 
-def test_a_draw_hangs_on_its_own_row_only():
+def test_a_draw_depends_on_its_own_row_only():
     torch.manual_seed(2)
     logits, uniform = torch.randn(8, 700), torch.rand(8)
     together = nucleus_sample(logits, uniform, 0.9)
@@ -110,7 +110,7 @@ def test_greedy_is_what_transformers_generates(tiny_student):
         assert written.text == tokenizer.decode(out, skip_special_tokens=True).strip() and written.tokens == len(out)
 
 
-def test_samples_do_not_hang_on_batches_or_company(tiny_student):
+def test_samples_do_not_depend_on_batches_or_company(tiny_student):
     sampling = {"top_p": 0.9, "temperature": 1.0, "seed": 5}
     wide = writer(tiny_student, batch_size=64).write(PROMPTS, 4, "nucleus", **sampling)
     narrow = writer(tiny_student, batch_size=4).write(PROMPTS, 4, "nucleus", **sampling)

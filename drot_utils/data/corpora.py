@@ -102,7 +102,7 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
 
 
 def action_key(action: str) -> str:
-    """Return what identifies an action, however it is typed; "" for none, or only a word for nothing ("nan", "None").
+    """Return what identifies an action, however it is typed; "" for none, or a word that means none ("nan", "None").
 
     Case, white space, final stops, the forms of quotation marks and hyphens, and whether an accent is a character of
     its own make no difference.

@@ -13,7 +13,7 @@ from drot_utils.study.errors import BudgetError, EndpointError
 from drot_utils.study.params import Endpoint, Requests
 
 LENGTHS = ("max_tokens", "max_completion_tokens")  # what servers call the most tokens of an answer
-FEW = 3  # replies without a word, and none with one, from which a model is seen to think all its tokens away
+FEW = 3  # empty replies, and no other, from which a model is seen to use up all its tokens for thinking
 FEWER, NO_LENGTH = "n: fewer choices than asked", "max_tokens: refused"  # what is noted of a model's servers
 
 
@@ -32,7 +32,9 @@ class Usage:
     cost_usd: float | None = 0.0  # of all choices, at the table's prices for this endpoint
     spent_usd: float | None = 0.0  # of the answers to this run's calls
     unmetered: int = 0  # calls that may have been billed although no answer arrived whole; not in `spent_usd`
-    ignored: dict[str, int] = field(default_factory=dict)  # what this model's server passed over in the cache's life
+    ignored: dict[str, int] = field(
+        default_factory=dict
+    )  # `FEWER` and `NO_LENGTH` of this model's servers, in the cache's life
     unfinished: dict[str, int] = field(default_factory=dict)  # choices without an end of their own, by reason
     answered_by: dict[str, int] = field(default_factory=dict)  # choices, by the server's name of the model
 
@@ -127,7 +129,7 @@ class Accounts:
     def learn(self, refusal: Refusal, work: Work, sent: dict[str, Any]) -> bool:
         """Take from a refusal how to ask this server; False when it is final."""
         if refusal.status in (400, 422) and not refusal.setting and sent.get("n", 1) > 1:
-            # Some servers refuse `n` instead of passing over it. If this was not it, the next refusal is final.
+            # Some servers refuse `n` instead of ignoring it. If this was not it, the next refusal is final.
             work.alone = work.doubted = True
             return True
         return self.learn_length(refusal)

@@ -21,7 +21,7 @@ APPLICATION = 0x64526F54  # "dRoT": marks the file as ours
 COLUMNS = "key, choice, text, finish, prompt_tokens, completion_tokens, answered_by"
 AT_ONCE = 400  # keys a query; every SQLite allows 999
 
-#: Entries of the ledger: what was billed, by the server's count or else at most; what a server passed over (the setting follows).
+#: Entries of the ledger: what was billed, by the server's count or else at most; what a server ignored (the setting follows).
 METERED, UNMETERED, IGNORED = "metered", "unmetered", "ignored: "
 
 #: File systems of one machine. Elsewhere SQLite's write-ahead log is not safe (its memory cannot be shared between machines).
@@ -178,7 +178,7 @@ class Cache:
         )
 
     def list_ignored(self, model: str) -> dict[str, int]:
-        """Return what the model's servers were seen to pass over, with how often."""
+        """Return what the model's servers were seen to ignore or refuse, with how often."""
         rows = self.query(
             "SELECT entry, sum(times) FROM ledger WHERE model = ? AND entry LIKE ? GROUP BY entry", model, f"{IGNORED}%"
         )

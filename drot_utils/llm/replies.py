@@ -33,8 +33,8 @@ _WHOLE = re.compile(
 class Work:
     """A request with the numbers of the choices that are still missing.
 
-    `alone`: choices are asked for one by one, as the server does not give several; `doubted`: it has refused several, without
-    a word why.
+    `alone`: choices are asked for one by one, as the server does not give several; `doubted`: it has refused several, and
+    did not say why.
     """
 
     key: str

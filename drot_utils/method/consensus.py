@@ -1,6 +1,6 @@
 """One score out of many: majority, mean, or a consensus weighted by reliability; and who is far from it.
 
-The model behind the last one, and why it is so, is in docs/consensus.md.
+The model behind the last one is derived in docs/consensus.md.
 """
 
 import itertools

@@ -50,7 +50,7 @@ class EndpointError(DrotError):
 
 
 class BudgetError(EndpointError):
-    """Going on would cost more than `requests.budget_usd` allows, or what it costs is not known."""
+    """`requests.budget_usd` is spent, or less than what is forecast, or what it would cost is not known."""
 
 
 class StorageError(DrotError):

@@ -164,7 +164,7 @@ def run_stage(name: str, params_file: str) -> None:
 
 
 def execute(stage: Stage, params_file: str, run: Run) -> Path:
-    """Execute a stage's notebook in a fresh kernel.
+    """Execute a stage's notebook in a kernel of its own (see `kernels`).
 
     Parameters
     ----------
