@@ -1,6 +1,7 @@
 """What papermill, Snakemake and imports cost: the cells' own work against the whole ``make smoke``.
 
-The bound is what a notebook costs that only imports torch and transformers: papermill, a kernel, and the two.
+The bound is what a notebook costs that only imports torch and transformers in a kernel of its own, started afresh: a run's
+kernels are forked from one process that has imported them (`study.kernels`), so the overhead may be below it.
 """
 
 import json
@@ -23,7 +24,7 @@ def main() -> None:
     read_options(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        command = [sys.executable, "-m", "drot_utils", "params/smoke.yaml", "--cores", "1"]
+        command = [sys.executable, "-m", "drot_utils", "run", "params/smoke.yaml", "--cores", "1"]
         subprocess.run(
             command, cwd=ROOT, env={**os.environ, "DROT_OUTPUT": folder}, check=True, stdout=subprocess.DEVNULL
         )

@@ -132,3 +132,18 @@ def test_load_has_two_minutes_at_least_by_default():
     ):  # fmt: skip
         assert keeps_asking(fault, retries, 5, waited) is expected
     assert not keeps_asking(load, 0, 0, 0)  # `max_retries: 0` means it
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ({}, None),
+        ({"retry-after": "3"}, None),
+        ({"retry-after": "121"}, "retry-after: 121"),
+        ({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"}, "retry-after: Wed, 21 Oct 2099 07:28:00 GMT"),
+        ({"retry-after-ms": "500", "retry-after": "900"}, None),
+        ({"retry-after-ms": "130000"}, "retry-after-ms: 130000"),
+    ],
+)
+def test_a_pause_that_nobody_waits_for(headers, found):
+    assert connection._find_long_pause(connection.httpx2.Headers(headers)) == found

@@ -23,6 +23,7 @@ from drot_utils.study.params import Endpoint
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 #: Seconds for which a server that is overloaded is asked again at least, however few tries `max_retries` allows (0: none).
 PATIENCE = 120.0
+LONGEST_PAUSE = 120.0  # seconds for which the `openai` client waits when a server asks for a pause
 FILE_TIMES = 10  # a file of requests or answers may take as many times as long as one request
 NO_LIMIT = 10**6  # tries that the client is given: how many it gets of them is decided here
 
@@ -98,12 +99,11 @@ class Server:
         if response.status_code < 400:
             return self._blot(response.content)
         # Not in the handler: the package's error repeats what the server says, key and all, and would be part of ours.
-        body, pause = self._blot(response.content), response.headers.get("retry-after")
-        fault = read_status(response.status_code, body, self.endpoint, "")
-        if pause is None:
+        fault = read_status(response.status_code, self._blot(response.content), self.endpoint, "")
+        if not (pause := _find_long_pause(response.headers)):
             raise fault
         raise EndpointError(
-            f"the server is not to be asked again yet (retry-after: {pause}; {fault})",
+            f"the server is not to be asked again yet ({pause}; {fault})",
             where=f"{self.endpoint.base_url}, model {self.endpoint.model}",
             todo="run the same command after it: what was answered is in the cache",
         )
@@ -173,6 +173,17 @@ class Server:
 
     def _blot(self, content: bytes) -> bytes:
         return content.replace(self.secret, b"[key]") if self.secret else content
+
+
+def _find_long_pause(headers: httpx2.Headers) -> str | None:
+    for name, longest in (("retry-after-ms", 1000 * LONGEST_PAUSE), ("retry-after", LONGEST_PAUSE)):
+        if (value := headers.get(name)) is not None:
+            try:
+                long = float(value) > longest
+            except ValueError:
+                long = True  # a date: one that is near has been waited for
+            return f"{name}: {value}" if long else None
+    return None
 
 
 def _open_http(server: Server) -> httpx2.AsyncClient:
