@@ -29,7 +29,7 @@ ablations: .venv/ready-$(TORCH)  ## the six ablated students of table 2 as well
 	@$(BIN)/python -m drot_utils run "params/$(PROFILE).yaml" --cores $(CORES) --ablations
 
 test: .venv/ready-$(TORCH) lint  ## lint, then the tests, with the smoke study end to end among them
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/ready-$(TORCH)  ## ruff, and no outputs in committed notebooks
 	@$(BIN)/ruff check --quiet .

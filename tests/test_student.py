@@ -5,7 +5,7 @@ import pytest
 import torch
 from tokenizers import processors
 
-from drot_utils.engine import load
+from drot_utils.engine import load, writer
 from drot_utils.engine.load import build_tiny
 from drot_utils.engine.writer import Written
 from drot_utils.method import judges, student
@@ -62,7 +62,7 @@ def test_a_chat_prompt_has_the_special_tokens_of_its_template_only(study, monkey
     tokenizer.chat_template = "{{ bos_token }}" * writes_bos + "{{ messages[0]['content'] }}!"
     monkeypatch.setattr(load, "load_model", lambda *a: (model, tokenizer))
     author, read = student.open_author(study, "base"), []
-    monkeypatch.setattr(author.writer, "_causal", lambda prompts, *a: read.extend(prompts) or [[1]])
+    monkeypatch.setattr(writer, "write_sequences", lambda model, prompts, *a, **k: read.extend(prompts) or [[1]])
     author.writer.write([author.ask("Lying", -1)], 1, "greedy")
     monkeypatch.setattr(
         judges, "_next_logits", lambda model, tokenizer, prompts: read.extend(prompts) or torch.zeros(1, 600)
