@@ -13,6 +13,7 @@ from drot_utils.engine.load import load_folder, load_model, save_model
 from drot_utils.engine.slots import GROUPED
 from drot_utils.engine.writer import Writer
 from drot_utils.method.prompts import student_source
+from drot_utils.method.student import make_examples
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
 from drot_utils.study.record import choose_dtype
@@ -73,8 +74,9 @@ def _student(params, run, device, dtype):
     if not (folder / "model.safetensors").exists():
         model, tokenizer = load_model(params.student.base, "student", run)
         rows = corpora.read_recorded(params.teacher.recorded, corpora.read_actions(params.corpus.actions)).head(400)
+        examples = make_examples(rows, tokenizer, params.student, model.config.is_encoder_decoder)
         trainer.train(
-            model, tokenizer, rows, params.student, learning_rate=1e-4, epochs=1, work=folder.with_name("work"), seed=1,
+            model, examples, params.student, learning_rate=1e-4, epochs=1, work=folder.with_name("work"), seed=1,
             device=device, dtype=dtype,
         )  # fmt: skip
         save_model(model, tokenizer, folder, dtype)

@@ -78,8 +78,8 @@ def _measure(name, rows, params, run, device, dtype, options):
         own.load_state_dict(first)
         with tempfile.TemporaryDirectory() as work:
             done = train(
-                own, tokenizer, rows, settings, learning_rate=RATE, epochs=1, work=Path(work), seed=1, device=device, dtype=dtype,
-                compiled=params.compute.compile,
+                own, student.make_examples(rows, tokenizer, settings, False), settings, learning_rate=RATE, epochs=1,
+                work=Path(work), seed=1, device=device, dtype=dtype, compiled=params.compute.compile,
             )  # fmt: skip
         losses["ours"] = float(np.mean(done.losses))
 
