@@ -263,7 +263,10 @@ def run_study(
 ) -> subprocess.CompletedProcess[str]:
     """Run a whole study in a process of its own, as `make` does."""
     command = [sys.executable, "-m", "drot_utils", "run", str(params_file), *options]
-    env = {**os.environ, "DROT_OUTPUT": str(output), **environment}
+    # What a notebook's study sets for itself, and tests in this process may have set.
+    quiet = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM")
+    inherited = {name: value for name, value in os.environ.items() if name not in quiet}
+    env = {**inherited, "DROT_OUTPUT": str(output), **environment}
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
 
 

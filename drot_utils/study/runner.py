@@ -271,6 +271,9 @@ def run_environment(run: Run) -> dict[str, str]:
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         # Threads of OpenMP that wait sleep: those that spin halve a training beside another busy process (benchmarks/contention.py).
         "OMP_WAIT_POLICY": "passive",
+        # Notebooks import these before they open their study, which quiets them too.
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
     }
     forced = {}
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 (it gives "~" itself where there is none)
