@@ -140,7 +140,8 @@ def for_reading(rows: pd.DataFrame, *columns: str, decimals: int = 2) -> Styler:
     if "moral_variance" in shown:
         shown = shown.assign(direction=shown["moral_variance"].map(DIRECTIONS))
         shown = shown[["direction" if name == "moral_variance" else name for name in shown if name != "direction"]]
-    shown.columns = [str(name).replace("_", " ") for name in shown]
+    # Names of columns in words; a model's name, such as Distill_base, stays.
+    shown.columns = [name.replace("_", " ") if name.islower() else name for name in map(str, shown)]
     texts = [name for name in shown if not pd.api.types.is_numeric_dtype(shown[name])]
     left = [{"selector": "th.col_heading", "props": "text-align: left"}]
     style = shown.style.hide(axis="index").format(precision=decimals, na_rep="", escape="html")
