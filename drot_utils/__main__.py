@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m drot_utils", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m drot_utils", description="The study from the command line.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, do: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
