@@ -67,4 +67,10 @@ def test_rows_are_shown_in_words(candidates):
 def test_columns_and_decimals_are_chosen(candidates):
     rows = candidates.assign(critic_score=0.1234, Distill_base="x")
     html = table.for_reading(rows, "context", "critic_score", "Distill_base", decimals=3).to_html()
-    assert "0.123<" in html and "critic score" in html and "Distill_base" in html and "rationale" not in html and "direction" not in html
+    assert (
+        "0.123<" in html
+        and "critic score" in html
+        and "Distill_base" in html
+        and "rationale" not in html
+        and "direction" not in html
+    )
