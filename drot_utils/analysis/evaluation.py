@@ -9,7 +9,7 @@ from drot_utils.data.gold import count_valid
 from drot_utils.data.paper import TABLE2
 from drot_utils.data.table import PROMPT, make_table
 from drot_utils.method.nli import Entails, filter_unique
-from drot_utils.study.graph import STUDENTS
+from drot_utils.study.graph import in_order
 
 METRICS = ["vld", "avg", "n_vld", "n_unq_vld"]
 #: Columns of `paired_differences`.
@@ -108,7 +108,7 @@ def make_table2(
     train_rows : dict of int
         Model to the number of rows that it has learnt from, None where it has not.
     """
-    models = [name for name in STUDENTS if name in train_rows]
+    models = in_order(train_rows)
     table = pd.DataFrame({"model": models, "train_rows": pd.array([train_rows[name] for name in models], "Int64")})
     for prefix, by_model in per_action.items():
         table = table.merge(summarize(by_model, draws, seed, prefix), on="model")

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from drot_utils.data.parsing import INVISIBLE, NOTHING
-from drot_utils.data.table import check_columns
+from drot_utils.data.table import check_columns, read_table, write_frame
 from drot_utils.study.errors import DataError
 from drot_utils.study.params import Corpus, Params
-from drot_utils.study.paths import resolve
+from drot_utils.study.paths import Run, require, resolve
 
 #: The columns of the published Social-Chem-101 (Forbes et al., 2020), of which `read_actions` needs four.
 SOCIAL_CHEM = [
@@ -290,12 +290,12 @@ def _header(path: Path, quoted: bool) -> list[str]:
 
 
 def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, pd.DataFrame]:
-    """Sample A0, A1, A2 and the rest from the training split, without replacement, and the held-out test actions.
+    """Sample A0, an A for each round, and the rest from the training split, without replacement, and the held-out test actions.
 
     Returns
     -------
     dict of DataFrame
-        ``seed``, ``round_1``, ``round_2``, ``final`` and ``test``: no action is in two of them.
+        ``seed``, ``round_1``, ``round_2`` and so on, ``final`` and ``test``: no action is in two of them.
 
     Raises
     ------
@@ -305,7 +305,7 @@ def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, 
     rng = np.random.default_rng(seed)
     train, test = actions[actions["split"] == "train"], actions[actions["split"] == "test"]
     train, test = (part.iloc[rng.permutation(len(part))].reset_index(drop=True) for part in (train, test))
-    sizes = {"seed": plan.seed_actions, "round_1": plan.round_actions[0], "round_2": plan.round_actions[1]}
+    sizes = {"seed": plan.seed_actions, **{f"round_{i}": n for i, n in enumerate(plan.round_actions, start=1)}}
     sizes["final"] = plan.final_actions if plan.final_actions is not None else max(0, len(train) - sum(sizes.values()))
     tested = plan.test_actions if plan.test_actions is not None else len(test)
     for split, wanted, found in (("train", sum(sizes.values()), len(train)), ("test", tested, len(test))):
@@ -317,7 +317,7 @@ def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, 
             )
     if sizes["final"] == 0:
         raise DataError(
-            f"no action remains for the final data set: {len(train)} of the train split are all used by A0, A1 and A2",
+            f"no action remains for the final data set: {len(train)} of the train split are all used by A0 and the rounds",
             where=plan.actions,
             todo="ask for fewer under `corpus` in the parameters",
         )
@@ -325,6 +325,19 @@ def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, 
     for name, size in sizes.items():
         parts[name], start = train.iloc[start : start + size].reset_index(drop=True), start + size
     return {**parts, "test": test.iloc[:tested].reset_index(drop=True)}
+
+
+def write_split(parts: dict[str, pd.DataFrame], run: Run) -> None:
+    """Keep the parts that `sample_actions` drew, once a run; all later notebooks read them (see `read_split`)."""
+    write_frame(pd.concat([rows.assign(part=name) for name, rows in parts.items()], ignore_index=True), run.data("actions"))
+
+
+def read_split(run: Run) -> dict[str, pd.DataFrame]:
+    """Return the parts that notebook 1 drew, as `sample_actions` returned them."""
+    rows = read_table(require(run.data("actions"), "01_seed_generation"))
+    return {
+        name: part.drop(columns="part").reset_index(drop=True) for name, part in rows.groupby("part", sort=False)
+    }
 
 
 def is_builtin(params: Params) -> bool:

@@ -8,7 +8,7 @@ from drot_utils.data.paper import TABLE2, TABLE4
 from drot_utils.data.table import PROMPT
 from drot_utils.method.nli import Entails, filter_unique
 from drot_utils.people.forms import EVALUATION_FORM
-from drot_utils.study.graph import STUDENTS
+from drot_utils.study.graph import in_order
 
 #: What `measure_agreement` returns, and our columns of tables 4 and 2.
 AGREEMENT = ["rows", "annotators", "full", "majority", "kappa"]
@@ -59,7 +59,7 @@ def fill_table2(judged: pd.DataFrame | None, chosen: pd.DataFrame, entails: Enta
     DataFrame
         ``model``, `HUMAN_COLUMNS` (null where nobody was asked), and the paper's columns.
     """
-    table = pd.DataFrame({"model": [name for name in STUDENTS if name in set(chosen["source"])]})
+    table = pd.DataFrame({"model": in_order(set(chosen["source"]) - {"drot"})})
     if judged is None:
         table = table.reindex(columns=["model", *HUMAN_COLUMNS])
     else:

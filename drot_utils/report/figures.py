@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
-from drot_utils.study.graph import STUDENTS
+from drot_utils.study import graph
 from drot_utils.study.paths import STYLE, Run, atomic
 
 plt.style.use(STYLE)
@@ -107,7 +107,7 @@ def draw_losses(losses: dict[str, list[float]], window: int = 10) -> Figure:
     figure, axes = _make_axes(xlabel="optimizer step", ylabel=f"nats a token (mean of {window})", title="Training loss")
     for name, values in losses.items():
         smooth = pd.Series(values).rolling(window, min_periods=1).mean()
-        axes.plot(np.arange(1, len(values) + 1), smooth, label=STUDENTS.get(name, name))
+        axes.plot(np.arange(1, len(values) + 1), smooth, label=graph.label(name))
     _say_if_empty(axes, sum(map(len, losses.values())))
     axes.legend()
     return figure
@@ -148,7 +148,7 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
         Column prefix to legend, such as ``auto_`` and ``independent_``.
     """
     rows = table.set_index("model").loc[models]
-    names = [STUDENTS[m].replace("SelfDistill", "Self").replace("zero-shot base model", "base") for m in models]
+    names = [graph.label(m).replace("SelfDistill", "Self").replace("zero-shot base model", "base") for m in models]
     figure, grid = plt.subplots(1, len(METRICS), figsize=(10, 2.9), layout="constrained")
     x = np.arange(len(models))
     grey = {"color": "grey", "linewidth": 1, "markersize": 4}

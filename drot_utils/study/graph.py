@@ -1,31 +1,51 @@
 """The study as a graph: which notebook runs with what, after which others. The `Snakefile` and the runner read it."""
 
-import ast
+import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from drot_utils.study.code import hash_notebook
 from drot_utils.study.errors import DrotError
 from drot_utils.study.params import Params
-from drot_utils.study.paths import NOTEBOOKS, ROOT, Run, files_below, resolve
+from drot_utils.study.paths import NOTEBOOKS, ROOT, Run, files_below, resolve, sha256
 
-#: The order of the students, our name to the paper's.
-STUDENTS = {
+#: Who writes contexts, our name to the paper's; between the last two come the rounds, ``self_distill_1`` and so on.
+WRITERS = {
     "teacher": "teacher (the paper's: GPT-3)",
     "base": "zero-shot base model",
     "distill_base": "Distill_base",
-    "distill_base-no_critic": "- No Critic",
-    "self_distill_1": "SelfDistill_1",
-    "self_distill_1-top_1_only": "- Top 1 Only",
-    "self_distill_1-no_nli": "- No NLI",
-    "self_distill_2": "SelfDistill_2",
-    "self_distill_2-top_1_only": "- Top 1 Only",
-    "self_distill_2-no_nli": "- No NLI",
-    "self_distill_2-no_self_distill": "- No Self-distill",
     "distill_final": "Distill_final",
 }
-ABLATIONS = [name for name in STUDENTS if "-" in name]
+#: The ablations of table 2: what follows a student's name after a dash.
+VARIANTS = {
+    "no_critic": "- No Critic",
+    "top_1_only": "- Top 1 Only",
+    "no_nli": "- No NLI",
+    "no_self_distill": "- No Self-distill",
+}
+
+
+def label(student: str) -> str:
+    """Return the paper's name of a student, such as ``SelfDistill_1``, or of its ablation."""
+    name, _, variant = student.partition("-")
+    return VARIANTS.get(variant) or WRITERS.get(name) or name.replace("self_distill", "SelfDistill")
+
+
+def in_order(students: Iterable[str]) -> list[str]:
+    """Return writers in the order of table 2: each one's ablations after it, the rounds before the final student."""
+    first, variants = list(WRITERS), ["", *VARIANTS]
+
+    def rank(student: str) -> tuple[float, int]:
+        name, _, variant = student.partition("-")
+        place = 2 + int(name.removeprefix("self_distill_")) if name not in WRITERS else first.index(name)
+        return (math.inf if name == "distill_final" else place), variants.index(variant)
+
+    return sorted(students, key=rank)
 
 
 @dataclass(frozen=True)
@@ -78,7 +98,7 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
         With the six ablated students of table 2; by default as `params` says, or when some of them exist already.
     """
     if ablations is None:
-        ablations = params.ablations or any(Run(params.profile).model(name).exists() for name in ABLATIONS)
+        ablations = params.ablations or any(Run(params.profile).model("").glob("*-*"))
     sections = ("seed", "compute", "corpus", "requests", "critic", "judges", "evaluation")
     panel = Stage("12_judges", ("02_critic",), sections, 12)
     # Judges that stand in the critic's place run before whoever asks them.
@@ -87,17 +107,17 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     )
     first, last = ([panel], []) if filters or judged else ([], [panel])
     before_base = ("01_seed_generation", "02_critic", "03_nli_filter", *filters)
+    rounds = len(params.corpus.round_actions)
     stages = [
         Stage("01_seed_generation", (), ("seed", "corpus", "requests", "teacher"), 8),
         Stage("02_critic", (), ("seed", "compute", "corpus", "critic", "evaluation"), 85),
         Stage("03_nli_filter", (), ("seed", "compute", "nli"), 50),
         *first,
         Stage("04_distill_base", before_base, WRITES, 100),
-        _round(1, "04_distill_base", 117),
-        _round(2, "05_self_distill-1", 147),
-        Stage("06_final_dataset", ("05_self_distill-2",), WRITES, 310),
+        *_list_rounds(rounds),
     ]
-    variants = _list_ablations() if ablations else []
+    stages.append(Stage("06_final_dataset", (stages[-1].name,), WRITES, 310))
+    variants = _list_ablations(rounds) if ablations else []
     students = tuple(stage.name for stage in [stages[-1], *variants])
     final = ("06_final_dataset",)
     return [
@@ -117,60 +137,109 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     ]
 
 
-def _round(number: int, after: str, seconds: int, variant: str = "") -> Stage:
-    name = f"05_self_distill-{number}" + (f"-{variant}" if variant else "")
-    return Stage(name, (after,), WRITES, seconds, {"round": number, "variant": variant})
-
-
-def _list_ablations() -> list[Stage]:
-    base = "04_distill_base"
-    stages = [Stage(f"{base}-no_critic", (base,), WRITES, 150, {"variant": "no_critic"})]
-    for variant in ("top_1_only", "no_nli"):
-        stages.append(_round(1, base, 110, variant))
-        stages.append(_round(2, stages[-1].name, 140, variant))
-    # Its number of training steps is that of both rounds together.
-    stages.append(_round(2, "05_self_distill-2", 230, "no_self_distill"))
+def _list_rounds(rounds: int, variant: str = "") -> list[Stage]:
+    stages, before = [], "04_distill_base"
+    for number in range(1, rounds + 1):
+        name = f"05_self_distill-{number}" + (f"-{variant}" if variant else "")
+        stages.append(Stage(name, (before,), WRITES, 130, {"round": number, "variant": variant}))
+        before = name
     return stages
 
 
-def inputs_of(stage: Stage, run: Run, params: Params) -> list[Path]:
-    """Return the files a stage depends on: its notebook, the modules it imports, its data (of a folder, all files), the notebooks before it."""
-    before = [run.root / "notebooks" / f"{name}.ipynb" for name in stage.needs]
-    values = [value for section in stage.sections for value in _texts(getattr(params, section))]
-    return [stage.notebook, *modules_of(stage.notebook), *_files(values), *before]
+def _list_ablations(rounds: int) -> list[Stage]:
+    base, last = "04_distill_base", f"05_self_distill-{rounds}"
+    stages = [Stage(f"{base}-no_critic", (base,), WRITES, 150, {"variant": "no_critic"})]
+    for variant in ("top_1_only", "no_nli"):
+        stages += _list_rounds(rounds, variant)
+    if (
+        rounds > 1
+    ):  # of one round it would be the round itself; its number of training steps is that of all rounds together
+        parameters = {"round": rounds, "variant": "no_self_distill"}
+        stages.append(Stage(f"{last}-no_self_distill", (last,), WRITES, 230, parameters))
+    return stages
 
 
-def refuse_braces(run: Run, params: Params) -> None:
+def list_students(params: Params, ablations: bool | None = None) -> list[str]:
+    """Return the students that a study trains, in the order of table 2 (`ablations` as in `list_stages`)."""
+    trained = []
+    for stage in list_stages(params, ablations):
+        number, _, variant = stage.name.partition("-")
+        if number == "04_distill_base":
+            trained.append("-".join(filter(None, ["distill_base", variant])))
+        elif number == "05_self_distill":
+            trained.append(f"self_distill_{variant}")
+    return in_order([*trained, "distill_final"])
+
+
+def list_training_sets(params: Params) -> list[str]:
+    """Return the names of what the students were trained on before the final one: ``d0``, ``d1`` and so on."""
+    return [f"d{number}" for number in range(len(params.corpus.round_actions) + 1)]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a stage's results are known by.
+
+    Attributes
+    ----------
+    value : str
+        A hash of all that decides its numbers: the code its notebook reaches (no comments, no docstrings, nothing that only
+        draws), its sections of the parameters, its data, and the stamps of the stages it needs.
+    look : str
+        A hash of that and of what it draws; part of its record's name.
+    inputs : dict
+        What they were made of: ``code look parameters data needs``, each by name.
+    """
+
+    value: str
+    look: str
+    inputs: dict[str, dict[str, Any]]
+
+
+def stamp_stages(stages: list[Stage], params: Params) -> dict[str, Stamp]:
+    """Return the stamps of stages that are in the order in which they can run."""
+    values = params.model_dump(mode="json")
+    del values["compute"]["executor"]  # who does the shards changes no number
+    hashed = cache(hash_notebook)
+    stamps: dict[str, Stamp] = {}
+    for stage in stages:
+        computing, everything = hashed(stage.notebook)
+        inputs = {
+            "code": computing,
+            "parameters": {name: values[name] for name in stage.sections} | {"stage": stage.parameters},
+            "data": _hash_data(params, stage),
+            "needs": {name: stamps[name].value for name in stage.needs},
+        }
+        value = _digest(inputs)
+        looks = {name: digest for name, digest in everything.items() if computing.get(name) != digest}
+        stamps[stage.name] = Stamp(value, _digest([value, looks]), {**inputs, "look": looks})
+    return stamps
+
+
+def _hash_data(params: Params, stage: Stage) -> dict[str, str]:
+    # Files and folders by the names that the parameters give them, so that the checkout may lie anywhere.
+    hashes = {}
+    for text in {text for section in stage.sections for text in _texts(getattr(params, section)) if "/" in text}:
+        path = resolve(text)
+        for file in files_below(path) if path.is_dir() else [path]:
+            if file.is_file():
+                hashes[text if file == path else f"{text}/{file.relative_to(path).as_posix()}"] = sha256(file)
+    return dict(sorted(hashes.items()))
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def refuse_braces(*paths: str | Path) -> None:
     """Raise a `DrotError` where a path that the runner gets holds a brace: Snakemake reads ``{name}`` as a placeholder."""
-    for path in [ROOT, run.root, *_files(_texts(params))]:
+    for path in (ROOT, *paths):
         if set("{}") & set(str(path)):
             raise DrotError(
                 "a path with a brace, which the runner (Snakemake) takes for a placeholder",
                 where=str(path),
                 todo="give the folder or the file another name",
             )
-
-
-def modules_of(notebook: Path) -> list[Path]:
-    """Return the modules of this package that a notebook imports, directly or through each other."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    waiting = _imported("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
-    found: set[Path] = set()
-    while waiting:
-        path = waiting.pop()
-        found.add(path)
-        waiting |= _imported(path.read_text(encoding="utf-8")) - found
-    return sorted(found)
-
-
-def _imported(source: str) -> set[Path]:
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "drot_utils":
-            place = ROOT.joinpath(*node.module.split("."))
-            # `from drot_utils.room.file import name`, or `from drot_utils.room import file`.
-            found |= {place.with_suffix(".py"), *((place / f"{alias.name}.py") for alias in node.names)}
-    return {path for path in found if path.is_file()}
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -182,9 +251,3 @@ def _texts(value: object) -> Iterator[str]:
     elif hasattr(value, "__pydantic_fields__"):
         for name in type(value).model_fields:
             yield from _texts(getattr(value, name))
-
-
-def _files(values: Iterable[str]) -> list[Path]:
-    paths = [resolve(value) for value in values if "/" in value]
-    below = [file for path in paths if path.is_dir() for file in files_below(path)]
-    return sorted({path for path in [*paths, *below] if path.is_file()})

@@ -186,7 +186,7 @@ class Corpus(Section):
 
     actions: str
     seed_actions: PositiveInt
-    round_actions: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+    round_actions: Annotated[list[PositiveInt], Field(min_length=1)]
     final_actions: PositiveInt | None
     test_actions: PositiveInt | None
 
@@ -264,7 +264,7 @@ class Student(Section):
     epochs: PositiveInt
     round_epochs: PositiveInt
     final_epochs: PositiveInt
-    final_from: Literal["base", "self_distill_2"]
+    final_from: Literal["base", "last_round"]
     batch_size: PositiveInt
     accumulate: PositiveInt
     max_prompt_length: PositiveInt

@@ -29,6 +29,8 @@ _LEFTOVER = re.compile(r"\.|~\$|(__MACOSX|Thumbs\.db|desktop\.ini)$", re.IGNOREC
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 PATIENCE = 300.0  # seconds to wait for a lock file; what is done under one takes seconds
 TAKING = 0.2  # seconds in which a dead process's lock file is taken over
+#: Files and folders that this process put in their place, in order: from these a stage's record names what it made.
+WRITTEN: list[Path] = []
 
 
 def output_root() -> Path:
@@ -145,6 +147,7 @@ def atomic(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
+        WRITTEN.append(path)
     except (OSError, SafetensorError) as error:
         raise wrap_os_error(error, path) from error
     finally:
@@ -174,6 +177,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
         fill(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
+        WRITTEN.append(folder)
     except (OSError, SafetensorError) as error:
         raise wrap_os_error(error, folder) from error
     finally:
