@@ -1,0 +1,181 @@
+"""What stages made: the records a run has of them, whether they still hold, and links of them into another run.
+
+A record is ``runs/<profile>/stages/<stage>.<look>.json``. It names the files that the stage made, and what they were made of. While
+it is there and its files are whole, there is nothing to do.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from drot_utils.study.errors import wrap_os_error
+from drot_utils.study.graph import Stage, Stamp
+from drot_utils.study.paths import Run, exclusive, output_root, to_json, write_text
+
+BY_HAND = "by-hand"  # stands for the stamp of what was run by hand
+
+
+def record_path(run: Run, stage: str, look: str) -> Path:
+    """Return where the record of a stage lies: the runner's target."""
+    return run.root / "stages" / f"{stage}.{look}.json"
+
+
+def read_records(run: Run) -> dict[str, dict[str, Any]]:
+    """Return the records of a run by stage."""
+    found = {}
+    for path in sorted((run.root / "stages").glob("*.*.json")):
+        with suppress(OSError, json.JSONDecodeError):  # just being replaced
+            found[path.name.split(".")[0]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def begin(run: Run, stage: str) -> None:
+    """Forget what a stage made: it is about to be made anew."""
+    for path in (run.root / "stages").glob(f"{stage}.*.json"):
+        path.unlink(missing_ok=True)
+
+
+def finish(run: Run, stage: str, look: str, record: dict[str, Any]) -> None:
+    """Keep the record of a stage that ended well, and put all records together in ``manifest.json``."""
+    with exclusive(run.work("stages") / ".lock", wait=True):  # two stages may end at once
+        begin(run, stage)
+        write_text(record_path(run, stage, look), _json(record))
+        records = read_records(run)
+        write_text(run.manifest, _json({"profile": run.profile, "stages": records}))
+
+
+def list_files(run: Run, paths: list[Path]) -> dict[str, int]:
+    """Return the files among `paths` and below them that are results of a run, by name, with their sizes.
+
+    Unfinished work and what lies elsewhere is left out.
+    """
+    found = {}
+    for path in paths:
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            for kind, folder in _places(run).items():
+                if file.is_file() and file.is_relative_to(folder) and not file.is_relative_to(run.work("")):
+                    found[f"{kind}/{file.relative_to(folder).as_posix()}"] = file.stat().st_size
+    return dict(sorted(found.items()))
+
+
+def find_broken(run: Run, record: dict[str, Any]) -> str | None:
+    """Return the first file of a record that is missing or has another size, or None where all are whole."""
+    for name, size in record.get("files", {}).items():
+        path = _place(run, name)
+        if not path.is_file() or path.stat().st_size != size:
+            return name
+    return None
+
+
+def settle(run: Run, stages: list[Stage], stamps: dict[str, Stamp]) -> dict[str, str]:
+    """Forget the records whose files are no longer whole, and take over from other runs what is the same.
+
+    Returns
+    -------
+    dict
+        The run that each stage was taken over from.
+    """
+    taken = {}
+    for stage in stages:
+        look = stamps[stage.name].look
+        path = record_path(run, stage.name, look)
+        if path.exists() and not find_broken(run, json.loads(path.read_text(encoding="utf-8"))):
+            continue
+        path.unlink(missing_ok=True)
+        for other in other_runs(run):
+            theirs = record_path(other, stage.name, look)
+            if theirs.exists():
+                record = json.loads(theirs.read_text(encoding="utf-8"))
+                if not find_broken(other, record):
+                    take_over(run, stage.name, look, other, record)
+                    taken[stage.name] = other.profile
+                    break
+    return taken
+
+
+def take_over(run: Run, stage: str, look: str, other: Run, record: dict[str, Any]) -> None:
+    """Link the files of a record into `run`, and keep the record there, too.
+
+    Every file of a run is written anew and renamed, never changed in place. So either run may go its own way, or be removed.
+    """
+    for name in record["files"]:
+        link(_place(other, name), _place(run, name))
+    finish(run, stage, look, {**record, "from": record.get("from") or other.profile})
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name in another run (a symbolic link where the file system has no others)."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            target.symlink_to(os.path.relpath(source, target.parent))
+    except OSError as error:
+        raise wrap_os_error(error, target) from error
+
+
+def other_runs(run: Run) -> Iterator[Run]:
+    """Yield the other runs below the same output folder."""
+    for folder in sorted(path.parent for path in (output_root() / "runs").glob("*/stages")):
+        if folder.name != run.profile:
+            yield Run(folder.name)
+
+
+def overlay(run: Run, base: Run) -> None:
+    """Let a run by hand read what `base` has and it has not: by links, renewed where `base` changed since."""
+    mine = read_records(run)
+    for stage, record in read_records(base).items():
+        look = record.get("look", BY_HAND)
+        have = mine.get(stage)
+        if (have is None or have.get("from")) and (have or {}).get("look") != look and not find_broken(base, record):
+            take_over(run, stage, look, base, record)
+    answers = Path("data", "answers.sqlite")  # written in place, so it is copied
+    if (base.root / answers).exists() and not (run.root / answers).exists():
+        shutil.copyfile(base.root / answers, run.root / answers)
+
+
+def explain(stamp: Stamp, old: dict[str, Any] | None) -> list[str]:
+    """Say in a few words each what changed since a record was made."""
+    if old is None or "inputs" not in old:
+        return ["has not run"]
+    new, before = stamp.inputs, old["inputs"]
+    was, now = _flat(before["parameters"]), _flat(new["parameters"])
+    why = [f"{key}: {was.get(key)} -> {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)]
+    why += [f"{name} changed" for name in _changed(before["data"], new["data"])]
+    why += [f"{_say(name)} changed" for name in _changed(before["code"], new["code"])]
+    why += [f"after {name}" for name in _changed(before["needs"], new["needs"])]
+    return why or [f"{_say(name)} changed (drawing only)" for name in _changed(before["look"], new["look"])]
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
+
+
+def _say(place: str) -> str:
+    return "the notebook" if place == "cells" else place
+
+
+def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return flat
+
+
+def _places(run: Run) -> dict[str, Path]:
+    return {"figures": run.figures, "run": run.root}
+
+
+def _place(run: Run, name: str) -> Path:
+    kind, rest = name.split("/", 1)
+    return _places(run)[kind] / rest
+
+
+def _json(value: Any) -> str:
+    return to_json(value, indent=2, sort_keys=True) + "\n"
