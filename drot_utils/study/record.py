@@ -50,8 +50,6 @@ def open_study(stage: str, params_file: str | Path, variant: str = "") -> "Study
         See `load_params`.
     """
     params = load_params(params_file)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     pd.options.display.max_colwidth = 110
