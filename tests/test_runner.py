@@ -84,9 +84,8 @@ def test_papermill_runs_a_notebook_from_any_folder(tmp_path, output):
 
 def smoke_of(output):
     from drot_utils.study.params import Params
-    from drot_utils.study.record import read_manifest
 
-    return Params.model_validate(read_manifest(Run("smoke"))["parameters"])
+    return Params.model_validate(json.loads(Run("smoke").manifest.read_text())["parameters"])
 
 
 def small(tmp_path, monkeypatch, source):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from drot_utils.study.errors import DrotError, wrap_os_error
@@ -95,11 +96,12 @@ def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage], 
         time.sleep(0.5)
         now = time.monotonic()
         text = log.read_text(encoding="utf-8", errors="replace")
-        planned = {s.name: s.seconds for s in stages if re.search(rf"^{re.escape(s.name)}\s+1$", text, re.MULTILINE)}
+        listed = re.findall(r"^(\S+) +1$", text, re.MULTILINE)  # Snakemake's table of what it will run
+        planned = {stage.name: stage.seconds for stage in stages if stage.name in listed}
         for name in re.findall(r"^Finished jobid: \d+ \(Rule: (\S+)\)", text, re.MULTILINE):
             if name in planned:
                 took.setdefault(name, now - started.get(name, shown))
-        running = {name: status for name, status in _read_status(run).items() if name not in took}
+        running = {name: s for name, s in _read_status(run).items() if name in planned and name not in took}
         for name in running:
             started.setdefault(name, now)
         if not running or now - shown < (0.5 if terminal else LOG_EVERY):
@@ -107,10 +109,9 @@ def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage], 
         shown = now
         line = f"[{len(took) + 1}/{len(planned)}] {' + '.join(_describe(n, s) for n, s in running.items())}"
         line += f" | {_clock(now - began)} so far"
-        if took:
-            at = {n: (now - started[n], bar_left(s, time.time())) for n, s in running.items() if n in planned}
-            left = study_left(planned, needs, took, at, cores)
-            line += ", longer than usual" if left is None else f", about {_clock(left)} left"
+        at = {name: (now - started[name], bar_left(status, time.time())) for name, status in running.items()}
+        if took and (left := study_left(planned, needs, took, at, cores)):
+            line += f", about {_clock(left)} left"
         print(f"\r\033[K{line[:180]}" if terminal else line, end="" if terminal else "\n", flush=True)
     if terminal:
         print("\r\033[K", end="")
@@ -119,17 +120,16 @@ def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage], 
 def _read_status(run: Run) -> dict[str, dict]:
     status = {}
     for path in sorted(run.work("progress").glob("*.json")):
-        try:
+        with suppress(FileNotFoundError):  # just finished
             status[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            continue  # just being replaced
     return status
 
 
 def _describe(name: str, status: dict) -> str:
     if not status["total"]:
         return f"{name}: {status['what']}"
-    return f"{name}: {status['what']} {status['n']}/{status['total']} {status['unit']}, {status['rate']:.1f}/s"
+    rate = (status["n"] - status["start_n"]) / max(time.time() - status["began"], 1e-9)
+    return f"{name}: {status['what']} {status['n']}/{status['total']} {status['unit']}, {rate:.1f}/s"
 
 
 def _clock(seconds: float) -> str:
@@ -166,13 +166,6 @@ def run_stage(name: str, params_file: str) -> None:
 def execute(stage: Stage, params_file: str, run: Run) -> Path:
     """Execute a stage's notebook in a kernel of its own (see `kernels`).
 
-    Parameters
-    ----------
-    stage : Stage
-    params_file : str
-        Handed to the notebook.
-    run : Run
-
     Returns
     -------
     Path
@@ -189,7 +182,7 @@ def execute(stage: Stage, params_file: str, run: Run) -> Path:
     status = run.work("progress") / f"{stage.name}.json"
     with exclusive(run.work("running") / f"{stage.name}.lock", wait=False, what=f"running {stage.name}"):
         unfinished.parent.mkdir(parents=True, exist_ok=True)
-        write_text(status, json.dumps({"what": "starting", "n": 0, "total": 0, "unit": "", "rate": 0}))
+        write_text(status, json.dumps({"what": "starting", "n": 0, "start_n": 0, "total": 0}))
         os.environ[STATUS] = str(status)
         # Snakemake tells each job's libraries to use one thread; `compute.threads` says how many.
         for name in THREADS:
@@ -214,24 +207,15 @@ def _run_notebook(stage: Stage, params_file: str, output: Path) -> None:
             kernel_manager_class=_own_kernel(), start_timeout=START, cwd=ROOT, progress_bar=False,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        raise DrotError(
-            f"cell {error.cell_index} failed with {error.ename}: {error.evalue}",
-            where=stage.name,
-            todo=f"the notebook up to that cell is {output}; mend the cause and run the same command again",
-        ) from error
+        found = f"cell {error.cell_index} failed with {error.ename}: {error.evalue}"
+        todo = f"the notebook up to that cell is {output}; mend the cause and run the same command again"
+        raise DrotError(found, where=stage.name, todo=todo) from error
     except DeadKernelError as error:
-        raise DrotError(
-            f"the notebook's kernel died ({error})",
-            where=stage.name,
-            todo="most often memory ran out: lower generation.batch_size or student.batch_size, then run again",
-        ) from error
+        todo = "most often memory ran out: lower generation.batch_size or student.batch_size, then run again"
+        raise DrotError(f"the notebook's kernel died ({error})", where=stage.name, todo=todo) from error
     except RuntimeError as error:
-        raise DrotError(
-            f"the notebook's kernel did not start ({error})",
-            where=stage.name,
-            todo=f"see what {sys.executable} -m ipykernel_launcher says; if nothing, run again: a slow disk may have needed "
-            f"more than {START} s",
-        ) from error
+        todo = f"see what {sys.executable} -m ipykernel_launcher says; if nothing, run again: a slow disk may have been slower"
+        raise DrotError(f"the notebook's kernel did not start ({error})", where=stage.name, todo=todo) from error
 
 
 def _own_kernel() -> type:
@@ -250,13 +234,15 @@ def run_environment(run: Run) -> dict[str, str]:
     """Return the environment of the processes that a run starts: what is set stays, and caches go below the run's ``work/``.
 
     So a run needs no home that can be written, no name for its user, and leaves nothing behind elsewhere.
-
-    Raises
-    ------
-    StorageError
-        When there is no home, and none can be made below ``work/``.
     """
     cache = run.work("cache")
+    home, forced = Path(os.path.expanduser("~")), {}  # noqa: PTH111 (it gives "~" itself where there is none)
+    if not home.is_dir():
+        home = cache / "home"
+        home.mkdir(parents=True, exist_ok=True)
+        forced = {"HOME": str(home)}
+    # Models from the hub are large and for all runs, and the user's token lies beside them: they stay where they are, if they can.
+    models = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface"
     own = {
         "DROT_OUTPUT": str(output_root()),
         # Of Snakemake, vLLM, and numba, where it cannot keep its code beside the packages (which all runs share).
@@ -267,26 +253,12 @@ def run_environment(run: Run) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "HF_DATASETS_CACHE": str(cache / "datasets"),
+        "HF_HOME": str(models if models.is_dir() or _can_be_made(models) else cache / "huggingface"),
         # Huge pages, where the kernel gives them on request: a training step takes a tenth less, as fresh memory is dear.
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         # Threads of OpenMP that wait sleep: those that spin halve a training beside another busy process (benchmarks/contention.py).
         "OMP_WAIT_POLICY": "passive",
-        # Notebooks import these before they open their study, which quiets them too.
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
     }
-    forced = {}
-    home = Path(os.path.expanduser("~"))  # noqa: PTH111 (it gives "~" itself where there is none)
-    if not home.is_dir():
-        home = cache / "home"
-        forced["HOME"] = str(home)
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise wrap_os_error(error, home) from error
-    # Models from the hub are large and for all runs, and the user's token lies beside them: they stay where they are, if they can.
-    models = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface"
-    own["HF_HOME"] = str(models if models.is_dir() or _can_be_made(models) else cache / "huggingface")
     try:
         getpass.getuser()
     except (KeyError, OSError):
