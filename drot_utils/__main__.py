@@ -35,9 +35,15 @@ def _make_parser() -> argparse.ArgumentParser:
     run.add_argument("--cores", type=int, default=1, help="notebooks that may run side by side")
     run.add_argument("--ablations", action="store_true", help="with the six ablated students of table 2")
     run.add_argument("--until", metavar="STAGE", help="stop after this stage, such as 04_distill_base")
+    run.add_argument("--as", dest="name", metavar="NAME", help="another run, which takes over what is the same")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="its parameters, such as nli.threshold=0.4"
+    )
+    run.add_argument("--dry-run", action="store_true", help="only say what would run, why, and for how long")
     stage = add("stage", _run_stage, "run one stage of a study (what each Snakemake job does)")
     stage.add_argument("stage", help="such as 02_critic or 05_self_distill-1")
     stage.add_argument("params_file")
+    stage.add_argument("--look", help="the stamp that it must have")
     plan = add("plan", _plan, "say what a run will take")
     plan.add_argument("params_file")
     plan.add_argument(
@@ -51,15 +57,21 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from drot_utils.study.runner import run_study
+    from drot_utils.study.params import read_overrides
+    from drot_utils.study.runner import branch_run, run_study
 
-    return run_study(options.params_file, options.cores, options.ablations, options.until)
+    params_file, overrides = options.params_file, read_overrides(options.set)
+    if overrides and not options.name:
+        raise DrotError("--set changes parameters of another run", todo="name that run with --as")
+    if options.name:
+        params_file = branch_run(params_file, options.name, overrides)
+    return run_study(params_file, options.cores, options.ablations, options.until, options.dry_run)
 
 
 def _run_stage(options: argparse.Namespace) -> int:
     from drot_utils.study.runner import run_stage
 
-    run_stage(options.stage, options.params_file)
+    run_stage(options.stage, options.params_file, options.look)
     return 0
 
 

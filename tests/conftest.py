@@ -30,7 +30,7 @@ from drot_utils.method.student import make_examples
 from drot_utils.people import exchange, forms
 from drot_utils.study.kernels import KERNELS, kernel_server
 from drot_utils.study.params import Params, load_params
-from drot_utils.study.paths import ROOT, Run
+from drot_utils.study.paths import ROOT, Run, sha256
 from drot_utils.study.record import Study
 from drot_utils.study.runner import THREADS
 
@@ -63,6 +63,7 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test writes into the checkout, reads a key, or talks to a runner."""
     monkeypatch.setenv("DROT_OUTPUT", str(tmp_path / "out"))
     monkeypatch.delenv("DROT_PROGRESS", raising=False)
+    monkeypatch.delenv("DROT_STAGE", raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     return tmp_path / "out"
 
@@ -94,6 +95,15 @@ def actions() -> pd.DataFrame:
 def study(smoke: Params, output: Path) -> Study:
     """A study of the smoke profile in an empty folder."""
     return Study(smoke, Run("smoke"), "test")
+
+
+def files_and_hashes(run: Run) -> dict[str, str]:
+    """Return the hashes of all files of a run but those of unfinished work."""
+    places = (run.root, run.figures)
+    found = [
+        path for place in places for path in place.rglob("*") if path.is_file() and run.work("") not in path.parents
+    ]
+    return {str(path): sha256(path) for path in found}
 
 
 @pytest.fixture(params=["tiny-llama", "tiny-t5"])

@@ -1,11 +1,16 @@
 """Tests of `graph`."""
 
+import ast
+import json
+import os
+import shutil
+
 import pytest
 
-from drot_utils.study import graph
+from drot_utils.study import code, graph, paths
 from drot_utils.study.errors import DrotError
 from drot_utils.study.params import load_params
-from drot_utils.study.paths import NOTEBOOKS, Run
+from drot_utils.study.paths import NOTEBOOKS, ROOT, Run
 
 
 @pytest.fixture(scope="module")
@@ -49,39 +54,169 @@ def test_only_what_the_judges_score_waits_for_them(demo, filters, evaluates, nee
     assert len(names) == 13 and all(names.index("12_judges") < names.index(name) for name in needed)
 
 
-def test_sections_exist(smoke):
+def sections_used(notebook):
+    """Return the sections of the parameters that a notebook's code reads, in its cells or in what it reaches."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    trees = [ast.parse(source.replace("%", ""))]
+    for place in set(code.hash_notebook(notebook)[1]) - {"cells"}:
+        room, file, *name = place.split(".")
+        nodes = ast.parse((ROOT / "drot_utils" / room / f"{file}.py").read_text(encoding="utf-8")).body
+        trees += [node for node in nodes if name == [getattr(node, "name", None)]]
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "attr", getattr(node.value, "id", "")) == "params":
+            yield node.attr
+
+
+def test_a_stage_names_all_sections_that_its_notebook_reads(smoke):
     for stage in graph.list_stages(smoke):
-        assert set(stage.sections) <= set(type(smoke).model_fields)
+        named = {section.split(".")[0] for section in stage.sections}
+        assert named <= set(type(smoke).model_fields)
+        read = set(sections_used(stage.notebook)) & set(type(smoke).model_fields) - {"profile", "ablations"}
+        if "teacher" not in named:  # it can be asked zero-shot, or as a judge, only where these are named
+            read -= {"teacher", "requests"}
+        assert read <= named, f"{stage.name} also reads {sorted(read - named)}"
 
 
 def test_a_stage_depends_on_its_data_and_on_filled_forms(demo, tmp_path):
-    by_name = {s.name: s for s in graph.list_stages(demo)}
-    names = {p.name for p in graph.inputs_of(by_name["02_critic"], Run("demo"), demo)}
-    assert {"actions.tsv", "critic_annotations.tsv", "critic_annotations_single.tsv", "teacher_plain.tsv"} <= names
-    assert "entailment_groups.jsonl" not in names
-    assert "profanity.txt" in {p.name for p in graph.inputs_of(by_name["09_toxicity"], Run("demo"), demo)}
+    def data_of(params, stage):
+        return set(graph.stamp_stages(graph.list_stages(params), params)[stage].inputs["data"])
+
+    gold = {"data/demo/critic_annotations.tsv", "data/demo/critic_annotations_single.tsv"}
+    assert {"data/demo/actions.tsv", "data/demo/teacher_plain.tsv", *gold} == data_of(demo, "02_critic")
+    assert data_of(demo, "09_toxicity") == {"data/profanity.txt"}
     (tmp_path / "evaluation_form-ann.csv").write_text("row_id\n")
     state = tmp_path / "annotation_output" / "bob" / "user_state.json"
     state.parent.mkdir(parents=True)
     state.write_text("{}")
     forms = demo.model_copy(update={"annotation": demo.annotation.model_copy(update={"filled": str(tmp_path)})})
-    found = graph.inputs_of(by_name["11_human_evaluation"], Run("demo"), forms)
-    assert {tmp_path / "evaluation_form-ann.csv", state} <= set(found)
+    found = data_of(forms, "11_human_evaluation")
+    assert {str(tmp_path / "evaluation_form-ann.csv"), str(state)} <= found
     for name in ("a/evaluation_form-bob.CSV", "c.jsonl", "d.xlsx", "._e.csv"):  # what is read, refused or counted
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    more = set(graph.inputs_of(by_name["11_human_evaluation"], Run("demo"), forms)) - set(found)
-    assert {p.name for p in more} == {"evaluation_form-bob.CSV", "c.jsonl", "d.xlsx"}
-    graph.refuse_braces(Run("demo"), forms)
-    (tmp_path / "evaluation_form-{x}.csv").write_text("x")
-    with pytest.raises(DrotError, match=r"evaluation_form-{x}.csv: a path with a brace"):
-        graph.refuse_braces(Run("demo"), forms)
+    more = data_of(forms, "11_human_evaluation") - found
+    assert {name.rsplit("/", 1)[1] for name in more} == {"evaluation_form-bob.CSV", "c.jsonl", "d.xlsx"}
 
 
-def test_a_stage_depends_on_the_modules_its_notebook_imports_and_no_others():
-    names = {p.stem for p in graph.modules_of(NOTEBOOKS / "03_nli_filter.ipynb")}
-    assert {"nli", "classifier", "parsing", "errors"} <= names and not {"teacher", "topics", "student"} & names
-    assert "shards" in {p.stem for p in graph.modules_of(NOTEBOOKS / "05_self_distill.ipynb")}
+def test_a_path_that_the_runner_gets_has_no_braces(tmp_path):
+    graph.refuse_braces(tmp_path, "params/demo.yaml")
+    with pytest.raises(DrotError, match=r"{x}.yaml: a path with a brace"):
+        graph.refuse_braces(tmp_path, "params/{x}.yaml")
+
+
+@pytest.mark.parametrize("rounds", [[30], [30, 20, 10], [10] * 11])
+def test_any_number_of_rounds(demo, rounds):
+    params = demo.model_copy(update={"corpus": demo.corpus.model_copy(update={"round_actions": rounds})})
+    names = [stage.name for stage in graph.list_stages(params)]
+    assert [name for name in names if name.startswith("05")] == [f"05_self_distill-{i + 1}" for i in range(len(rounds))]
+    by_name = {stage.name: stage for stage in graph.list_stages(params, ablations=True)}
+    assert by_name["06_final_dataset"].needs == (f"05_self_distill-{len(rounds)}",)
+    assert len(by_name) == 11 + len(rounds) + 1 + 2 * len(rounds) + (len(rounds) > 1)
+    students = graph.list_students(params)
+    middle = [f"self_distill_{i + 1}" for i in range(len(rounds))]
+    assert students == ["distill_base", *middle, "distill_final"] and len(set(map(graph.label, students))) == len(
+        students
+    )
+    assert graph.list_training_sets(params) == [f"d{i}" for i in range(len(rounds) + 1)]
+
+
+ALL = {stage.name for stage in graph.list_stages(load_params("params/demo.yaml"))}
+AFTER_STUDENTS = ALL - {"01_seed_generation", "02_critic", "03_nli_filter", "12_judges"}
+AFTER_CRITIC = AFTER_STUDENTS | {"02_critic", "12_judges"}
+
+
+def edit_text(name, old, new):
+    def edit(checkout):
+        path = checkout / name
+        text = path.read_text(encoding="utf-8")
+        assert old in text, f"{old!r} is not in {name}"
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    return edit
+
+
+def edit_weights(checkout):
+    (checkout / "my-student" / "model.safetensors").write_text("other weights")
+
+
+#: What is edited, and which stages run again: all of their work and what follows it, or only their own drawing.
+EDITS = {
+    "prose of a notebook": (edit_text("notebooks/02_critic.ipynb", "Figure 8", "Figure 8 (the curve)"), set(), set()),
+    "metadata of a notebook": (edit_text("notebooks/02_critic.ipynb", '"nbformat_minor": 5', '"nbformat_minor": 4'), set(), set()),
+    "a comment": (edit_text("drot_utils/method/prompts.py", "\ndef ", "\n# why\ndef "), set(), set()),
+    "a docstring": (edit_text("drot_utils/method/prompts.py", '"""Fill', '"""Fill in'), set(), set()),
+    "a prompt's text": (edit_text("drot_utils/method/prompts.py", "Modifier: more", "Modifier: much more"), AFTER_STUDENTS, set()),
+    "the critic's head": (edit_text("drot_utils/engine/classifier.py", "nn.GELU()", "nn.ReLU()"), ALL - {"01_seed_generation"}, set()),
+    "table 2": (edit_text("drot_utils/analysis/evaluation.py", "def make_table2(", "def make_table2(more=None, *, "), {"07_evaluation", "11_human_evaluation"}, set()),
+    "drawing code": (edit_text("drot_utils/report/figures.py", "def draw_topics(", "def draw_topics(more=None, *, "), set(), {"08_topics"}),
+    "a figure in a notebook": (edit_text("notebooks/02_critic.ipynb", 'run, \\"figure8', 'run, \\"figure_8'), set(), {"02_critic"}),
+    "a cell's work": (edit_text("notebooks/07_evaluation.ipynb", "settings.sampled_actions or len(test)", "settings.sampled_actions or 7"), {"07_evaluation", "11_human_evaluation"}, set()),
+    "a threshold": (edit_text("params/demo.yaml", "threshold_dataset: {value: 0.75}", "threshold_dataset: {value: 0.7}"), AFTER_CRITIC | {"11_human_evaluation"}, set()),
+    "a parameter at the end": (edit_text("params/demo.yaml", "permutations: 2000", "permutations: 99"), {"10_cultural_bias"}, set()),
+    "who does the shards": (edit_text("params/demo.yaml", "executor: {kind: local, workers: 1", "executor: {kind: processes, workers: 2"), set(), set()),
+    "a remark in the parameters": (edit_text("params/demo.yaml", "# section 3.2", "# section 3.2, of course"), set(), set()),
+    "a data file": (edit_text("data/demo/entailment_groups.jsonl", '"', ' "'), AFTER_STUDENTS | {"03_nli_filter"}, set()),
+    "a folder of weights": (edit_weights, AFTER_STUDENTS, set()),
+}  # fmt: skip
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """Return a copy of the checkout whose student starts from a folder of weights."""
+    for name in ("drot_utils", "notebooks", "params", "data"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "my-student").mkdir()
+    (tmp_path / "my-student" / "model.safetensors").write_text("weights")
+    edit_text(
+        "params/demo.yaml",
+        "base: {source: package, name: smollm2-135m-instruct}",
+        "base: {source: folder, name: ./my-student}",
+    )(tmp_path)
+    for module, name, value in (
+        (paths, "ROOT", tmp_path),
+        (code, "ROOT", tmp_path),
+        (graph, "NOTEBOOKS", tmp_path / "notebooks"),
+    ):
+        monkeypatch.setattr(module, name, value)
+    return tmp_path
+
+
+def stamp_all():
+    params = load_params("params/demo.yaml")
+    return graph.stamp_stages(graph.list_stages(params), params)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_what_runs_again_after_an_edit(checkout, name):
+    edit, works, draws = EDITS[name]
+    before = stamp_all()
+    edit(checkout)
+    after = stamp_all()
+    worked = {name for name in before if before[name].value != after[name].value}
+    looked = {name for name in before if before[name].look != after[name].look}
+    assert (worked, looked - worked) == (works, draws)
+
+
+def test_a_checkout_that_moved_or_changed_its_times_runs_nothing(checkout, tmp_path_factory, monkeypatch):
+    before = stamp_all()
+    for path in checkout.rglob("*"):  # as `git checkout` there and back leaves them
+        os.utime(path)
+    assert stamp_all() == before
+    moved = shutil.move(checkout, tmp_path_factory.mktemp("elsewhere") / "here")
+    for module, name, value in (
+        (paths, "ROOT", moved),
+        (code, "ROOT", moved),
+        (graph, "NOTEBOOKS", moved / "notebooks"),
+    ):
+        monkeypatch.setattr(module, name, value)
+    assert stamp_all() == before
+
+
+def test_versions_of_libraries_are_recorded_and_run_nothing_again(checkout, monkeypatch):
+    before = stamp_all()
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99")
+    assert stamp_all() == before
 
 
 @pytest.mark.slow

@@ -2,11 +2,12 @@
 
 from drot_utils.data import paper
 from drot_utils.study import graph
+from drot_utils.study.params import load_params
 
 
 def test_students_and_table2_name_the_same_models():
-    assert set(paper.TABLE2["model"]) == set(graph.STUDENTS) - {"base"}
-    assert len(graph.ABLATIONS) == 6
+    students = graph.list_students(load_params("params/paper.yaml"), ablations=True)
+    assert set(paper.TABLE2["model"]) == {"teacher", *students} and len(students) == 10
 
 
 def test_numbers_copied_from_the_paper():

@@ -329,15 +329,15 @@ def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, 
 
 def write_split(parts: dict[str, pd.DataFrame], run: Run) -> None:
     """Keep the parts that `sample_actions` drew, once a run; all later notebooks read them (see `read_split`)."""
-    write_frame(pd.concat([rows.assign(part=name) for name, rows in parts.items()], ignore_index=True), run.data("actions"))
+    write_frame(
+        pd.concat([rows.assign(part=name) for name, rows in parts.items()], ignore_index=True), run.data("actions")
+    )
 
 
 def read_split(run: Run) -> dict[str, pd.DataFrame]:
     """Return the parts that notebook 1 drew, as `sample_actions` returned them."""
     rows = read_table(require(run.data("actions"), "01_seed_generation"))
-    return {
-        name: part.drop(columns="part").reset_index(drop=True) for name, part in rows.groupby("part", sort=False)
-    }
+    return {name: part.drop(columns="part").reset_index(drop=True) for name, part in rows.groupby("part", sort=False)}
 
 
 def is_builtin(params: Params) -> bool:

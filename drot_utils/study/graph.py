@@ -59,7 +59,7 @@ class Stage:
     needs : tuple of str
         Stages whose results it reads.
     sections : tuple of str
-        Sections of the parameters it depends on; a change in another one does not run it again.
+        Sections of the parameters it depends on, or one key of a section; a change elsewhere does not run it again.
     seconds : int
         About how long it takes in the demo on two slow cores; only the estimate of the time left uses it.
     parameters : dict
@@ -82,7 +82,7 @@ class Stage:
         return run.root / "notebooks" / f"{self.name}.ipynb"
 
 
-TRAINS = ("seed", "compute", "corpus", "critic", "judges", "nli", "student")
+TRAINS = ("seed", "compute", "corpus.actions", "critic", "judges", "nli", "student")
 WRITES = (*TRAINS, "generation")
 
 
@@ -99,7 +99,7 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     """
     if ablations is None:
         ablations = params.ablations or any(Run(params.profile).model("").glob("*-*"))
-    sections = ("seed", "compute", "corpus", "requests", "critic", "judges", "evaluation")
+    sections = ("seed", "compute", "corpus.actions", "requests", "critic", "judges", "evaluation")
     panel = Stage("12_judges", ("02_critic",), sections, 12)
     # Judges that stand in the critic's place run before whoever asks them.
     filters, judged = (
@@ -110,7 +110,7 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     rounds = len(params.corpus.round_actions)
     stages = [
         Stage("01_seed_generation", (), ("seed", "corpus", "requests", "teacher"), 8),
-        Stage("02_critic", (), ("seed", "compute", "corpus", "critic", "evaluation"), 85),
+        Stage("02_critic", (), ("seed", "compute", "corpus.actions", "critic", "evaluation.bootstrap"), 85),
         Stage("03_nli_filter", (), ("seed", "compute", "nli"), 50),
         *first,
         Stage("04_distill_base", before_base, WRITES, 100),
@@ -130,7 +130,7 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
         Stage(
             "11_human_evaluation",
             ("07_evaluation",),
-            ("seed", "compute", "corpus", "critic", "judges", "nli", "annotation"),
+            ("seed", "compute", "corpus.actions", "critic", "judges", "nli", "annotation"),
             10,
         ),
         *last,
@@ -204,10 +204,11 @@ def stamp_stages(stages: list[Stage], params: Params) -> dict[str, Stamp]:
     stamps: dict[str, Stamp] = {}
     for stage in stages:
         computing, everything = hashed(stage.notebook)
+        parameters = {name: _look_up(values, name) for name in stage.sections} | {"stage": stage.parameters}
         inputs = {
             "code": computing,
-            "parameters": {name: values[name] for name in stage.sections} | {"stage": stage.parameters},
-            "data": _hash_data(params, stage),
+            "parameters": parameters,
+            "data": _hash_data(parameters.values()),
             "needs": {name: stamps[name].value for name in stage.needs},
         }
         value = _digest(inputs)
@@ -216,10 +217,15 @@ def stamp_stages(stages: list[Stage], params: Params) -> dict[str, Stamp]:
     return stamps
 
 
-def _hash_data(params: Params, stage: Stage) -> dict[str, str]:
+def _look_up(values: dict[str, Any], name: str) -> Any:
+    section, _, key = name.partition(".")
+    return values[section][key] if key else values[section]
+
+
+def _hash_data(values: Iterable[Any]) -> dict[str, str]:
     # Files and folders by the names that the parameters give them, so that the checkout may lie anywhere.
     hashes = {}
-    for text in {text for section in stage.sections for text in _texts(getattr(params, section)) if "/" in text}:
+    for text in {text for value in values for text in _texts(value) if "/" in text}:
         path = resolve(text)
         for file in files_below(path) if path.is_dir() else [path]:
             if file.is_file():
@@ -245,9 +251,6 @@ def refuse_braces(*paths: str | Path) -> None:
 def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _texts(item)
-    elif hasattr(value, "__pydantic_fields__"):
-        for name in type(value).model_fields:
-            yield from _texts(getattr(value, name))

@@ -7,7 +7,7 @@ it is there and its files are whole, there is nothing to do.
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,18 @@ from drot_utils.study.errors import wrap_os_error
 from drot_utils.study.graph import Stage, Stamp
 from drot_utils.study.paths import Run, exclusive, output_root, to_json, write_text
 
+BATCH = "DROT_STAGE"  # names, for a notebook that the runner started, the stage it is
 BY_HAND = "by-hand"  # stands for the stamp of what was run by hand
 
 
 def record_path(run: Run, stage: str, look: str) -> Path:
     """Return where the record of a stage lies: the runner's target."""
     return run.root / "stages" / f"{stage}.{look}.json"
+
+
+def closing_path(run: Run, stage: str) -> Path:
+    """Return where a notebook leaves its record for the runner."""
+    return run.work("closing") / f"{stage}.json"
 
 
 def read_records(run: Run) -> dict[str, dict[str, Any]]:
@@ -71,30 +77,29 @@ def find_broken(run: Run, record: dict[str, Any]) -> str | None:
     return None
 
 
-def settle(run: Run, stages: list[Stage], stamps: dict[str, Stamp]) -> dict[str, str]:
-    """Forget the records whose files are no longer whole, and take over from other runs what is the same.
+def find_made(run: Run, stage: str, look: str) -> tuple[Run, dict[str, Any]] | None:
+    """Return the run that has what a stage makes, this one before others, with its record; None where none has."""
+    for place in (run, *other_runs(run)):
+        path = record_path(place, stage, look)
+        if path.exists():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if not find_broken(place, record):
+                return place, record
+    return None
 
-    Returns
-    -------
-    dict
-        The run that each stage was taken over from.
-    """
-    taken = {}
+
+def settle(run: Run, stages: Iterable[Stage], stamps: dict[str, Stamp]) -> list[str]:
+    """Forget the records whose files are no longer whole, take over from other runs what is the same, and return what is to run."""
+    missing = []
     for stage in stages:
         look = stamps[stage.name].look
-        path = record_path(run, stage.name, look)
-        if path.exists() and not find_broken(run, json.loads(path.read_text(encoding="utf-8"))):
-            continue
-        path.unlink(missing_ok=True)
-        for other in other_runs(run):
-            theirs = record_path(other, stage.name, look)
-            if theirs.exists():
-                record = json.loads(theirs.read_text(encoding="utf-8"))
-                if not find_broken(other, record):
-                    take_over(run, stage.name, look, other, record)
-                    taken[stage.name] = other.profile
-                    break
-    return taken
+        made = find_made(run, stage.name, look)
+        if not made:
+            record_path(run, stage.name, look).unlink(missing_ok=True)
+            missing.append(stage.name)
+        elif made[0] != run:
+            take_over(run, stage.name, look, *made)
+    return missing
 
 
 def take_over(run: Run, stage: str, look: str, other: Run, record: dict[str, Any]) -> None:
@@ -145,7 +150,7 @@ def explain(stamp: Stamp, old: dict[str, Any] | None) -> list[str]:
     if old is None or "inputs" not in old:
         return ["has not run"]
     new, before = stamp.inputs, old["inputs"]
-    was, now = _flat(before["parameters"]), _flat(new["parameters"])
+    was, now = flatten(before["parameters"]), flatten(new["parameters"])
     why = [f"{key}: {was.get(key)} -> {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)]
     why += [f"{name} changed" for name in _changed(before["data"], new["data"])]
     why += [f"{_say(name)} changed" for name in _changed(before["code"], new["code"])]
@@ -161,10 +166,11 @@ def _say(place: str) -> str:
     return "the notebook" if place == "cells" else place
 
 
-def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key."""
     flat = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+        flat |= flatten(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
     return flat
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -363,8 +364,16 @@ class Params(Section):
             raise ValueError("`evaluation.critic: judges` needs at least one judge in `judges.panel`")
 
 
-def load_params(path: str | Path) -> Params:
-    """Read and check a parameter file, a YAML file whose path may be relative to the checkout.
+def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
+    """Read and check a parameter file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A YAML file, relative to the checkout. It may begin with ``extends: demo.yaml``, a file beside it: then it needs only the
+        keys that differ, section by section.
+    overrides : mapping, optional
+        Values by dotted key, such as ``{"nli.threshold": 0.4}``.
 
     Raises
     ------
@@ -372,11 +381,64 @@ def load_params(path: str | Path) -> Params:
         Naming every key that is unknown, missing or of the wrong kind, with what was expected, or a key that is given twice.
     """
     path = resolve(path)
+    values = _extended(path, ())
+    for key, value in (overrides or {}).items():
+        _override(values, key, value)
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(map(_explain, error.errors()))
+        todo = "params/demo.yaml shows every key with its meaning"
+        where = f"{path}{', overridden by hand' if overrides else ''}"
+        raise ParamsError(problems, where=where, todo=todo) from error
+
+
+def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Read ``key=value`` texts, as the command line has them; a value is YAML.
+
+    Raises
+    ------
+    ParamsError
+        For a text without ``=``, or a value that is not YAML.
+    """
+    overrides = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            overrides[key.strip()] = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or not key.strip():
+            raise ParamsError(
+                f"expected key=value, found {text!r}", where="--set", todo="such as --set nli.threshold=0.4"
+            )
+    return overrides
+
+
+def _extended(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
+    if path in before:
+        circle = " extends ".join(place.name for place in (*before, path))
+        raise ParamsError(f"{circle}: a circle", where=str(path), todo="one of these files must hold all keys itself")
+    values = _read_values(path, before[-1] if before else None)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ParamsError(f"`extends`: expected the name of a file, found {base!r}", where=str(path))
+    merged = _extended((path.parent / base).resolve(), (*before, path))
+    for name, value in values.items():  # a section's keys are replaced one by one, each with all of its value
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = {**merged[name], **value} if both else value
+    return merged
+
+
+def _read_values(path: Path, extended_by: Path | None) -> dict[str, Any]:
     try:
         values = read_yaml(path)
     except FileNotFoundError as error:
         known = ", ".join(f"params/{p.name}" for p in sorted(resolve("params").glob("*.yaml")))
-        raise ParamsError("no such parameter file", where=str(path), todo=f"use one of {known}") from error
+        found = "no such parameter file" + (f", which {extended_by} extends" if extended_by else "")
+        raise ParamsError(found, where=str(path), todo=f"use one of {known}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)  # the whole message would repeat the line, and with it a secret
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
@@ -384,12 +446,22 @@ def load_params(path: str | Path) -> Params:
         raise ParamsError(found, where=where, todo="correct the file at the place named") from error
     if not isinstance(values, dict):
         raise ParamsError(f"expected keys and values, found {type(values).__name__}", where=str(path))
-    try:
-        return Params.model_validate(values)
-    except ValidationError as error:
-        problems = "; ".join(map(_explain, error.errors()))
-        todo = "params/demo.yaml shows every key with its meaning"
-        raise ParamsError(problems, where=str(path), todo=todo) from error
+    return values
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    *above, last = str(key).split(".")
+    place = values
+    for name in above:
+        place = place.get(name) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ParamsError(
+                f"unknown key `{key}`{_suggest(last)}", where="overrides", todo="give a dotted key of the file"
+            )
+    if not above and isinstance(values.get(last), dict):
+        todo = f"name a key in it, such as `{last}.{next(iter(values[last]))}`"
+        raise ParamsError(f"`{key}` is a whole section", where="overrides", todo=todo)
+    place[last] = value
 
 
 def read_yaml(path: Path) -> Any:
@@ -418,11 +490,15 @@ def _explain(problem: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "file"
     name = key.split(".")[-1]
     if problem["type"] == "extra_forbidden":
-        schema = Params.model_json_schema()
-        known = [key for section in (schema, *schema["$defs"].values()) for key in section["properties"]]
-        close = difflib.get_close_matches(name, known, n=1)
-        return f"unknown key `{key}`" + (f" (did you mean `{close[0]}`?)" if close else "")
+        return f"unknown key `{key}`{_suggest(name)}"
     if problem["type"] == "missing":
         return f"missing key `{key}`"
     found = "" if name in SECRETIVE else f" (found {problem['input']!r})"
     return f"`{key}`: {problem['msg'].removeprefix('Value error, ')}{found}"
+
+
+def _suggest(name: str) -> str:
+    schema = Params.model_json_schema()
+    known = [key for section in (schema, *schema["$defs"].values()) for key in section["properties"]]
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean `{close[0]}`?)" if close else ""

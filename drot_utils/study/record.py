@@ -2,11 +2,13 @@
 
 import ctypes
 import gc
-import json
 import logging
+import os
 import platform
+import re
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,8 +23,9 @@ import yaml
 
 from drot_utils import __version__
 from drot_utils.study.errors import DataError, ModelError
+from drot_utils.study.outputs import BATCH, BY_HAND, closing_path, finish, list_files, overlay
 from drot_utils.study.params import Compute, Params, load_params
-from drot_utils.study.paths import ROOT, Run, exclusive, resolve, sha256, to_json, write_text
+from drot_utils.study.paths import WRITTEN, Run, resolve, sha256, to_json, write_text
 
 #: Packages whose versions the manifest names.
 PACKAGES = [
@@ -31,8 +34,13 @@ PACKAGES = [
 ]  # fmt: skip
 
 
-def open_study(stage: str, params_file: str | Path, variant: str = "") -> "Study":
+def open_study(
+    stage: str, params_file: str | Path, overrides: Mapping[str, Any] | None = None, variant: str = ""
+) -> "Study":
     """Open a run from a notebook: check the parameters, quiet the libraries, start the clock.
+
+    A notebook that the runner started writes into its run. One run by hand writes to ``runs/<profile>-play/`` and reads from
+    there what is not there yet by links to the run's files, so that nothing of a batch run is lost.
 
     Parameters
     ----------
@@ -40,14 +48,20 @@ def open_study(stage: str, params_file: str | Path, variant: str = "") -> "Study
         The notebook's name, such as ``02_critic``.
     params_file : str or Path
         Such as ``params/demo.yaml``.
+    overrides : mapping, optional
+        Values by dotted key, such as ``{"nli.threshold": 0.4}``.
     variant : str
         Appended to the stage's name: the round, or the ablation.
     """
-    params = load_params(params_file)
+    params = load_params(params_file, overrides)
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     pd.options.display.max_colwidth = 110
     study = Study(params, Run(params.profile), f"{stage}-{variant}" if variant else stage)
+    if study.by_hand:
+        study.run, base = Run(f"{params.profile}-play"), study.run
+        overlay(study.run, base)
+        print(f"By hand: writes to runs/{study.run.profile}/, and reads what is not there from runs/{base.profile}/.")
     study.note(seed=params.seed)
     return study
 
@@ -117,18 +131,37 @@ class Study:
         self.note(rows={"in": rows_in, "kept": kept, "dropped": dropped})
 
     def close(self, summary: str) -> None:
-        """Write this stage's record, put all stages together in ``manifest.json``, and print one summary line.
-
-        A quantity that is not known is None, never 0.
-        """
-        self.note(seconds=round(time.monotonic() - self.began, 1), summary=summary)
-        folder = self.run.work("stages")
-        # Two notebooks may end at once (`make smoke` runs them in parallel): one puts the manifest together at a time.
-        with exclusive(folder / ".lock", wait=True):
-            write_text(folder / f"{self.stage}.json", _json(self.record))
-            stages = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))}
-            write_text(self.run.manifest, _json({**_environment(self.params), "stages": stages}))
+        """Keep this stage's record, and print one summary line; a quantity that is not known is None, never 0."""
+        self.note(
+            seconds=round(time.monotonic() - self.began, 1), summary=summary, machine=self._describe_machine(),
+            written=datetime.now(UTC).isoformat(timespec="seconds"), files=list_files(self.run, WRITTEN),
+        )  # fmt: skip
+        if self.by_hand:
+            finish(self.run, self.stage, BY_HAND, {**self.record, "parameters": self.params.model_dump(mode="json")})
+        else:  # the runner adds the executed notebook
+            write_text(closing_path(self.run, self.stage), to_json(self.record))
         print(f"{self.stage}: {summary}")
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether a person runs this notebook, and not the runner."""
+        return os.environ.get(BATCH) != self.stage
+
+    def _describe_machine(self) -> dict[str, Any]:
+        return {
+            "cpu": name_processor(), "device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(), "platform": platform.platform(), "python": platform.python_version(),
+            "drot_utils": __version__, "packages": {name: metadata.version(name) for name in PACKAGES},
+        }  # fmt: skip
+
+
+def name_processor() -> str:
+    """Return the name of this machine's processor."""
+    with suppress(OSError):
+        named = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        if named:
+            return named[1]
+    return platform.processor() or platform.machine()
 
 
 def choose_dtype(compute: Compute, device: torch.device) -> torch.dtype:
@@ -148,21 +181,3 @@ def release_memory() -> None:
     gc.collect()
     with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _environment(params: Params) -> dict[str, Any]:
-    lock = ROOT / "requirements" / "core.txt"
-    return {
-        "profile": params.profile,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "drot_utils": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "lock_sha256": sha256(lock) if lock.exists() else None,
-        "parameters": params.model_dump(),
-    }
-
-
-def _json(value: Any) -> str:
-    return to_json(value, indent=2, sort_keys=True) + "\n"

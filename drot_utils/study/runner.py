@@ -9,12 +9,31 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
 
 from drot_utils.study.errors import DrotError, wrap_os_error
-from drot_utils.study.graph import Stage, list_stages, refuse_braces
+from drot_utils.study.graph import Stage, Stamp, list_stages, refuse_braces, stamp_stages
 from drot_utils.study.kernels import kernel_command, kernel_server
+from drot_utils.study.outputs import (
+    BATCH,
+    BY_HAND,
+    begin,
+    closing_path,
+    explain,
+    find_broken,
+    find_made,
+    finish,
+    flatten,
+    list_files,
+    other_runs,
+    read_records,
+    record_path,
+    settle,
+)  # fmt: skip
 from drot_utils.study.params import Params, load_params
-from drot_utils.study.paths import ROOT, Run, exclusive, output_root, write_text
+from drot_utils.study.paths import ROOT, Run, exclusive, output_root, resolve, write_text
 from drot_utils.study.progress import STATUS, bar_left, study_left
 
 LOG_EVERY = 30  # seconds between lines when the output is a file
@@ -23,8 +42,17 @@ START = 600  # seconds that a kernel may take to start: a network file system re
 THREADS = [f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "GOTO")] + ["VECLIB_MAXIMUM_THREADS"]
 
 
-def run_study(params_file: str, cores: int, ablations: bool, until: str | None = None) -> int:
-    """Run all stages (or those up to `until`) that are not up to date, through Snakemake.
+def run_study(
+    params_file: str | Path, cores: int = 1, ablations: bool = False, until: str | None = None, dry: bool = False
+) -> int:
+    """Run the stages of a study (or those that `until` needs, and itself) whose results are not there, through Snakemake.
+
+    What another run has already is taken over from it (see `outputs`).
+
+    Parameters
+    ----------
+    dry : bool
+        Only say what would run, why, and for about how long.
 
     Returns
     -------
@@ -39,44 +67,127 @@ def run_study(params_file: str, cores: int, ablations: bool, until: str | None =
     params = load_params(params_file)
     run = Run(params.profile)
     stages = list_stages(params, ablations=True if ablations else None)
+    stamps = stamp_stages(stages, params)
     if until:
-        _find_stage(stages, until)
-    refuse_braces(run, params)
+        stages = _needed_by(_find_stage(stages, until), stages)
+    refuse_braces(run.root, params_file)
+    if dry:
+        print(describe_stages(run, stages, stamps))
+        return 0
+    work = run.work("")
+    with exclusive(work / ".lock", wait=False, what="running this study") as lock:
+        before = read_records(run)
+        missing = settle(run, stages, stamps)
+        taken = [f"{name} ({record['from']})" for name, record in read_records(run).items()
+                 if record.get("from") and name not in before]  # fmt: skip
+        if taken:
+            print(f"taken over by links: {', '.join(taken)}")
+        if missing:
+            targets = [str(record_path(run, name, stamps[name].look)) for name in missing]
+            planned = [stage for stage in stages if stage.name in missing]
+            if status := _run_snakemake(run, params_file, cores, ablations, targets, planned, lock):
+                return status
+    _conclude(run, params)
+    return 0
+
+
+def _run_snakemake(
+    run: Run, params_file: str | Path, cores: int, ablations: bool, targets: list[str], stages: list[Stage], lock: TextIO | None
+) -> int:  # fmt: skip
     work = run.work("")
     # Snakemake reads the value as YAML, but strips quotes first; within a list they stay.
     quoted = json.dumps([str(params_file)], ensure_ascii=False)
     command = [
-        sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(work),
-        "--cores", str(cores), "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input",
-        "--nocolor", "--config", f"params_file={quoted}", *(["ablations=1"] if ablations else []),
-        *(["--until", until] if until else []),
+        sys.executable, "-m", "snakemake", *targets, "--snakefile", str(ROOT / "Snakefile"), "--directory", str(work),
+        "--cores", str(cores), "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", "--nocolor",
+        "--config", f"params_file={quoted}", *(["ablations=1"] if ablations else []),
     ]  # fmt: skip
     log = work / "snakemake.log"
-    with exclusive(work / ".lock", wait=False, what="running this study") as lock:
-        for stale in run.work("progress").glob("*"):
-            stale.unlink()
-        # UTF-8, whatever the terminal's encoding is.
-        environment = run_environment(run) | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
-        # Snakemake holds the lock too: if this process is killed and it is not, nobody starts a second one.
-        held = [lock.fileno()] if lock else []
-        kernels = {name: value for name, value in environment.items() if name not in THREADS}
-        with (
-            log.open("w") as out,
-            kernel_server(work / "kernels.socket", kernels, held) as served,
-            subprocess.Popen(command, stdout=out, stderr=out, env=environment | served, pass_fds=held) as process,
-        ):
-            try:
-                _watch(process, log, run, stages, cores)
-            except KeyboardInterrupt:
-                process.terminate()
-                print("\nstopped; the same command continues from here")
-                return 130
+    for stale in run.work("progress").glob("*"):
+        stale.unlink()
+    # UTF-8, whatever the terminal's encoding is.
+    environment = run_environment(run) | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
+    # Snakemake holds the lock too: if this process is killed and it is not, nobody starts a second one.
+    held = [lock.fileno()] if lock else []
+    kernels = {name: value for name, value in environment.items() if name not in THREADS}
+    with (
+        log.open("w") as out,
+        kernel_server(work / "kernels.socket", kernels, held) as served,
+        subprocess.Popen(command, stdout=out, stderr=out, env=environment | served, pass_fds=held) as process,
+    ):
+        try:
+            _watch(process, log, run, stages, cores)
+        except KeyboardInterrupt:
+            process.terminate()
+            print("\nstopped; the same command continues from here")
+            return 130
     if process.returncode:
         errors = re.findall(r"^error: .*(?:\n  .*)*", log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
         print("\n".join(errors) or f"Snakemake failed; its words are in {log}", file=sys.stderr)
-        return process.returncode
-    _conclude(run, params)
-    return 0
+    return process.returncode
+
+
+def _needed_by(last: Stage, stages: list[Stage]) -> list[Stage]:
+    needed = {last.name}
+    for stage in reversed(stages):
+        if stage.name in needed:
+            needed |= set(stage.needs)
+    return [stage for stage in stages if stage.name in needed]
+
+
+def describe_stages(run: Run, stages: list[Stage], stamps: dict[str, Stamp]) -> str:
+    """Say for each stage whether it is there, is taken over or would run, and why; and for how long in all."""
+    lines, total = [], 0.0
+    known = [read_records(place) for place in (run, *other_runs(run))]
+    for stage in stages:
+        stamp = stamps[stage.name]
+        made = find_made(run, stage.name, stamp.look)
+        if made:
+            how = "is there" if made[0] == run else f"is taken over from runs/{made[0].profile}"
+            lines.append(f"{stage.name:34} {how}")
+            continue
+        records = [records[stage.name] for records in known if stage.name in records]
+        why = min((explain(stamp, record) for record in records), key=len, default=["has not run"])
+        if records and records[0].get("look") == stamp.look:
+            why = [f"{find_broken(run, records[0])} is not as it was written"]
+        seconds = next((record["seconds"] for record in records if "seconds" in record), stage.seconds)
+        total += seconds
+        more = f" and {len(why) - 4} more" if len(why) > 4 else ""
+        lines.append(f"{stage.name:34} runs, about {_clock(seconds)}: {'; '.join(why[:4])}{more}")
+    return "\n".join([*lines, f"about {_clock(total)} in all" if total else "nothing to run"])
+
+
+def branch_run(params_file: str, name: str, overrides: dict[str, Any]) -> Path:
+    """Name another run, with some parameters changed, and return its parameter file, ``runs/<name>/params.yaml``.
+
+    Raises
+    ------
+    DrotError
+        When a run of that name has other parameters.
+    ParamsError
+        See `load_params`.
+    """
+    base = load_params(params_file, {**overrides, "profile": name})
+    run = Run(name)
+    path = run.root / "params.yaml"
+    if name == load_params(params_file).profile or (run.root.exists() and not path.exists()):
+        raise DrotError("a run of this name is there already", where=str(run.root), todo="choose another name for --as")
+    if path.exists() and (there := load_params(path)) != base:
+        old, new = (flatten(params.model_dump(mode="json")) for params in (there, base))
+        differ = [f"{key}: {old.get(key)}, not {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
+        raise DrotError(
+            f"the run of this name has other parameters ({'; '.join(differ)})", where=str(path),
+            todo="choose another name for --as, or remove the folder",
+        )  # fmt: skip
+    values: dict[str, Any] = {"extends": os.path.relpath(resolve(params_file), run.root), "profile": name}
+    for key, value in overrides.items():
+        *above, last = key.split(".")
+        place = values
+        for section in above:
+            place = place.setdefault(section, {})
+        place[last] = value
+    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return path
 
 
 def _find_stage(stages: list[Stage], name: str) -> Stage:
@@ -148,23 +259,37 @@ def _conclude(run: Run, params: Params) -> None:
     print(f"manifest            {run.manifest}")
 
 
-def run_stage(name: str, params_file: str) -> None:
+def run_stage(name: str, params_file: str, look: str | None = None) -> None:
     """Execute the stage of that name (see `execute`).
+
+    Parameters
+    ----------
+    look : str, optional
+        The stamp that it must have: what it has when the runner planned it.
 
     Raises
     ------
     DrotError
-        Where no stage has that name, or as `execute`.
+        Where no stage has that name, its stamp has changed, or as `execute`.
     """
     params = load_params(params_file)
     run = Run(params.profile)
-    refuse_braces(run, params)
-    os.environ.update(run_environment(run))
-    execute(_find_stage(list_stages(params, ablations=True), name), params_file, run)
+    refuse_braces(run.root, params_file)
+    # The ablations change the stamp of what comes after them: with them or without, as planned.
+    for stages in (list_stages(params), list_stages(params, ablations=True)):
+        if name in {stage.name for stage in stages}:
+            stamp = stamp_stages(stages, params)[name]
+            if look in (None, stamp.look):
+                os.environ.update(run_environment(run))
+                execute(_find_stage(stages, name), params_file, run, stamp)
+                return
+    _find_stage(stages, name)
+    found = "the code, the parameters or the data changed since this run began"
+    raise DrotError(found, where=name, todo="run the same command again")
 
 
-def execute(stage: Stage, params_file: str, run: Run) -> Path:
-    """Execute a stage's notebook in a kernel of its own (see `kernels`).
+def execute(stage: Stage, params_file: str | Path, run: Run, stamp: Stamp | None = None) -> Path:
+    """Execute a stage's notebook in a kernel of its own (see `kernels`), and keep the record of what it made.
 
     Returns
     -------
@@ -179,21 +304,28 @@ def execute(stage: Stage, params_file: str, run: Run) -> Path:
     """
     output = stage.output(run)
     unfinished = output.parent / "unfinished" / output.name
-    status = run.work("progress") / f"{stage.name}.json"
+    status, closing = run.work("progress") / f"{stage.name}.json", closing_path(run, stage.name)
     with exclusive(run.work("running") / f"{stage.name}.lock", wait=False, what=f"running {stage.name}"):
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         write_text(status, json.dumps({"what": "starting", "n": 0, "start_n": 0, "total": 0}))
-        os.environ[STATUS] = str(status)
+        os.environ |= {STATUS: str(status), BATCH: stage.name}
         # Snakemake tells each job's libraries to use one thread; `compute.threads` says how many.
         for name in THREADS:
             os.environ.pop(name, None)
+        begin(run, stage.name)
+        closing.unlink(missing_ok=True)
         try:
-            _run_notebook(stage, params_file, unfinished)
+            _run_notebook(stage, str(params_file), unfinished)
             unfinished.replace(output)
         except OSError as error:
             raise wrap_os_error(error, unfinished) from error
         finally:
             status.unlink(missing_ok=True)
+        record = json.loads(closing.read_text(encoding="utf-8")) if closing.exists() else {"files": {}}
+        record["files"] |= list_files(run, [output])
+        if stamp:
+            record |= {"stamp": stamp.value, "look": stamp.look, "inputs": stamp.inputs}
+        finish(run, stage.name, stamp.look if stamp else BY_HAND, record)
     return output
 
 
