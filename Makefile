@@ -14,7 +14,7 @@ BENCHMARKS = sampling training critic_scoring nli_filter statistics read_corpus 
 LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
 
 .DEFAULT_GOAL = help
-.PHONY: help demo smoke ablations test lint lab plan teacher-smoke bench chaos extras annotate slow lock clean
+.PHONY: help demo smoke ablations test lint lab reference plan teacher-smoke bench chaos extras annotate slow lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -36,8 +36,12 @@ lint: .venv/ready-$(TORCH)  ## ruff, and no outputs in committed notebooks
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/python tests/notebook_hygiene.py notebooks/*.ipynb
 
-lab: .venv/ready-$(TORCH)  ## JupyterLab on the notebooks
-	@OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(BIN)/jupyter lab notebooks
+lab: .venv/ready-$(TORCH)  ## JupyterLab on the notebooks; what you run there leaves a batch run alone
+	@OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+
+reference:  ## make figures/reference, which README and docs show, from the finished run of PROFILE
+	@test -f runs/$(PROFILE)/manifest.json && test -f figures/$(PROFILE)/table2.csv || { echo "no finished run: make demo"; exit 1; }
+	@rm -rf figures/reference && cp -rL figures/$(PROFILE) figures/reference && cp runs/$(PROFILE)/manifest.json figures/reference/
 
 plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: samples, tokens, pairs, GPU hours, requests and their cost
 	@$(BIN)/python -m drot_utils plan "params/$(PROFILE).yaml"

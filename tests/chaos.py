@@ -74,7 +74,8 @@ def files_of(output: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(output.rglob("*")):
         name = str(path.relative_to(output))
-        if path.suffix in COMPARED and "/work/" not in name and path.name not in TIMED and path.is_file():
+        timed = "/work/" in name or "/stages/" in name or path.name in TIMED
+        if path.suffix in COMPARED and not timed and path.is_file():
             found[name] = path.read_bytes()
     return found
 

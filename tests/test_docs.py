@@ -103,7 +103,7 @@ def test_the_rows_shown_are_in_the_data():
 
 
 def test_the_results_are_those_of_table_2():
-    table = pd.read_csv(ROOT / "figures/demo/table2.csv")
+    table = pd.read_csv(ROOT / "figures/reference/table2.csv")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = text.partition("| model |")[2].split("\n\n")[0].splitlines()[2:]
     assert len(lines) == len(table)
