@@ -26,22 +26,19 @@ def find_topics(
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Cluster texts into topics.
 
-    UMAP is seeded, which makes it use one thread and give the same topics each time. Where there is no topic (too few texts,
-    none large enough, no words to name one by), a sentence is printed that says why, and the table is empty.
+    UMAP is seeded, which makes it use one thread and give the same topics each time. Words are English ones: a cluster of
+    texts in another script, or of stop words only, is no topic. Where there is none, a sentence is printed that says why.
 
     Parameters
     ----------
-    texts : list of str
     embeddings : ndarray of float32, shape (texts, width)
-    settings : Topics
-        Neighbours (UMAP) and smallest topic (HDBSCAN).
+        See `embed`.
 
     Returns
     -------
     topics : DataFrame
         ``topic`` (its most typical word that no larger topic has), ``count``, ``words`` (five of them) and ``example``
-        (the text nearest to the topic's centre); most frequent first. Texts that belong to no topic are not counted. Words
-        are English ones: a cluster of texts in another script, or of stop words only, is no topic.
+        (the text nearest to the topic's centre); most frequent first.
     member : ndarray of int, shape (texts,)
         Row of `topics` that a text belongs to; -1 for none.
     """
@@ -80,13 +77,7 @@ def count_directions(variance: pd.Series, topics: pd.DataFrame, member: np.ndarr
 
 
 def embed(study: Study, texts: list[str], ref: ModelRef, what: str = "embedding") -> np.ndarray:
-    """Embed texts with a sentence encoder; what was embedded before in this run is read from its shards.
-
-    Returns
-    -------
-    ndarray of float32, shape (texts, width)
-        Rows of unit length.
-    """
+    """Embed texts with a sentence encoder, in float32 and rows of unit length; what this run has embedded before is read."""
     if not texts:  # an empty shard does not know the width
         return embed(study, [""], ref, what)[:0]
     asked = pd.DataFrame({"text": texts})

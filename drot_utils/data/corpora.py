@@ -22,14 +22,6 @@ from drot_utils.study.errors import DataError
 from drot_utils.study.params import Corpus, Params
 from drot_utils.study.paths import resolve
 
-#: The columns of the published Social-Chem-101 (Forbes et al., 2020), of which `read_actions` needs four.
-SOCIAL_CHEM = [
-    "area", "m", "split", "rot-agree", "rot-categorization", "rot-moral-foundations", "rot-char-targeting",
-    "rot-bad", "rot-judgment", "action", "action-agency", "action-moral-judgment", "action-agree",
-    "action-legal", "action-pressure", "action-char-involved", "action-hypothetical", "situation",
-    "situation-short-id", "rot", "rot-id", "rot-worker-id", "breakdown-worker-id", "n-characters",
-    "characters",
-]  # fmt: skip
 #: What is the same to a reader of an action: the forms of quotation marks and of hyphens.
 _ALIKE = INVISIBLE | str.maketrans("‘’‚‛ʼʹ′´`＇“”„‟″«»＂‐‑‒–—", "'" * 10 + '"' * 8 + "-" * 5)
 _QUOTED = re.compile(rb'"((?:[^"]++|"")*+)"(?=[\t\r\n]|\Z)')
@@ -45,8 +37,6 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
     ----------
     path : str or Path
         UTF-8, with or without a byte order mark; relative paths are relative to the checkout.
-    required : list of str
-        Columns that must be there.
 
     Returns
     -------
@@ -70,7 +60,9 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
 
     try:
         quoted = _has_quoted_fields(path)
-        names = _header(path, quoted)
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            rows = csv.reader(handle, delimiter="\t", quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+            texts = dict.fromkeys(next(rows, []), pa.string())
         table = arrow_csv.read_csv(
             path,
             read_options=arrow_csv.ReadOptions(use_threads=False),  # so that rows carry their numbers
@@ -79,15 +71,12 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
                 invalid_row_handler=note, ignore_empty_lines=False,  # so that they are counted
             ),
             convert_options=arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False, check_utf8=True
+                column_types=texts, strings_can_be_null=False, check_utf8=True
             ),
         )  # fmt: skip
-    except FileNotFoundError as error:
-        raise DataError("no such file", where=str(path), todo="check the path in the parameters") from error
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"cannot be read as UTF-8 tab-separated text: {error}", where=str(path), todo="save it as UTF-8"
-        ) from error
+    except (OSError, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        todo = "check the path in the parameters, and that the file was saved as UTF-8"
+        raise DataError(f"cannot be read as UTF-8 tab-separated text: {error}", where=str(path), todo=todo) from error
     if bad_lines:
         found = f"{len(bad_lines)} malformed lines; {bad_lines[0]}"
         raise DataError(found, where=str(path), todo="mend or remove these lines")
@@ -122,7 +111,7 @@ def action_keys(actions: pd.Series) -> pd.Series:
 
 
 def read_actions(path: str | Path) -> pd.DataFrame:
-    """Read the actions of Social-Chem-101, or of the built-in data, each once.
+    """Read the actions of Social-Chem-101 (Forbes et al., 2020), or of the built-in data, each once.
 
     The published file holds an action in several rows. "Sampled without replacement" (section 3.1) is about actions, so
     rows whose action has the same `action_key` are one; the first row speaks for it. An action that also occurs in
@@ -137,11 +126,6 @@ def read_actions(path: str | Path) -> pd.DataFrame:
     -------
     DataFrame
         ``action_id``, ``action``, ``split`` and the other columns in snake_case, one row an action.
-
-    Raises
-    ------
-    DataError
-        As `read_tsv`; also for a duplicate ``action-id``.
     """
     frame = read_tsv(path, ["action", "split", "rot", "rot-judgment"])
     frame["action"] = frame["action"].str.split().str.join(" ").str.removesuffix(".").str.strip()
@@ -160,12 +144,7 @@ def read_actions(path: str | Path) -> pd.DataFrame:
 
 
 def read_recorded(path: str | Path, actions: pd.DataFrame) -> pd.DataFrame:
-    """Read recorded teacher responses (``action-id moral-variance choice context rationale``).
-
-    Returns
-    -------
-    DataFrame
-        One row a response, with ``action`` joined in.
+    """Read recorded teacher responses, ``action-id moral-variance choice context rationale``, and join their actions.
 
     Raises
     ------
@@ -188,18 +167,9 @@ def read_groups(path: str | Path) -> pd.DataFrame:
     -------
     DataFrame
         ``group split premise hypothesis label`` with label 0 contradiction, 1 neutral, 2 entailment.
-
-    Raises
-    ------
-    DataError
-        A file that cannot be read, a line that is not a JSON object with the promised keys.
     """
-    try:
-        lines = resolve(path).read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028, too
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read as UTF-8 text: {error}", where=str(path)) from error
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -214,6 +184,14 @@ def read_groups(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["group", "split", "premise", "hypothesis", "label"])
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """Return the lines of a UTF-8 text, with or without a byte order mark."""
+    try:
+        return resolve(path).read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028, too
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read as UTF-8 text: {error}", where=str(path)) from error
+
+
 def with_variance(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     """Check moral variances and contexts, and return the former as numbers."""
     variance = read_whole(frame, "moral_variance", where, (1, -1))
@@ -223,13 +201,7 @@ def with_variance(frame: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def read_whole(frame: pd.DataFrame, column: str, where: str, allowed: tuple[int, int] | None = None) -> pd.Series:
-    """Return a column's whole numbers, also where they are written as ``0.0``.
-
-    Raises
-    ------
-    DataError
-        Another value than the `allowed` ones; by default, than a whole number from 0.
-    """
+    """Return a column's whole numbers (0 and above, or the `allowed` ones), also where they are written as ``0.0``."""
     numbers = pd.to_numeric(frame[column], errors="coerce").astype(float)
     good = numbers.isin(allowed) if allowed else numbers.ge(0) & numbers.mod(1).eq(0)
     expected = f"{allowed[0]} and {allowed[1]}" if allowed else "a whole number"
@@ -259,8 +231,7 @@ def _has_quoted_fields(path: Path) -> bool:
     """Tell whether a file was written with quoted fields.
 
     In such a file every quotation mark belongs to a field that is quoted as a whole, those within it doubled; and
-    either the header is quoted, or some field had to be, as it holds a quotation mark, a tab or a line end. In files
-    without quoting, marks stand anywhere, and the first that does not fit decides.
+    either the header is quoted, or some field had to be, as it holds a quotation mark, a tab or a line end.
     """
     with path.open("rb") as handle:
         first = len(codecs.BOM_UTF8) if handle.read(3) == codecs.BOM_UTF8 else 0
@@ -283,19 +254,13 @@ def _has_quoted_fields(path: Path) -> bool:
     return needed
 
 
-def _header(path: Path, quoted: bool) -> list[str]:
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        how = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-        return next(csv.reader(handle, delimiter="\t", quoting=how), [])
-
-
 def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, pd.DataFrame]:
     """Sample A0, A1, A2 and the rest from the training split, without replacement, and the held-out test actions.
 
     Returns
     -------
     dict of DataFrame
-        ``seed``, ``round_1``, ``round_2``, ``final`` and ``test``: no action is in two of them.
+        ``seed``, ``round_1``, ``round_2``, ``final`` and ``test``: no action is in two of them, and none is empty.
 
     Raises
     ------
@@ -303,24 +268,16 @@ def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, 
         When a split holds fewer actions than asked for.
     """
     rng = np.random.default_rng(seed)
-    train, test = actions[actions["split"] == "train"], actions[actions["split"] == "test"]
+    train, test = (actions[actions["split"] == split] for split in ("train", "test"))
     train, test = (part.iloc[rng.permutation(len(part))].reset_index(drop=True) for part in (train, test))
     sizes = {"seed": plan.seed_actions, "round_1": plan.round_actions[0], "round_2": plan.round_actions[1]}
-    sizes["final"] = plan.final_actions if plan.final_actions is not None else max(0, len(train) - sum(sizes.values()))
-    tested = plan.test_actions if plan.test_actions is not None else len(test)
+    sizes["final"] = plan.final_actions or max(1, len(train) - sum(sizes.values()))
+    tested = plan.test_actions or max(1, len(test))
     for split, wanted, found in (("train", sum(sizes.values()), len(train)), ("test", tested, len(test))):
-        if wanted > found or wanted == 0:
-            raise DataError(
-                f"asked for {wanted} actions of the {split} split, found {found}",
-                where=plan.actions,
-                todo="ask for fewer under `corpus` in the parameters, or give a larger file",
-            )
-    if sizes["final"] == 0:
-        raise DataError(
-            f"no action remains for the final data set: {len(train)} of the train split are all used by A0, A1 and A2",
-            where=plan.actions,
-            todo="ask for fewer under `corpus` in the parameters",
-        )
+        if wanted > found:
+            todo = "ask for fewer under `corpus` in the parameters, or give a larger file"
+            asked = f"asked for {wanted} actions of the {split} split, found {found}"
+            raise DataError(asked, where=plan.actions, todo=todo)
     parts, start = {}, 0
     for name, size in sizes.items():
         parts[name], start = train.iloc[start : start + size].reset_index(drop=True), start + size
