@@ -91,8 +91,8 @@ def test_a_mark_before_the_first_column_and_other_line_ends_are_no_data(tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\tb\n1\t2\n1\t2\t3\n", r"line 3 has 3 fields instead of 2"),
-        ("a\tb\n1\n", "line 2 has 1 fields"),
+        ("a\tb\n1\t2\n1\t2\t3\n", "Row #3: Expected 2 columns, got 3: 1\t2\t3"),
+        ("a\tb\n1\n", "Row #2: Expected 2 columns, got 1: 1"),
         ("a\tc\n1\t2\n", "missing column b; found a, c"),
     ],
 )

@@ -80,7 +80,7 @@ def test_paired_differences_pair_by_action():
 def test_critic_metrics_and_one_class_only():
     valid, scores = np.array([True, True, False, False] * 20), np.array([0.9, 0.8, 0.3, 0.1] * 20)
     metrics = evaluation.bootstrap_metrics(valid, scores, 0.5, 100, 0)
-    assert all(metrics[k] == 1 for k in evaluation.CRITIC_METRICS)
+    assert all(metrics[k] == 1 for k in evaluation.MEASURES)
     one = evaluation.bootstrap_metrics(valid[:1], scores[:1], 0.5, 100, 0)
     assert np.isnan(one["roc_auc"]) and one["accuracy"] == 1
 

@@ -73,7 +73,7 @@ def test_recorded_scores_by_action_id(study, actions, tmp_path):
         ("Lying\t2\tto a thief\t0.2\n", "moral-variance other than"),
         ("Lying\t1\t \t0.2\n", "empty context"),
         ("Lying\t1\tto a thief\t0.2\nlying.\t1\tto a thief\t0.3\n", "line 3: .* again"),
-        ("Lying\t1\tto a thief\n", "malformed lines"),
+        ("Lying\t1\tto a thief\n", "Row #2: Expected 4 columns, got 3"),
         ("Lying\t1\tsomething else\t0.2\n", "scored none of the 3 contexts asked about"),
     ],
 )

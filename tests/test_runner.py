@@ -61,7 +61,7 @@ def test_a_malformed_corpus_stops_with_file_and_line(tmp_path, output):
     corpus.write_text("action\tsplit\trot\trot-judgment\nLying\ttrain\tr\n")
     params = write_params(tmp_path / "p.yaml", "smoke", corpus__actions=str(corpus), teacher__recorded=None)
     done = run("01_seed_generation", str(params))
-    assert done.returncode == 1 and "line 2 has 3 fields instead of 4" in done.stderr and str(corpus) in done.stderr
+    assert done.returncode == 1 and "Row #2: Expected 4 columns, got 3" in done.stderr and str(corpus) in done.stderr
 
 
 def test_no_key_no_recorded_response(tmp_path, smoke):

@@ -26,11 +26,6 @@ def write_baseline(
     A local model writes greedily, an endpoint at temperature 0; of recorded responses the first choice counts. What the
     student's base model has written for all test actions is not written again.
 
-    Parameters
-    ----------
-    actions, test : DataFrame
-        All actions, and all test actions.
-
     Returns
     -------
     DataFrame

@@ -12,18 +12,13 @@ from drot_utils.method.nli import Entails, filter_unique
 from drot_utils.study.graph import STUDENTS
 
 METRICS = ["vld", "avg", "n_vld", "n_unq_vld"]
-CRITIC_METRICS = ("accuracy", "f1", "pr_auc", "roc_auc")
+MEASURES = ("accuracy", "f1", "pr_auc", "roc_auc")
 #: Of a column's name: the number, and the ends of its 95% interval.
 ENDS = ("", "_low", "_high")
 #: Columns of `paired_differences`.
-DIFFERENCES = {
-    "earlier": "str",
-    "later": "str",
-    "metric": "str",
-    "difference": "float64",
-    "low": "float64",
-    "high": "float64",
-}
+DIFFERENCES = dict.fromkeys(["earlier", "later", "metric"], "str") | dict.fromkeys(
+    ["difference", "low", "high"], "float"
+)
 
 
 def score_models(
@@ -34,7 +29,7 @@ def score_models(
     entails: Entails,
     nli_threshold: float,
 ) -> dict[str, pd.DataFrame]:
-    """Return all metrics of several models by action: of their greedy contexts, and of their samples where there are some.
+    """Return each model's `METRICS` by ``action_id``: of its greedy contexts, and of its samples where there are some.
 
     Parameters
     ----------
@@ -42,11 +37,6 @@ def score_models(
         Gives rows their scores: a critic's or a panel's.
     greedy, samples : dict of DataFrame
         Model name to what it wrote.
-
-    Returns
-    -------
-    dict of DataFrame
-        Model name to a table indexed by ``action_id`` with some of `METRICS`.
     """
     out = {}
     for name, rows in greedy.items():
@@ -172,22 +162,16 @@ def bootstrap_mean(values: np.ndarray, draws: int, seed: int) -> tuple[float, fl
 
 
 def bootstrap_metrics(
-    valid: np.ndarray,
-    scores: np.ndarray,
-    threshold: float,
-    draws: int,
-    seed: int,
-    names: Sequence[str] = CRITIC_METRICS,
+    valid: np.ndarray, scores: np.ndarray, threshold: float, draws: int, seed: int, names: Sequence[str] = MEASURES
 ) -> dict[str, float]:
-    """Return some of `CRITIC_METRICS` with the ends of their 95% intervals over rows, ``_low`` and ``_high`` (table 5).
+    """Return some of `MEASURES` with the ends of their 95% intervals over rows, ``_low`` and ``_high`` (table 5).
 
     A metric that the rows do not define (none, or one class only) is NaN. All resamples are measured at once, some
     hundred times as fast as by sklearn's functions in a loop (the tests compare the two).
 
     Parameters
     ----------
-    valid : ndarray of bool, shape (rows,)
-    scores : ndarray of float, shape (rows,)
+    valid, scores : ndarray of bool and of float, shape (rows,)
     """
     rows, out = len(valid), {}
     if not rows:
@@ -231,13 +215,12 @@ def _measure(valid: np.ndarray, scores: np.ndarray, threshold: float, counts: np
     no = seen - yes
     no_here = np.diff(no, axis=1, prepend=0)
     all_yes, all_no, called = yes[:, -1], no[:, -1], scores >= threshold
-    hits = counts @ (valid & called)
     with np.errstate(invalid="ignore"):  # 0 / 0 where a resample has one class only
         # Precision at each score times the recall won there; pairs of a valid and an invalid row in order, ties half.
         precision = np.where(seen > 0, yes / seen, 0)
         pr_auc = (here * precision).sum(axis=1) / all_yes
         roc_auc = (here * (all_no[:, None] - no + no_here / 2)).sum(axis=1) / (all_yes * all_no)
-        f1 = 2 * hits / (all_yes + counts @ called)
+        f1 = 2 * (counts @ (valid & called)) / (all_yes + counts @ called)
     return {
         "accuracy": counts @ (valid == called) / counts.sum(axis=1),
         "f1": np.nan_to_num(f1),
@@ -247,14 +230,7 @@ def _measure(valid: np.ndarray, scores: np.ndarray, threshold: float, counts: np
 
 
 def measure_critic(parts: dict[str, pd.DataFrame], threshold: float, draws: int, seed: int) -> pd.DataFrame:
-    """Measure a critic on held-out gold, over all rows and by source of the rows (table 5).
-
-    Parameters
-    ----------
-    parts : dict of DataFrame
-        Such as dev and test, with ``source``, ``valid`` and ``score``.
-    threshold : float
-        For accuracy and F1.
+    """Measure a critic on parts of the gold (``source valid score``), over all rows and by source (table 5).
 
     Returns
     -------

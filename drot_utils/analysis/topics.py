@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import CountVectorizer
 
-from drot_utils.data.table import make_table
+from drot_utils.data.table import DIRECTIONS, make_table
 from drot_utils.engine import classifier, load
 from drot_utils.engine.shards import Work, map_rows, source_hash
 from drot_utils.study.params import ModelRef
 from drot_utils.study.params import Topics as Settings
 from drot_utils.study.record import Study
 
-#: Columns of a topic table.
 COLUMNS = {"topic": "str", "count": "int64", "words": "str", "example": "str"}
 #: Dimensions that UMAP leaves, and what BERTopic takes out of English texts before it looks for words.
 DIMENSIONS, NO_WORD = 5, re.compile(r"[^A-Za-z0-9 ]+")
@@ -24,15 +23,10 @@ DIMENSIONS, NO_WORD = 5, re.compile(r"[^A-Za-z0-9 ]+")
 def find_topics(
     texts: list[str], embeddings: np.ndarray, settings: Settings, seed: int
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Cluster texts into topics.
+    """Cluster texts by their embeddings (see `embed`) into topics.
 
     UMAP is seeded, which makes it use one thread and give the same topics each time. Words are English ones: a cluster of
     texts in another script, or of stop words only, is no topic. Where there is none, a sentence is printed that says why.
-
-    Parameters
-    ----------
-    embeddings : ndarray of float32, shape (texts, width)
-        See `embed`.
 
     Returns
     -------
@@ -72,8 +66,7 @@ def count_directions(variance: pd.Series, topics: pd.DataFrame, member: np.ndarr
     inside = member >= 0
     named = pd.DataFrame({"topic": topics["topic"].to_numpy()[member[inside]], "variance": variance[inside]})
     counts = named.groupby(["topic", "variance"]).size().unstack(fill_value=0)
-    counts = counts.reindex(index=topics["topic"], columns=[1, -1], fill_value=0)
-    return counts.rename(columns={1: "strengthening", -1: "weakening"})
+    return counts.reindex(index=topics["topic"], columns=[*DIRECTIONS], fill_value=0).rename(columns=DIRECTIONS)
 
 
 def embed(study: Study, texts: list[str], ref: ModelRef, what: str = "embedding") -> np.ndarray:
@@ -112,7 +105,6 @@ def _cluster(
         umap_model=UMAP(**few, random_state=seed, n_jobs=1),
         hdbscan_model=HDBSCAN(min_cluster_size=settings.min_topic_size, core_dist_n_jobs=1),
         vectorizer_model=words,
-        calculate_probabilities=False,
     )
     return model, np.asarray(model.fit_transform(texts, embeddings)[0])
 

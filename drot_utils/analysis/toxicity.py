@@ -34,15 +34,8 @@ def score_toxicity(study: Study, texts: list[str], what: str = "toxicity") -> np
 def open_scorer(study: Study) -> Scorer:
     """Load the scorer that the parameters name.
 
-    ``scorer: none`` scores nothing; ``recorded`` reads a TSV with ``text`` and ``toxicity``; ``model`` runs a pinned local
-    classifier.
-
-    Raises
-    ------
-    DataError
-        A recorded score that is not from 0 to 1.
-    ModelError
-        A classifier without a label of `LABELS`.
+    ``scorer: none`` scores nothing; ``recorded`` reads a TSV with ``text`` and ``toxicity`` (from 0 to 1, or empty);
+    ``model`` runs a pinned local classifier, which must have one of `LABELS`.
     """
     settings = study.params.toxicity
     if settings.scorer == "none":

@@ -6,7 +6,6 @@ The published, hyphenated column names live in this module only.
 import codecs
 import csv
 import json
-import mmap
 import re
 import unicodedata
 from pathlib import Path
@@ -24,19 +23,15 @@ from drot_utils.study.paths import resolve
 
 #: What is the same to a reader of an action: the forms of quotation marks and of hyphens.
 _ALIKE = INVISIBLE | str.maketrans("‘’‚‛ʼʹ′´`＇“”„‟″«»＂‐‑‒–—", "'" * 10 + '"' * 8 + "-" * 5)
-_QUOTED = re.compile(rb'"((?:[^"]++|"")*+)"(?=[\t\r\n]|\Z)')
+_QUOTED = re.compile(rb'(?:(?<=[\t\r\n])|\A)"((?:[^"]++|"")*+)"(?=[\t\r\n]|\Z)')
 
 
 def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
     """Read a tab-separated file with a header; every value stays text.
 
-    Quotation marks are characters like any other, as in the published files, unless the file as a whole was written
-    with quoted fields, as pandas writes it (see `_has_quoted_fields`).
-
-    Parameters
-    ----------
-    path : str or Path
-        UTF-8, with or without a byte order mark; relative paths are relative to the checkout.
+    It is UTF-8, with or without a byte order mark; relative paths are relative to the checkout. Quotation marks are
+    characters like any other, as in the published files, unless the file as a whole was written with quoted fields, as
+    pandas writes it (see `_has_quoted_fields`).
 
     Returns
     -------
@@ -50,14 +45,6 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
         A missing file, wrong encoding, a line with too few or too many fields (named by number), a missing column.
     """
     path = resolve(path)
-    bad_lines: list[str] = []
-
-    def note(row: arrow_csv.InvalidRow) -> str:
-        number = f"{'row' if quoted else 'line'} {row.number}" if row.number is not None else "a line"
-        fields = f"{row.actual_columns} fields instead of {row.expected_columns}"
-        bad_lines.append(f"{number} has {fields}: {row.text[:60]!r}")
-        return "skip"
-
     try:
         quoted = _has_quoted_fields(path)
         with path.open(encoding="utf-8-sig", newline="") as handle:
@@ -65,21 +52,15 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
             texts = dict.fromkeys(next(rows, []), pa.string())
         table = arrow_csv.read_csv(
             path,
-            read_options=arrow_csv.ReadOptions(use_threads=False),  # so that rows carry their numbers
-            parse_options=arrow_csv.ParseOptions(
-                delimiter="\t", quote_char='"' if quoted else False, newlines_in_values=quoted,
-                invalid_row_handler=note, ignore_empty_lines=False,  # so that they are counted
+            arrow_csv.ReadOptions(use_threads=False),  # so that errors name the row
+            arrow_csv.ParseOptions(
+                delimiter="\t", quote_char=quoted and '"', newlines_in_values=quoted, ignore_empty_lines=False
             ),
-            convert_options=arrow_csv.ConvertOptions(
-                column_types=texts, strings_can_be_null=False, check_utf8=True
-            ),
-        )  # fmt: skip
+            arrow_csv.ConvertOptions(column_types=texts, strings_can_be_null=False),
+        )
     except (OSError, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
-        todo = "check the path in the parameters, and that the file was saved as UTF-8"
+        todo = "check the path, that the file was saved as UTF-8, and that each row has as many fields as the header"
         raise DataError(f"cannot be read as UTF-8 tab-separated text: {error}", where=str(path), todo=todo) from error
-    if bad_lines:
-        found = f"{len(bad_lines)} malformed lines; {bad_lines[0]}"
-        raise DataError(found, where=str(path), todo="mend or remove these lines")
     frame = table.to_pandas()
     check_columns(frame, required, str(path))
     if quoted:  # a field may have several lines
@@ -117,11 +98,6 @@ def read_actions(path: str | Path) -> pd.DataFrame:
     rows whose action has the same `action_key` are one; the first row speaks for it. An action that also occurs in
     another split than ``train`` is not a training action.
 
-    Parameters
-    ----------
-    path : str or Path
-        A TSV with at least the columns ``action split rot rot-judgment``.
-
     Returns
     -------
     DataFrame
@@ -132,9 +108,8 @@ def read_actions(path: str | Path) -> pd.DataFrame:
     key = action_keys(frame["action"])
     frame, key = frame[key != ""], key[key != ""]
     in_train_only = frame["split"].eq("train").groupby(key).transform("all")
-    frame = frame.assign(_order=in_train_only | frame["split"].ne("train"))
-    frame = frame.sort_values("_order", ascending=False, kind="stable")
-    frame = frame[~key.loc[frame.index].duplicated()].sort_index().drop(columns="_order").reset_index(drop=True)
+    repeated = key[in_train_only | frame["split"].ne("train")].duplicated()
+    frame = frame.loc[repeated.index[~repeated]].reset_index(drop=True)
     if "action_id" not in frame:
         frame.insert(0, "action_id", [f"sc{i:06d}" for i in range(len(frame))])
     doubled = frame["action_id"].duplicated()
@@ -146,11 +121,8 @@ def read_actions(path: str | Path) -> pd.DataFrame:
 def read_recorded(path: str | Path, actions: pd.DataFrame) -> pd.DataFrame:
     """Read recorded teacher responses, ``action-id moral-variance choice context rationale``, and join their actions.
 
-    Raises
-    ------
-    DataError
-        An unknown action, a moral variance other than 1 and -1, an empty context, a choice that is not a whole number,
-        a duplicate choice.
+    An unknown action, a moral variance other than 1 and -1, an empty context, a choice that is not a whole number, and
+    a duplicate choice are each a `DataError`.
     """
     frame = read_tsv(path, ["action-id", "moral-variance", "choice", "context", "rationale"])
     frame = with_variance(frame, str(path))
@@ -233,24 +205,14 @@ def _has_quoted_fields(path: Path) -> bool:
     In such a file every quotation mark belongs to a field that is quoted as a whole, those within it doubled; and
     either the header is quoted, or some field had to be, as it holds a quotation mark, a tab or a line end.
     """
-    with path.open("rb") as handle:
-        first = len(codecs.BOM_UTF8) if handle.read(3) == codecs.BOM_UTF8 else 0
-        handle.seek(first)
-        needed, start = handle.read(1) == b'"', 0
-        handle.seek(0)
-        while b'"' not in (block := handle.read(1 << 20)):
-            if not block:
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    needed, end = data.startswith(b'"'), 0
+    for mark in re.finditer(b'"', data):
+        if mark.start() >= end:  # not within the field before
+            field = _QUOTED.match(data, mark.start())
+            if not field:
                 return False
-            start += len(block)
-        with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for mark in re.compile(b'"').finditer(data, start):
-                if mark.start() < start:  # within the field before
-                    continue
-                field = _QUOTED.match(data, mark.start())
-                begins = mark.start() == first or data[mark.start() - 1 : mark.start()] in b"\t\r\n"
-                if not field or not begins:
-                    return False
-                needed, start = needed or bool(re.search(rb'["\t\r\n]', field[1])), field.end()
+            needed, end = needed or bool(re.search(rb'["\t\r\n]', field[1])), field.end()
     return needed
 
 
@@ -260,16 +222,12 @@ def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, 
     Returns
     -------
     dict of DataFrame
-        ``seed``, ``round_1``, ``round_2``, ``final`` and ``test``: no action is in two of them, and none is empty.
-
-    Raises
-    ------
-    DataError
-        When a split holds fewer actions than asked for.
+        ``seed``, ``round_1``, ``round_2``, ``final`` and ``test``: no action is in two of them, and none is empty, as a
+        split with fewer actions than asked for is a `DataError`.
     """
     rng = np.random.default_rng(seed)
     train, test = (actions[actions["split"] == split] for split in ("train", "test"))
-    train, test = (part.iloc[rng.permutation(len(part))].reset_index(drop=True) for part in (train, test))
+    train, test = (part.iloc[rng.permutation(len(part))] for part in (train, test))
     sizes = {"seed": plan.seed_actions, "round_1": plan.round_actions[0], "round_2": plan.round_actions[1]}
     sizes["final"] = plan.final_actions or max(1, len(train) - sum(sizes.values()))
     tested = plan.test_actions or max(1, len(test))

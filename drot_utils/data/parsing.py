@@ -113,7 +113,8 @@ _LABEL = re.compile(
 #: A label within a line: what cannot be a word of the sentence, as it has a capital, signs, or a stop before it.
 _INNER_LABEL = re.compile(
     r"(?:(?<=[\"“'‘*_|])|(?<=[.!?;|]\s)"
-    r"|(?<!\w)(?=(?:Explanation|EXPLANATION|Reason(?:ing)?|Rationale|Justification|Situation|SITUATION|Scenario|Context|Action)\b))"
+    r"|(?<!\w)(?=(?:Explanation|EXPLANATION|Reason(?:ing)?|Rationale|Justification"
+    r"|Situation|SITUATION|Scenario|Context|Action)\b))"
     rf"(?P<name>(?i:{_NAMES}))\b{_NUMBER}{_COLON}"
 )
 #: What begins an explanation without a label.
@@ -197,14 +198,12 @@ def diagnose(text: str) -> str:
 
 
 def _read(text: str) -> tuple[Parsed | None, str]:
-    verdict = _read_once(text)
-    for _ in range(RENEWALS):
-        if verdict[0] is None:
+    before = None
+    for _ in range(1 + RENEWALS):
+        verdict = _read_once(text)
+        if verdict[0] is None or verdict == before:
             return verdict
-        again = _read_once(f" {verdict[0].context}\nExplanation: {verdict[0].rationale}")
-        if again == verdict:
-            return verdict
-        verdict = again
+        before, text = verdict, f" {verdict[0].context}\nExplanation: {verdict[0].rationale}"
     return None, "no explanation"
 
 
