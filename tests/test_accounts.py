@@ -112,7 +112,7 @@ def test_a_budget_that_is_spent_stops(cache):
 def test_a_no_to_one_input_is_kept_and_its_prompt_may_be_billed(cache):
     accounts, work = open_accounts(cache, limit=1.0), open_work()
     sent = work.outgoing()
-    accounts.decline(work, sent, Declined("content_filter", "no"))
+    accounts.decline(work, sent, Declined("content_filter"))
     assert cache.read([work.key])[work.key] == dict.fromkeys((0, 1), Answer("", "refused: content_filter", 0, 0))
     assert cache.list_spent() == [(MODEL, "direct", bound_tokens(sent)[0], 0)] and work.missing == []
     assert 0 < accounts.billed < PRICES.cost(MODEL, "direct", *bound_tokens(sent))

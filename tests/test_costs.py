@@ -61,7 +61,7 @@ def test_a_table_of_ones_own_and_a_model_without_a_batch_price(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"input": -1.0}, "`input`"), ({"output": "absent"}, "`output`"), ({"batch": 2.0}, "`batch`"), ({"per": "token"}, "`per`")],
+    [({"input": -1.0}, "`m.input`"), ({"output": "absent"}, "`m.output`"), ({"batch": 2.0}, "`m.batch`"), ({"per": "token"}, "`m.per`")],
 )  # fmt: skip
 def test_a_wrong_entry_is_named(tmp_path, changes, message):
     with pytest.raises(ParamsError, match=message) as caught:
