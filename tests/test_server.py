@@ -9,7 +9,6 @@ from fault_server import FaultServer
 from drot_utils.llm import server as connection
 from drot_utils.llm.accounts import Accounts
 from drot_utils.llm.client import ask_all
-from drot_utils.llm.costs import read_prices
 from drot_utils.llm.faults import Fault, Refusal
 from drot_utils.llm.replies import list_choices
 from drot_utils.llm.server import Server, find_proxy, is_loopback, keeps_asking, read_key
@@ -23,7 +22,7 @@ def post(cache):
     """Post a request to an endpoint, in one try, and return what comes back."""
 
     async def ask(endpoint, path):
-        accounts = Accounts(endpoint, USE, cache, read_prices(USE.prices))
+        accounts = Accounts(endpoint, USE, cache)
         async with Server(endpoint, accounts) as server:
             return await server.post(path, QUESTION)
 

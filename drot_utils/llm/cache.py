@@ -7,7 +7,7 @@ comes. Keys and headers are never in it.
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from drot_utils.study.paths import Run, atomic, exclusive, file_system
 VERSION = 1
 APPLICATION = 0x64526F54  # "dRoT": marks the file as ours
 COLUMNS = "key, choice, text, finish, prompt_tokens, completion_tokens, answered_by"
-AT_ONCE = 400  # keys a query; every SQLite allows 999
 
 #: Entries of the ledger: what was billed, by the server's count or else at most; what a server ignored (the setting follows).
 METERED, UNMETERED, IGNORED = "metered", "unmetered", "ignored: "
@@ -71,22 +70,11 @@ def request_key(request: dict[str, Any]) -> str:
 class Cache:
     """The file of answers; made when it does not exist.
 
-    Parameters
-    ----------
-    path : Path
-
-    Raises
-    ------
-    DataError
-        A file that is no cache, is damaged, or was written by another version.
-    StorageError
-        A file or folder that cannot be written.
+    A `DataError` when it is no cache, is damaged, or was written by another version; a `StorageError` when it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.bare = False
-        self.lock = path.with_name(f".{path.name}.lock")
+        self.path, self.lock, self.bare = path, path.with_name(f".{path.name}.lock"), False
         try:
             # Two processes may make it at once: one writes the schema.
             with exclusive(self.lock, wait=True) as lock:
@@ -107,11 +95,10 @@ class Cache:
             version, application, tables = (self.file.execute(query).fetchone()[0] for query in ask)
             if tables and (application, version) != (APPLICATION, VERSION):
                 self.file.close()
+                found = f"version {version}" if application == APPLICATION else "a database of another program"
+                todo = "export it with the program that wrote it and import the lines here, or move it away"
                 raise DataError(
-                    f"expected a cache of version {VERSION}, found "
-                    + (f"version {version}" if application == APPLICATION else "a database of another program"),
-                    where=str(self.path),
-                    todo="export it with the program that wrote it and import the lines here, or move it away",
+                    f"expected a cache of version {VERSION}, found {found}", where=str(self.path), todo=todo
                 )
             if bare or not file_system(self.path).startswith(LOCAL):
                 self.file.execute("PRAGMA journal_mode = DELETE")  # also of a file that was made elsewhere
@@ -133,12 +120,9 @@ class Cache:
     def read(self, keys: Iterable[str]) -> dict[str, dict[int, Answer]]:
         """Return the choices of each key that the cache has, by their numbers."""
         found: dict[str, dict[int, Answer]] = {}
-        wanted = list(dict.fromkeys(keys))
-        for start in range(0, len(wanted), AT_ONCE):
-            some = wanted[start : start + AT_ONCE]
-            places = ",".join("?" * len(some))
-            for key, choice, *values in self.query(f"SELECT {COLUMNS} FROM answers WHERE key IN ({places})", *some):
-                found.setdefault(key, {})[choice] = Answer(*values)
+        sql = f"SELECT {COLUMNS} FROM answers WHERE key IN (SELECT value FROM json_each(?))"
+        for key, choice, *values in self.query(sql, json.dumps([*keys])):
+            found.setdefault(key, {})[choice] = Answer(*values)
         return found
 
     def put(self, items: Iterable[tuple[dict[str, Any], dict[int, Answer]]], *, replace: bool = False) -> int:
@@ -215,17 +199,13 @@ class Cache:
         except sqlite3.Error as error:
             name = getattr(error, "sqlite_errorname", "")
             if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_BUSY", "SQLITE_IOERR")):
-                raise StorageError(
-                    f"the cache could not be written ({error}); what was in it is kept",
-                    where=str(self.path),
-                    todo="check that the file and its folder may be written, that the disk has room and that no other program "
-                    "holds the file, then run the same command again",
-                ) from error
-            raise DataError(
-                f"is damaged, or no cache ({error})",
-                where=str(self.path),
-                todo="move the file away and import your export of it, if you have one (python -m drot_utils answers import)",
-            ) from error
+                found = f"the cache could not be written ({error}); what was in it is kept"
+                todo = "check that file and folder may be written, the disk has room and no other program holds the file, then run again"
+                raise StorageError(found, where=str(self.path), todo=todo) from error
+            todo = (
+                "move the file away and import your export of it, if you have one (python -m drot_utils answers import)"
+            )
+            raise DataError(f"is damaged, or no cache ({error})", where=str(self.path), todo=todo) from error
 
 
 def open_cache(run: Run) -> Cache:
@@ -241,7 +221,7 @@ def cache_file(run: Run) -> Path:
 def _body(request: dict[str, Any]) -> str:
     body = {name: value for name, value in request.items() if name != "n"}
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    if not text.isascii() and _join_halves(text) != text:
+    if _join_halves(text) != text:
         where = text[:80].encode("ascii", "replace").decode()
         raise DataError("a request holds half a character (a lone surrogate)", where=where)
     return text
@@ -297,49 +277,23 @@ def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any], int, Answer]]:
         with file.open(encoding="utf-8-sig") as handle:
             for number, line in enumerate(handle, start=1):
                 values = json.loads(line)
-                if number == 1 or "format" in values:
-                    if values != FORMAT:
-                        raise ValueError(f"expected {json.dumps(FORMAT)}")
-                    continue
-                yield _read_answer(values)
+                if number > 1 and "format" not in values:
+                    yield _read_answer(**values)
+                elif values != FORMAT:
+                    raise ValueError(f"expected {json.dumps(FORMAT)}")
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", where=str(file), todo="check the path") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"is no exported answer ({type(error).__name__}: {error}); nothing was taken over",
-            where=f"{file}, line {max(1, number)}",
-            todo="correct or remove that line, or export again",
-        ) from error
+    except (ValueError, TypeError) as error:
+        found = f"is no exported answer ({type(error).__name__}: {error}); nothing was taken over"
+        todo = "correct or remove that line, or export again"
+        raise DataError(found, where=f"{file}, line {max(1, number)}", todo=todo) from error
 
 
-def _read_answer(values: dict[str, Any]) -> tuple[dict[str, Any], int, Answer]:
-    request, number = values.pop("request"), values.pop("choice")
+def _read_answer(request: Any, choice: Any, **values: Any) -> tuple[dict[str, Any], int, Answer]:
     answer = Answer(**values)
     texts, counts = (answer.finish, answer.answered_by), (answer.prompt_tokens, answer.completion_tokens)
-    if not isinstance(request, dict) or type(number) is not int or number < 0 or not isinstance(answer.text, str):
+    if not isinstance(request, dict) or type(choice) is not int or choice < 0 or not isinstance(answer.text, str):
         raise ValueError("expected an object `request`, a number `choice` and a text `text`")
     if not all(isinstance(t, str | None) for t in texts) or not all(type(c) in (int, type(None)) for c in counts):
         raise ValueError("expected texts in `finish` and `answered_by` and whole numbers of tokens, or null")
-    return request, number, answer
-
-
-def export_answers(path: Path, files: Sequence[Path]) -> str:
-    """Export the cache at `path` to one file; return what was done as a line.
-
-    Raises
-    ------
-    DataError
-        Where there is no cache, or more than one file is named.
-    """
-    if not path.exists() or len(files) > 1:
-        raise DataError("expected a cache that exists and one file to write", where=str(path))
-    return f"{files[0]}: {export_lines(Cache(path), files[0])} answers"
-
-
-def import_answers(path: Path, files: Sequence[Path]) -> str:
-    """Import files into the cache at `path`, which is made where there is none; return what was done, a line a file."""
-    cache, lines = Cache(path), []
-    for file in files:
-        new, known = import_lines(cache, file)
-        lines.append(f"{file}: {new} answers taken over, {known} were there already")
-    return "\n".join(lines)
+    return request, choice, answer

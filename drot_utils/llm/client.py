@@ -14,7 +14,7 @@ from aiolimiter import AsyncLimiter
 
 from drot_utils.llm.accounts import Accounts, Usage
 from drot_utils.llm.cache import Answer, Cache, request_key
-from drot_utils.llm.costs import count_prompt, read_prices
+from drot_utils.llm.costs import count_prompt
 from drot_utils.llm.faults import Declined, Fault, Refusal
 from drot_utils.llm.replies import Work, describe_request, list_missing, read_most
 from drot_utils.study.errors import EndpointError
@@ -63,7 +63,7 @@ def ask_all(
     """
     keys = [request_key(request) for request in requests]
     works = list_missing(requests, keys, cache, refresh=settings.cache == "refresh")
-    accounts = Accounts(endpoint, settings, cache, read_prices(settings.prices))
+    accounts = Accounts(endpoint, settings, cache)
     missing = {work.key for work in works}
     if works:
         _check_may_ask(works, len(set(keys)), endpoint, settings, f"{what}, {cache.path}")
