@@ -3,13 +3,13 @@
 import asyncio
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from drot_utils.llm.accounts import Accounts
-from drot_utils.llm.cache import Cache
 from drot_utils.llm.faults import Declined, Fault, Refusal, find_content, read_status
 from drot_utils.llm.replies import Work
 from drot_utils.llm.server import PATHS, Server
@@ -33,10 +33,6 @@ class Batch:
     lines: dict[str, Line]  # by number
     id: str | None = None  # the server's, None until it is known
 
-    def path(self, cache: Cache) -> Path:
-        """Return where the file lies."""
-        return cache.path.with_name("batches") / f"{self.token}.jsonl"
-
 
 class Batches:
     """Asks for what is missing in batches until nothing is.
@@ -56,8 +52,12 @@ class Batches:
     async def ask(self) -> None:
         """Ask until nothing is missing; an `EndpointError` when the server refuses, or batch after batch brings nothing."""
         try:
-            for batch in await self._find_earlier():
-                await self._bring_in(batch)
+            for batch in self.list_open():
+                if found := batch.id or await self._search(batch.token):
+                    self.accounts.calls += len(batch.lines)
+                    await self._bring_in(self.note_id(batch, found))
+                else:
+                    self.forget(batch)  # the run was stopped before it was made
             idle = 0
             while missing := [work for work in self.works.values() if work.missing]:
                 if idle > self.endpoint.max_retries:
@@ -78,25 +78,21 @@ class Batches:
         return EndpointError(f"{found}; at last: {self.last}", where=self.place, todo=todo)
 
     async def _pause(self, times: int) -> None:
-        await asyncio.sleep(min(LONGEST_POLL, POLL * 2**times))
+        await asyncio.sleep(min(LONGEST_POLL, POLL * 2 ** min(times, 9)))
 
     async def _hand_in(self, part: list[Work]) -> Batch:
         self.accounts.calls += len(part)
-        batch = write_batch(part, self.path, self.place, self.cache, self.accounts.phrase)
-        uploaded = await self.server.upload(batch.path(self.cache))
-        return note_id(batch, await self._create(batch, uploaded["id"]), self.cache)
-
-    async def _create(self, batch: Batch, file: str) -> str:
-        window, mark = "24h", {"drot": batch.token}
-        body = {"input_file_id": file, "endpoint": self.path, "completion_window": window, "metadata": mark}
+        batch = self.write(part)
+        file, mark = (await self.server.upload(self.file(batch)))["id"], {"drot": batch.token}
+        body = {"input_file_id": file, "endpoint": self.path, "completion_window": "24h", "metadata": mark}
         for attempt in range(self.endpoint.max_retries + 1):
             try:
-                return (await self.server.post("/batches", body, once=True))["id"]
+                return self.note_id(batch, (await self.server.post("/batches", body, once=True))["id"])
             except Fault as error:
                 fault = error
             # Sent again, it could be made, and paid, twice: is it there?
             if found := await self._search(batch.token):
-                return found
+                return self.note_id(batch, found)
             await self._pause(attempt)
         raise fault
 
@@ -111,16 +107,6 @@ class Batches:
                 return None
             after = f"&after={page['data'][-1]['id']}"
         return None
-
-    async def _find_earlier(self) -> list[Batch]:
-        found = []
-        for batch in list_batches(self.place, self.cache):
-            if (number := batch.id or await self._search(batch.token)) is None:
-                forget(batch, self.cache)  # the run was stopped before it was made
-            else:
-                self.accounts.calls += len(batch.lines)
-                found.append(note_id(batch, number, self.cache))
-        return found
 
     async def _bring_in(self, batch: Batch) -> None:
         try:
@@ -138,23 +124,25 @@ class Batches:
                 self._read_line(line, waiting)
             for _ in waiting:
                 self._fail(Fault(f"batch {state['status']}", "a line without a result", billed=False))
-            forget(batch, self.cache)
-        self._check_state(state)
+            self.forget(batch)
+        if state["status"] == "failed":
+            errors = (state.get("errors") or {}).get("data") or [{}]
+            self.last = "; ".join(f"{e.get('code')}: {e.get('message')}" for e in errors[:3])
+            if all(error.get("code") != QUEUE_FULL for error in errors):
+                todo = "correct what it names, or use `transport: direct`"
+                raise EndpointError(f"the server refused the batch ({self.last})", where=self.place, todo=todo)
         if self.refusal:
             raise self.refusal
-        for work in list(self.works.values())[:1]:
-            self.accounts.check_thoughts(work.request)
+        self.accounts.check_thoughts(next(iter(self.works.values())).request)
 
     async def _wait_for(self, batch: Batch) -> dict[str, Any]:
-        pause = POLL
-        while True:
+        for times in count():
             state = await self.server.get(f"/batches/{batch.id}")
             done = (state.get("request_counts") or {}).get("completed", 0)
             self.accounts.note = f"batch {state.get('status')}, {done} of {len(batch.lines)} requests"
             if state.get("status") in OVER:
                 return state
-            await asyncio.sleep(pause)
-            pause = min(LONGEST_POLL, pause * 2)
+            await self._pause(times)
 
     def _read_line(self, line: bytes, waiting: dict[str, Line]) -> None:
         try:
@@ -163,63 +151,88 @@ class Batches:
         except (ValueError, KeyError, TypeError):
             self.accounts.faults["batch: unreadable line"] += 1
             return
-        work = self._open_line(key, choices)
+        # The work as it was when it was sent; the request of another run of this cache is in the cache.
+        if work := self.works.get(key):
+            done = replace(work, missing=list(choices), alone=len(choices) == 1)
+        else:
+            body = self.cache.query("SELECT body FROM requests WHERE key = ?", key)[0][0]
+            done = Work(key, json.loads(body), list(choices), len(choices) == 1)
+        sent = done.outgoing()
         try:
-            self._read_result(work, values)
+            self._read_result(values, done, sent)
         except Declined as no:
-            self.accounts.decline(work, work.outgoing(), no)
+            self.accounts.decline(done, sent, no)
         except Fault as fault:
-            self._fail(fault, work.outgoing())
+            self._fail(fault, sent)
         except Refusal as refusal:
-            if self.accounts.learn(refusal, work, work.outgoing()):
+            if self.accounts.learn(refusal, done, sent):
                 self.progressed = True  # it is known now how to ask
             else:
                 self.refusal = self.refusal or refusal
-        self._settle(work, choices)
-
-    def _read_result(self, work: Work, values: dict[str, Any]) -> None:
-        response, error = values.get("response") or {}, values.get("error") or {}
-        status, body = int(response.get("status_code", 0)), response.get("body") or {}
-        if status == 200:
-            self.accounts.take(work, work.outgoing(), body)
-        elif status >= 400:
-            raise read_status(status, json.dumps(body).encode(), self.endpoint, f"line {values['custom_id']}")
-        elif (reason := find_content(json.dumps(error).encode())) is not None:
-            raise Declined(reason, str(error.get("message")))
-        else:
-            raise Fault(f"batch: {error.get('code')}", str(error.get("message")), billed=False)
-
-    def _open_line(self, key: str, choices: list[int]) -> Work:
-        # As it was when it was sent; the request of another run of this cache is in the cache.
-        work = self.works.get(key)
-        request = work.request if work else find_request(key, self.cache)
-        return Work(key, request, list(choices), len(choices) == 1, work.doubted if work else False)
-
-    def _settle(self, done: Work, choices: list[int]) -> None:
         came = set(choices) - set(done.missing)
         self.progressed |= bool(came)
-        work = self.works.get(done.key)
         if work and work.missing:
             work.missing = [choice for choice in work.missing if choice not in came]
             work.alone |= done.alone and len(choices) > 1
             work.doubted |= done.doubted
             self.accounts.done += not work.missing
 
+    def _read_result(self, values: dict[str, Any], work: Work, sent: dict[str, Any]) -> None:
+        response, error = values.get("response") or {}, values.get("error") or {}
+        status, body = int(response.get("status_code") or 0), response.get("body") or {}
+        if status == 200:
+            self.accounts.take(work, sent, body)
+        elif status >= 400:
+            raise read_status(status, body, self.endpoint, f"line {values['custom_id']}")
+        elif (reason := find_content(error)) is not None:
+            raise Declined(reason)
+        else:
+            raise Fault(f"batch: {error.get('code')}", str(error.get("message")), billed=False)
+
     def _fail(self, fault: Fault, sent: dict[str, Any] | None = None) -> None:
         self.last = str(fault)
         self.accounts.fail(fault, sent)
 
-    def _check_state(self, state: dict[str, Any]) -> None:
-        if state["status"] != "failed":
-            return
-        errors = (state.get("errors") or {}).get("data") or [{}]
-        self.last = "; ".join(f"{e.get('code')}: {e.get('message')}" for e in errors[:3])
-        if all(error.get("code") != QUEUE_FULL for error in errors):
-            raise EndpointError(
-                f"the server refused the batch ({self.last})",
-                where=self.place,
-                todo="correct what it names, or use `transport: direct`",
-            )
+    def file(self, batch: Batch) -> Path:
+        """Return where a batch's file lies."""
+        return self.cache.path.with_name("batches") / f"{batch.token}.jsonl"
+
+    def write(self, part: list[Work]) -> Batch:
+        """Write a file of requests in the server's words, and write it down."""
+        batch = Batch(uuid.uuid4().hex, {f"{n:06d}": (work.key, work.missing) for n, work in enumerate(part)})
+        self.file(batch).parent.mkdir(parents=True, exist_ok=True)
+        with self.file(batch).open("w", encoding="utf-8", newline="\n") as handle:
+            for number, work in zip(batch.lines, part, strict=True):
+                body = self.accounts.phrase(work.outgoing())
+                line = {"custom_id": number, "method": "POST", "url": self.path, "body": body}
+                handle.write(json.dumps(line, allow_nan=False) + "\n")
+        with self.cache.transaction():
+            self.cache.query("INSERT INTO batches VALUES (?, ?, NULL)", batch.token, self.place)
+            self.cache.put([(work.request, {}) for work in part])
+            for number, (key, choices) in batch.lines.items():
+                self.cache.query("INSERT INTO lines VALUES (?, ?, ?, ?)", batch.token, number, key, json.dumps(choices))
+        return batch
+
+    def note_id(self, batch: Batch, found: str) -> Batch:
+        """Write down the server's number of a batch."""
+        self.cache.query("UPDATE batches SET id = ? WHERE token = ?", found, batch.token)
+        return replace(batch, id=found)
+
+    def list_open(self) -> list[Batch]:
+        """Return the batches that went to this place and of which nothing was taken in yet."""
+        batches = []
+        for token, found in self.cache.query(
+            "SELECT token, id FROM batches WHERE place = ? ORDER BY token", self.place
+        ):
+            rows = self.cache.query("SELECT id, key, choices FROM lines WHERE token = ? ORDER BY id", token)
+            batches.append(Batch(token, {line: (key, json.loads(choices)) for line, key, choices in rows}, found))
+        return batches
+
+    def forget(self, batch: Batch) -> None:
+        """Strike a batch off, and remove its file."""
+        self.cache.query("DELETE FROM lines WHERE token = ?", batch.token)
+        self.cache.query("DELETE FROM batches WHERE token = ?", batch.token)
+        self.file(batch).unlink(missing_ok=True)
 
 
 def cut_work(works: list[Work]) -> Iterator[list[Work]]:
@@ -235,49 +248,3 @@ def cut_work(works: list[Work]) -> Iterator[list[Work]]:
             size += length
     if part:
         yield part
-
-
-def write_batch(
-    part: list[Work], path: str, place: str, cache: Cache, phrase: Callable[[dict[str, Any]], dict[str, Any]] = dict
-) -> Batch:
-    """Write a file of requests to `path` of the API at `place`, each in the server's words by `phrase`, and write it down."""
-    batch = Batch(uuid.uuid4().hex, {f"{n:06d}": (work.key, work.missing) for n, work in enumerate(part)})
-    file = batch.path(cache)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="\n") as handle:
-        for number, work in zip(batch.lines, part, strict=True):
-            line = {"custom_id": number, "method": "POST", "url": path, "body": phrase(work.outgoing())}
-            handle.write(json.dumps(line, allow_nan=False) + "\n")
-    with cache.transaction():
-        cache.query("INSERT INTO batches VALUES (?, ?, NULL)", batch.token, place)
-        cache.put([(work.request, {}) for work in part])
-        for number, (key, choices) in batch.lines.items():
-            cache.query("INSERT INTO lines VALUES (?, ?, ?, ?)", batch.token, number, key, json.dumps(choices))
-    return batch
-
-
-def note_id(batch: Batch, number: str, cache: Cache) -> Batch:
-    """Write down the server's number of a batch."""
-    cache.query("UPDATE batches SET id = ? WHERE token = ?", number, batch.token)
-    return replace(batch, id=number)
-
-
-def list_batches(place: str, cache: Cache) -> list[Batch]:
-    """Return the batches that went to a place and of which nothing was taken in yet."""
-    batches = []
-    for token, number in cache.query("SELECT token, id FROM batches WHERE place = ? ORDER BY token", place):
-        rows = cache.query("SELECT id, key, choices FROM lines WHERE token = ? ORDER BY id", token)
-        batches.append(Batch(token, {line: (key, json.loads(choices)) for line, key, choices in rows}, number))
-    return batches
-
-
-def forget(batch: Batch, cache: Cache) -> None:
-    """Strike a batch off, and remove its file."""
-    cache.query("DELETE FROM lines WHERE token = ?", batch.token)
-    cache.query("DELETE FROM batches WHERE token = ?", batch.token)
-    batch.path(cache).unlink(missing_ok=True)
-
-
-def find_request(key: str, cache: Cache) -> dict[str, Any]:
-    """Return the request of a key, as it was written down."""
-    return json.loads(cache.query("SELECT body FROM requests WHERE key = ?", key)[0][0])

@@ -1,8 +1,8 @@
 """Asking an OpenAI-compatible server: each request once, many at a time, every answer kept as it comes.
 
-From the top: `ask_all` looks what the cache lacks; a thread with a loop of its own asks for that (`_Asking`), as several tasks
-that take turns; each task asks for one request until nothing of it is missing. What may pass is asked again by the `openai`
-client (see `server`); what comes is kept and counted by `accounts`.
+From the top: `ask_all` looks what the cache lacks; a thread with a loop of its own (a notebook has one already) asks for that
+(`_Asking`), as several tasks that take turns; each task asks for one request until nothing of it is missing. What may pass is
+asked again by the `openai` client (see `server`); what comes is kept and counted by `accounts`.
 """
 
 import asyncio
@@ -32,16 +32,12 @@ def ask_all(
 ) -> tuple[list[list[Answer]], Usage]:
     """Have all requests answered: by the cache, and by the server where the cache has no answer.
 
-    Works in a notebook, too, where an event loop runs already: the asking has a thread with a loop of its own. Stopped by
-    Ctrl-C, it waits a few seconds for what is under way; stopped in any way, it keeps what was answered.
+    Stopped by Ctrl-C, it waits a few seconds for what is under way; stopped in any way, it keeps what was answered.
 
     Parameters
     ----------
     requests : sequence of dict
         Whole request bodies: model, messages or prompt, n, sampling settings, seed ...
-    endpoint : Endpoint
-    settings : Requests
-        What the cache is for, the prices, and what may be spent.
     cache : Cache
         Gets every answer as it comes; what it has in the end is what is returned.
     what : str
@@ -76,20 +72,14 @@ def ask_all(
 
 
 def _check_may_ask(works: list[Work], count: int, endpoint: Endpoint, settings: Requests, where: str) -> None:
-    first = f"the first is {describe_request(works[0].request)}"
+    missing = f"requests have no answer in the cache; the first is {describe_request(works[0].request)}"
     if settings.cache == "only":
-        raise EndpointError(
-            f"{len(works)} of {count} requests have no answer in the cache, and `requests.cache: only` asks nobody; {first}",
-            where=where,
-            todo="import responses that cover them (python -m drot_utils answers import), or set `requests.cache: use`",
-        )
+        found = f"`requests.cache: only` asks nobody, and {len(works)} of {count} {missing}"
+        todo = "import responses that cover them (python -m drot_utils answers import), or set `requests.cache: use`"
+        raise EndpointError(found, where=where, todo=todo)
     from drot_utils.llm.server import read_key
 
-    try:
-        read_key(endpoint)
-    except EndpointError as error:
-        found = f"{error.found}, and {len(works)} requests have no answer in the cache; {first}"
-        raise EndpointError(found, where=error.where, todo=error.todo) from None
+    read_key(endpoint, f", and {len(works)} {missing}")
 
 
 def _run_in_thread(asking: "_Asking", progress: Progress) -> None:
@@ -236,7 +226,6 @@ class _Asking:
 
     def _say_given_up(self) -> EndpointError:
         work, fault = self.given_up[0]
-        where = f"{self.endpoint.base_url}, model {self.endpoint.model}"
         if not self.server.answered and fault.unreachable:
             found = f"nobody answers at this address ({fault})"
             todo = "check `base_url`, that the server runs, and the network, or the proxy if one is named"
@@ -244,12 +233,10 @@ class _Asking:
             found = f"what answers at this address is no OpenAI-compatible API ({fault})"
             todo = "check `base_url` (most end in /v1) and `kind`"
         else:
-            found = (
-                f"{len(self.given_up)} of {len(self.works)} requests got no answer in {self.endpoint.max_retries + 1} tries; "
-                f"the first is {describe_request(work.request)}, at last {fault}"
-            )
+            found = f"{len(self.given_up)} of {len(self.works)} requests got no answer in {self.endpoint.max_retries + 1} tries"
+            found += f"; the first is {describe_request(work.request)}, at last {fault}"
             todo = "run the same command again, later or with a larger `max_retries`: what was answered is in the cache"
-        return EndpointError(found, where=where, todo=todo)
+        return EndpointError(found, where=self.server.where, todo=todo)
 
 
 def _is_no_api(fault: Fault) -> bool:

@@ -23,7 +23,7 @@ from drot_utils.study.params import Endpoint
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 #: Seconds for which a server that is overloaded is asked again at least, however few tries `max_retries` allows (0: none).
 PATIENCE = 120.0
-LONGEST_PAUSE = 120.0  # seconds for which the `openai` client waits when a server asks for a pause
+PAUSES = ("retry-after-ms", "retry-after")  # headers with which a server asks for a pause, as the client reads them
 FILE_TIMES = 10  # a file of requests or answers may take as many times as long as one request
 NO_LIMIT = 10**6  # tries that the client is given: how many it gets of them is decided here
 
@@ -42,6 +42,7 @@ class Server:
 
     def __init__(self, endpoint: Endpoint, accounts: Accounts) -> None:
         self.endpoint, self.accounts = endpoint, accounts
+        self.where = f"{endpoint.base_url}, model {endpoint.model}"
         self.secret = (read_key(endpoint) or "").encode()
         self.answered = False  # a request; until then, a server that is not there is asked twice only
         self.closing = False  # set when nothing is to be tried again
@@ -64,12 +65,7 @@ class Server:
     async def post(self, path: str, body: dict[str, Any], *, once: bool = False) -> dict[str, Any]:
         """Send a JSON body, `once` or as often as it takes; return the JSON object that comes back.
 
-        Raises
-        ------
-        Fault
-            What may pass, when all tries are used up.
-        Declined, Refusal, EndpointError
-            What does not: see `faults.read_status`.
+        Raises a `Fault` when all tries are used up, and what `faults.read_status` raises.
         """
         response = self.client.post(path, body=body, cast_to=httpx2.Response)
         return json.loads(await self._wait_for(response, 0 if once else self.endpoint.max_retries))
@@ -100,12 +96,12 @@ class Server:
             return self._blot(response.content)
         # Not in the handler: the package's error repeats what the server says, key and all, and would be part of ours.
         fault = read_status(response.status_code, self._blot(response.content), self.endpoint, "")
-        if not (pause := _find_long_pause(response.headers)):
+        pause = [f"{name}: {response.headers[name]}" for name in PAUSES if name in response.headers]
+        if not pause:
             raise fault
+        todo = "run the same command after it: what was answered is in the cache"
         raise EndpointError(
-            f"the server is not to be asked again yet ({pause}; {fault})",
-            where=f"{self.endpoint.base_url}, model {self.endpoint.model}",
-            todo="run the same command after it: what was answered is in the cache",
+            f"the server is not to be asked again yet ({pause[0]}; {fault})", where=self.where, todo=todo
         )
 
     async def try_once(self, request: httpx2.Request, send: Any) -> httpx2.Response:
@@ -163,7 +159,7 @@ class Server:
             asked = describe_request(body) if body else f"{request.method} {request.url.path}"
             fault = read_status(response.status_code, content, self.endpoint, asked)
             # A delay that only the body names goes where the client looks for one.
-            if not {"retry-after", "retry-after-ms"} & set(headers) and (delay := read_delay(content)) is not None:
+            if not any(name in headers for name in PAUSES) and (delay := read_delay(content)) is not None:
                 headers["retry-after"] = f"{delay:g}"
             raise fault
         if not request.url.path.endswith("/content"):
@@ -175,43 +171,26 @@ class Server:
         return content.replace(self.secret, b"[key]") if self.secret else content
 
 
-def _find_long_pause(headers: httpx2.Headers) -> str | None:
-    for name, longest in (("retry-after-ms", 1000 * LONGEST_PAUSE), ("retry-after", LONGEST_PAUSE)):
-        if (value := headers.get(name)) is not None:
-            try:
-                long = float(value) > longest
-            except ValueError:
-                long = True  # a date: one that is near has been waited for
-            return f"{name}: {value}" if long else None
-    return None
-
-
 def _open_http(server: Server) -> httpx2.AsyncClient:
     class Http(openai.DefaultAsyncHttpxClient):
         async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
             return await server.try_once(request, lambda again: super(Http, self).send(again, **options))
 
-    where = f"{server.endpoint.base_url}, model {server.endpoint.model}"
     try:
         certificates = httpx2.create_ssl_context()
     except OSError as error:
-        names = [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)]
-        names = [name for name in names if not Path(os.environ[name]).exists()] or names
-        raise EndpointError(
-            f"the certificates that {' or '.join(names) or 'the system'} names cannot be read ({error})",
-            where=where,
-            todo="correct or unset that environment variable",
-        ) from error
+        found = f"the certificates that {_list_set('ssl_cert_file', 'ssl_cert_dir')} names cannot be read ({error})"
+        raise EndpointError(found, where=server.where, todo="correct or unset that environment variable") from error
     try:
-        # A proxy's address may hold a password: it is in no error of ours.
         return Http(verify=certificates, trust_env=not is_loopback(server.endpoint.base_url))
-    except (ValueError, ImportError):
-        names = [name for name in sorted(os.environ) if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
-        raise EndpointError(
-            f"the proxy that {' or '.join(names)} names cannot be used",
-            where=where,
-            todo="give it as http://host:port (socks5:// needs the package socksio), unset the variable, or name this server in NO_PROXY",
-        ) from None
+    except (ValueError, ImportError):  # `from None`: a proxy's address may hold a password
+        found = f"the proxy that {_list_set('http_proxy', 'https_proxy', 'all_proxy')} names cannot be used"
+        todo = "give it as http://host:port (socks5:// needs the package socksio), unset the variable, or name this server in NO_PROXY"
+        raise EndpointError(found, where=server.where, todo=todo) from None
+
+
+def _list_set(*names: str) -> str:
+    return " or ".join(name for name in sorted(os.environ) if name.lower() in names) or "the system"
 
 
 def is_loopback(url: str) -> bool:
@@ -225,38 +204,32 @@ def is_loopback(url: str) -> bool:
 
 
 def find_proxy(url: str) -> str | None:
-    """Return the name of the environment's variable whose proxy requests to an address go through, None without one."""
+    """Return what names the proxy that requests to an address go through: a variable, or the system; None without one."""
     place = urlsplit(url)
     if is_loopback(url) or proxy_bypass(place.hostname or ""):
         return None
     kind = next((kind for kind in (place.scheme, "all") if getproxies().get(kind)), None)
-    names = [name for name in os.environ if kind and name.lower() == f"{kind}_proxy"]
-    return names[0] if names else kind and "the system's proxy"
+    return kind and _list_set(f"{kind}_proxy")
 
 
 def _say_environment(url: str, said: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in said and os.environ.get("SSL_CERT_FILE"):
         return "; certificates are those of SSL_CERT_FILE"
     proxy = find_proxy(url)
-    return f"; asked through the proxy in {proxy}" if proxy else ""
+    return f"; asked through the proxy that {proxy} names" if proxy else ""
 
 
-def read_key(endpoint: Endpoint) -> str | None:
+def read_key(endpoint: Endpoint, why: str = "") -> str | None:
     """Return the key from the environment, None when the server wants none.
 
-    Raises
-    ------
-    EndpointError
-        When the variable is not set, or holds what cannot be a key.
+    An `EndpointError`, which says `why` it is needed, when the variable is not set, or holds what cannot be a key.
     """
     if endpoint.api_key_env is None:
         return None
     key = os.environ.get(endpoint.api_key_env, "").strip()
-    if not key or not key.isascii() or not key.isprintable():
-        raise EndpointError(
-            "there is no key to ask with" if not key else "the key holds characters that no key has",
-            where=f"{endpoint.base_url}, model {endpoint.model}",
-            todo=f"set the environment variable {endpoint.api_key_env} to the key (`api_key_env: null` for a server that wants "
-            "none), or give recorded responses that cover these requests",
-        )
-    return key
+    if key and key.isascii() and key.isprintable():
+        return key
+    found = "the key holds characters that no key has" if key else "there is no key to ask with"
+    todo = f"set the environment variable {endpoint.api_key_env} to the key (`api_key_env: null` for a server that wants none), "
+    todo += "or give recorded responses that cover these requests"
+    raise EndpointError(found + why, where=f"{endpoint.base_url}, model {endpoint.model}", todo=todo)
