@@ -8,6 +8,7 @@ import time
 
 import pytest
 from fault_server import USE, FaultServer, expected_text, make_endpoint, make_questions
+from openai.resources.batches import AsyncBatches
 
 from drot_utils.llm import batch
 from drot_utils.llm.accounts import Accounts
@@ -133,31 +134,31 @@ def test_a_batch_whose_number_was_not_written_down_in_time(cache, monkeypatch):
 
 
 def test_a_batch_that_was_never_made_is_made(cache, monkeypatch):
-    async def fail(*args):
+    async def fail(*args, **options):
         raise ZeroDivisionError
 
     with FaultServer() as server:
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-            patch.setattr(Server, "upload", fail)
+            patch.setattr("openai.resources.files.AsyncFiles.create", fail)
             ask(make_questions(5), server, cache)
         ask(make_questions(5), server, cache)
     assert len(server.batches) == 1 and cache.query("SELECT count(*) FROM lines") == [(0,)]
 
 
 def test_a_broken_connection_does_not_make_a_batch_twice(cache, monkeypatch):
-    post, broken = Server.post, []
+    create, broken = AsyncBatches.create, []
 
-    async def lose_the_answer(self, path, body, **options):
-        reply = await post(self, path, body, **options)
+    async def lose_the_answer(self, **body):
+        reply = await create(self, **body)
         if not broken:
-            broken.append(path)
+            broken.append(reply.id)
             raise Fault("broken connection")
         return reply
 
-    monkeypatch.setattr(Server, "post", lose_the_answer)
+    monkeypatch.setattr(AsyncBatches, "create", lose_the_answer)
     with FaultServer() as server:
         ask(make_questions(5), server, cache)
-    assert broken == ["/batches"] and len(server.batches) == 1
+    assert broken == list(server.batches) and len(broken) == 1
 
 
 def test_a_batch_that_the_server_forgot(cache, monkeypatch):

@@ -11,7 +11,7 @@ from drot_utils.llm.accounts import Accounts
 from drot_utils.llm.client import ask_all
 from drot_utils.llm.faults import Fault, Refusal
 from drot_utils.llm.replies import list_choices
-from drot_utils.llm.server import Server, find_proxy, is_loopback, keeps_asking, read_key
+from drot_utils.llm.server import Server, is_loopback, keeps_asking, read_key
 from drot_utils.study.errors import EndpointError
 
 (QUESTION,) = make_questions(1)
@@ -24,7 +24,7 @@ def post(cache):
     async def ask(endpoint, path):
         accounts = Accounts(endpoint, USE, cache)
         async with Server(endpoint, accounts) as server:
-            return await server.post(path, QUESTION)
+            return await server.ask(path, QUESTION)
 
     return lambda endpoint, path="/chat/completions": asyncio.run(ask(endpoint, path))
 
@@ -101,25 +101,25 @@ FAR = "http://server.example/v1"
 
 def test_a_proxy_that_cannot_be_used_is_named(monkeypatch, post):
     monkeypatch.setenv("ALL_PROXY", "socks://user:marked-secret@127.0.0.1:1/")
-    with pytest.raises(EndpointError, match=r"the proxy that ALL_PROXY names cannot be used\n.*NO_PROXY") as caught:
+    with pytest.raises(
+        EndpointError, match=r"the proxy cannot be used that stands in .*ALL_PROXY.*\n.*NO_PROXY"
+    ) as caught:
         post(make_endpoint(FAR))
     assert "marked-secret" not in str(caught.value) + repr(caught.value.__cause__)
 
 
 def test_a_dead_proxy_is_named(monkeypatch, cache):
     monkeypatch.setenv("HTTP_PROXY", "http://user:marked-secret@127.0.0.1:9")
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    with pytest.raises(EndpointError, match=r"nobody answers .*through the proxy that HTTP_PROXY names") as caught:
+    for name in ("NO_PROXY", "no_proxy", "HTTPS_PROXY", "https_proxy", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(EndpointError, match=r"nobody answers .*the environment sets HTTP_PROXY\)") as caught:
         ask_all(make_questions(3), make_endpoint(FAR, max_retries=2), USE, cache, "asking")
     assert "marked-secret" not in str(caught.value)
-    monkeypatch.setenv("NO_PROXY", "server.example")
-    assert find_proxy(FAR) is None
 
 
 def test_missing_certificates_are_named(monkeypatch, post):
-    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file.pem")
-    with pytest.raises(EndpointError, match=r"certificates that SSL_CERT_FILE names cannot be read .*No such file"):
+    with pytest.raises(EndpointError, match=r"certificates cannot be read .*No such file.*SSL_CERT_FILE"):
         post(make_endpoint(FAR))
 
 

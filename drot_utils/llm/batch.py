@@ -9,6 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from openai import types
+
 from drot_utils.llm.accounts import Accounts
 from drot_utils.llm.faults import Declined, Fault, Refusal, find_content, read_status
 from drot_utils.llm.replies import Work
@@ -83,11 +85,14 @@ class Batches:
     async def _hand_in(self, part: list[Work]) -> Batch:
         self.accounts.calls += len(part)
         batch = self.write(part)
-        file, mark = (await self.server.upload(self.file(batch)))["id"], {"drot": batch.token}
-        body = {"input_file_id": file, "endpoint": self.path, "completion_window": "24h", "metadata": mark}
+        with self.file(batch).open("rb") as handle:
+            content = (handle.name, handle)
+            file = await self.server.wait_for(self.server.client.files.create(file=content, purpose="batch"))
+        creation = {"input_file_id": file.id, "endpoint": self.path, "completion_window": "24h"}
         for attempt in range(self.endpoint.max_retries + 1):
             try:
-                return self.note_id(batch, (await self.server.post("/batches", body, once=True))["id"])
+                made = self.server.client.batches.create(**creation, metadata={"drot": batch.token})
+                return self.note_id(batch, (await self.server.wait_for(made, 0)).id)
             except Fault as error:
                 fault = error
             # Sent again, it could be made, and paid, twice: is it there?
@@ -97,50 +102,49 @@ class Batches:
         raise fault
 
     async def _search(self, token: str) -> str | None:
-        after = ""
+        page = await self.server.wait_for(self.server.client.batches.list(limit=100))
         for _ in range(PAGES):
-            page = await self.server.get(f"/batches?limit=100{after}")
-            for entry in page.get("data", []):
-                if (entry.get("metadata") or {}).get("drot") == token:
-                    return entry["id"]
-            if not page.get("has_more") or not page.get("data"):
+            for entry in page.data:
+                if (entry.metadata or {}).get("drot") == token:
+                    return entry.id
+            if not page.has_next_page():
                 return None
-            after = f"&after={page['data'][-1]['id']}"
+            page = await self.server.wait_for(page.get_next_page())
         return None
 
     async def _bring_in(self, batch: Batch) -> None:
+        lines, status, failures = [], "gone", None
         try:
-            state, lines = await self._wait_for(batch), []
-            for name in ("output_file_id", "error_file_id"):
-                if state.get(name):
-                    lines += (await self.server.download(f"/files/{state[name]}/content")).split(b"\n")
+            state = await self._wait_for(batch)
+            status, failures = state.status, state.errors
+            for file in filter(None, (state.output_file_id, state.error_file_id)):
+                lines += (await self.server.wait_for(self.server.client.files.content(file))).content.split(b"\n")
         except Refusal as refusal:
             if refusal.status != 404:
                 raise
-            state, lines = {"status": "gone"}, []
         waiting = dict(batch.lines)
         with self.cache.transaction():  # all of it or nothing: no line is entered twice
             for line in filter(bytes.strip, lines):
                 self._read_line(line, waiting)
             for _ in waiting:
-                self._fail(Fault(f"batch {state['status']}", "a line without a result", billed=False))
+                self._fail(Fault(f"batch {status}", "a line without a result", billed=False))
             self.forget(batch)
-        if state["status"] == "failed":
-            errors = (state.get("errors") or {}).get("data") or [{}]
-            self.last = "; ".join(f"{e.get('code')}: {e.get('message')}" for e in errors[:3])
-            if all(error.get("code") != QUEUE_FULL for error in errors):
+        if status == "failed":
+            errors = (failures and failures.data) or []
+            self.last = "; ".join(f"{error.code}: {error.message}" for error in errors[:3])
+            if all(error.code != QUEUE_FULL for error in errors):
                 todo = "correct what it names, or use `transport: direct`"
                 raise EndpointError(f"the server refused the batch ({self.last})", where=self.place, todo=todo)
         if self.refusal:
             raise self.refusal
         self.accounts.check_thoughts(next(iter(self.works.values())).request)
 
-    async def _wait_for(self, batch: Batch) -> dict[str, Any]:
+    async def _wait_for(self, batch: Batch) -> types.Batch:
         for times in count():
-            state = await self.server.get(f"/batches/{batch.id}")
-            done = (state.get("request_counts") or {}).get("completed", 0)
-            self.accounts.note = f"batch {state.get('status')}, {done} of {len(batch.lines)} requests"
-            if state.get("status") in OVER:
+            state = await self.server.wait_for(self.server.client.batches.retrieve(batch.id))
+            done = state.request_counts.completed if state.request_counts else 0
+            self.accounts.note = f"batch {state.status}, {done} of {len(batch.lines)} requests"
+            if state.status in OVER:
                 return state
             await self._pause(times)
 

@@ -203,7 +203,7 @@ class _Asking:
         if self.stopping:
             raise asyncio.CancelledError
         try:
-            reply = await self.server.post(self.path, self.accounts.phrase(sent))
+            reply = await self.server.ask(self.path, self.accounts.phrase(sent))
         except Declined as no:
             self.accounts.decline(work, sent, no)
             self.server.answered = True

@@ -5,10 +5,9 @@ import ipaddress
 import json
 import os
 import time
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Awaitable
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import anyio
 import httpx2
@@ -25,7 +24,11 @@ PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 PATIENCE = 120.0
 PAUSES = ("retry-after-ms", "retry-after")  # headers with which a server asks for a pause, as the client reads them
 FILE_TIMES = 10  # a file of requests or answers may take as many times as long as one request
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 NO_LIMIT = 10**6  # tries that the client is given: how many it gets of them is decided here
+
+
+Reply = TypeVar("Reply")
 
 
 def keeps_asking(fault: Fault, retries: int, most: int, waited: float) -> bool:
@@ -62,47 +65,31 @@ class Server:
     async def __aexit__(self, *exc: object) -> None:
         await self.client.close()
 
-    async def post(self, path: str, body: dict[str, Any], *, once: bool = False) -> dict[str, Any]:
-        """Send a JSON body, `once` or as often as it takes; return the JSON object that comes back.
+    async def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Send a request for answers as often as it takes; return the JSON object that comes back (errors: `wait_for`)."""
+        return json.loads((await self.wait_for(self.client.post(path, body=body, cast_to=httpx2.Response))).content)
 
-        Raises a `Fault` when all tries are used up, and what `faults.read_status` raises.
+    async def wait_for(self, call: Awaitable[Reply], most: int | None = None) -> Reply:
+        """Return what a call of `client` returns, sent again `most` times, or as often as the endpoint's parameters allow.
+
+        Raises
+        ------
+        Fault
+            What may pass, when all tries are used up.
+        Declined, Refusal, EndpointError
+            What does not: see `faults.read_status`.
         """
-        response = self.client.post(path, body=body, cast_to=httpx2.Response)
-        return json.loads(await self._wait_for(response, 0 if once else self.endpoint.max_retries))
-
-    async def get(self, path: str) -> dict[str, Any]:
-        """Return the JSON object at a path (see `post`)."""
-        return json.loads(await self.download(path))
-
-    async def download(self, path: str) -> bytes:
-        """Return the bytes at a path (see `post`)."""
-        return await self._wait_for(self.client.get(path, cast_to=httpx2.Response))
-
-    async def upload(self, path: Path) -> dict[str, Any]:
-        """Send a file of batch requests; return what the server says of it (see `post`)."""
-        with path.open("rb") as handle:
-            creation = self.client.files.with_raw_response.create(file=(path.name, handle), purpose="batch")
-            return json.loads(await self._wait_for(creation))
-
-    async def _wait_for(self, call: Any, most: int | None = None) -> bytes:
-        most = self.endpoint.max_retries if most is None else most
-        self.calls[asyncio.current_task()] = time.monotonic(), most
+        self.calls[asyncio.current_task()] = time.monotonic(), self.endpoint.max_retries if most is None else most
         try:
-            response = await call
+            return await call
         except openai.APIStatusError as error:  # the client does not wait for more than two minutes
-            response = error.response
-        response = getattr(response, "http_response", response)
-        if response.status_code < 400:
-            return self._blot(response.content)
-        # Not in the handler: the package's error repeats what the server says, key and all, and would be part of ours.
-        fault = read_status(response.status_code, self._blot(response.content), self.endpoint, "")
-        pause = [f"{name}: {response.headers[name]}" for name in PAUSES if name in response.headers]
-        if not pause:
-            raise fault
-        todo = "run the same command after it: what was answered is in the cache"
-        raise EndpointError(
-            f"the server is not to be asked again yet ({pause[0]}; {fault})", where=self.where, todo=todo
-        )
+            fault = read_status(error.status_code, error.response.content, self.endpoint, "")
+            pause = [f"{name}: {value}" for name in PAUSES if (value := error.response.headers.get(name))]
+            if not pause:
+                raise fault from error
+            found = f"the server is not to be asked again yet ({pause[0]}; {fault})"
+            todo = "run the same command after it: what was answered is in the cache"
+            raise EndpointError(found, where=self.where, todo=todo) from error
 
     async def try_once(self, request: httpx2.Request, send: Any) -> httpx2.Response:
         """Send a request: one try of those that the client makes.
@@ -144,7 +131,7 @@ class Server:
         try:
             # The whole exchange has its time: a server that drips a byte now and then is not waited for.
             async with asyncio.timeout(seconds):
-                return await send(request)
+                response = await send(request)
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise Fault("timeout", f"no whole answer in {seconds} s") from error
         except (httpx2.RequestError, OSError, anyio.EndOfStream) as error:
@@ -152,23 +139,27 @@ class Server:
             if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
                 raise Fault("no connection", said, billed=False, unreachable=True) from error
             raise Fault("broken connection", said) from error
+        if self.secret and self.secret in response.content:
+            headers = {name: response.headers[name] for name in (*PAUSES, "content-type") if name in response.headers}
+            content = response.content.replace(self.secret, b"[key]")
+            response = httpx2.Response(response.status_code, headers=headers, content=content, request=request)
+        return response
 
     def _check(self, response: httpx2.Response, request: httpx2.Request, body: dict[str, Any] | None) -> None:
-        content, headers = self._blot(response.content), response.headers
         if response.status_code >= 400:
             asked = describe_request(body) if body else f"{request.method} {request.url.path}"
-            fault = read_status(response.status_code, content, self.endpoint, asked)
+            fault = read_status(response.status_code, response.content, self.endpoint, asked)
             # A delay that only the body names goes where the client looks for one.
-            if not any(name in headers for name in PAUSES) and (delay := read_delay(content)) is not None:
-                headers["retry-after"] = f"{delay:g}"
+            if (
+                not any(name in response.headers for name in PAUSES)
+                and (delay := read_delay(response.content)) is not None
+            ):
+                response.headers["retry-after"] = f"{delay:g}"
             raise fault
         if not request.url.path.endswith("/content"):
-            reply = read_json(content, headers.get("content-type", ""))
+            reply = read_json(response.content, response.headers.get("content-type", ""))
             if body:
                 list_choices(reply)
-
-    def _blot(self, content: bytes) -> bytes:
-        return content.replace(self.secret, b"[key]") if self.secret else content
 
 
 def _open_http(server: Server) -> httpx2.AsyncClient:
@@ -179,18 +170,20 @@ def _open_http(server: Server) -> httpx2.AsyncClient:
     try:
         certificates = httpx2.create_ssl_context()
     except OSError as error:
-        found = f"the certificates that {_list_set('ssl_cert_file', 'ssl_cert_dir')} names cannot be read ({error})"
-        raise EndpointError(found, where=server.where, todo="correct or unset that environment variable") from error
+        found = (
+            f"the certificates cannot be read ({error}; set: {_list_set('ssl_cert_file', 'ssl_cert_dir') or 'nothing'})"
+        )
+        raise EndpointError(found, where=server.where, todo="correct or unset the environment variable") from error
     try:
         return Http(verify=certificates, trust_env=not is_loopback(server.endpoint.base_url))
     except (ValueError, ImportError):  # `from None`: a proxy's address may hold a password
-        found = f"the proxy that {_list_set('http_proxy', 'https_proxy', 'all_proxy')} names cannot be used"
+        found = f"the proxy cannot be used that stands in {_list_set(*PROXIES)}"
         todo = "give it as http://host:port (socks5:// needs the package socksio), unset the variable, or name this server in NO_PROXY"
         raise EndpointError(found, where=server.where, todo=todo) from None
 
 
 def _list_set(*names: str) -> str:
-    return " or ".join(name for name in sorted(os.environ) if name.lower() in names) or "the system"
+    return " and ".join(name for name in sorted(os.environ) if name.lower() in names and os.environ[name])
 
 
 def is_loopback(url: str) -> bool:
@@ -203,20 +196,10 @@ def is_loopback(url: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def find_proxy(url: str) -> str | None:
-    """Return what names the proxy that requests to an address go through: a variable, or the system; None without one."""
-    place = urlsplit(url)
-    if is_loopback(url) or proxy_bypass(place.hostname or ""):
-        return None
-    kind = next((kind for kind in (place.scheme, "all") if getproxies().get(kind)), None)
-    return kind and _list_set(f"{kind}_proxy")
-
-
 def _say_environment(url: str, said: str) -> str:
-    if "CERTIFICATE_VERIFY_FAILED" in said and os.environ.get("SSL_CERT_FILE"):
-        return "; certificates are those of SSL_CERT_FILE"
-    proxy = find_proxy(url)
-    return f"; asked through the proxy that {proxy} names" if proxy else ""
+    names = ("ssl_cert_file", "ssl_cert_dir") if "CERTIFICATE_VERIFY_FAILED" in said else PROXIES
+    found = "" if is_loopback(url) else _list_set(*names)
+    return f"; the environment sets {found}" if found else ""
 
 
 def read_key(endpoint: Endpoint, why: str = "") -> str | None:
