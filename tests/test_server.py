@@ -21,12 +21,12 @@ from drot_utils.study.errors import EndpointError
 def post(cache):
     """Post a request to an endpoint, in one try, and return what comes back."""
 
-    async def ask(endpoint, path):
-        accounts = Accounts(endpoint, USE, cache)
-        async with Server(endpoint, accounts) as server:
-            return await server.ask(path, QUESTION)
+    async def ask(endpoint):
+        server = Server(endpoint, Accounts(endpoint, USE, cache))
+        async with server.client:
+            return await server.ask(QUESTION)
 
-    return lambda endpoint, path="/chat/completions": asyncio.run(ask(endpoint, path))
+    return lambda endpoint: asyncio.run(ask(endpoint))
 
 
 def test_what_comes_back_whole(post):

@@ -8,7 +8,7 @@ from typing import Any
 from drot_utils.llm.cache import IGNORED, METERED, UNMETERED, Answer, Cache
 from drot_utils.llm.costs import bound_tokens, forecast, read_prices
 from drot_utils.llm.faults import Declined, Fault, Refusal
-from drot_utils.llm.replies import REFUSED, Work, explain_finish, is_broken, is_thought_away, read_most, read_reply
+from drot_utils.llm.replies import REFUSED, Work, explain_finish, is_broken, is_thought_away, read_reply
 from drot_utils.study.errors import BudgetError, EndpointError
 from drot_utils.study.params import Endpoint, Requests
 
@@ -59,8 +59,7 @@ def _sorted(counts: Counter) -> dict[str, int]:
 
 def _count_tokens(answers: Collection[Answer]) -> tuple[int | None, int | None]:
     counts = [answer.prompt_tokens for answer in answers], [answer.completion_tokens for answer in answers]
-    prompt, completion = (None if None in count else sum(count) for count in counts)
-    return prompt, completion
+    return tuple(None if None in count else sum(count) for count in counts)
 
 
 class Accounts:
@@ -73,7 +72,7 @@ class Accounts:
     def __init__(self, endpoint: Endpoint, settings: Requests, cache: Cache) -> None:
         self.endpoint, self.settings, self.cache = endpoint, settings, cache
         self.prices, self.who = read_prices(settings.prices), (endpoint.model, endpoint.transport)
-        self.calls, self.unmetered, self.faults = 0, 0, Counter[str]()
+        self.calls, self.unmetered, self.faults, self.last = 0, 0, Counter[str](), "nothing came back"
         self.spent: float | None = 0.0
         self.done = 0  # requests of which nothing is missing any more
         self.note = ""  # what there is to say while nothing seems to happen
@@ -160,6 +159,7 @@ class Accounts:
     def fail(self, fault: Fault, sent: dict[str, Any] | None = None) -> None:
         """Count a fault; what may have been billed all the same is entered with its upper bound."""
         self.faults[fault.kind] += 1
+        self.last = str(fault)
         if fault.billed and sent is not None:
             self.unmetered += 1
             self._bill(UNMETERED, *bound_tokens(sent))
@@ -175,13 +175,11 @@ class Accounts:
             "SELECT 1 FROM answers JOIN requests USING (key) WHERE json_extract(body, '$.model') = ? AND "
             "json_extract(body, '$.max_tokens') IS ? AND text != '' AND finish IS NOT 'length' LIMIT 1",
             request["model"],
-            read_most(request),
+            request.get("max_tokens"),
         )
         if not ended:
             found = f"the first {self.thoughts} replies are empty: the model used all of `max_tokens` for thinking"
-            todo = (
-                "raise `teacher.max_tokens` (a judge's answers have 64 tokens at most), or ask a model that thinks less"
-            )
+            todo = "raise `teacher.max_tokens` (a judge has 64 tokens at most), or ask a model, or let it, think less"
             raise EndpointError(found, where=f"{self.endpoint.base_url}, model {self.endpoint.model}", todo=todo)
         self.thoughts = None
 

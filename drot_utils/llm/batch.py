@@ -48,7 +48,7 @@ class Batches:
         self.endpoint, self.cache = server.endpoint, accounts.cache
         self.path = f"/v1{PATHS[self.endpoint.kind]}"
         self.place = f"{self.endpoint.base_url} {self.path}"
-        self.progressed, self.last = False, "nothing came back"
+        self.progressed = False
         self.refusal: EndpointError | None = None
 
     async def ask(self) -> None:
@@ -72,12 +72,12 @@ class Batches:
                     await self._bring_in(batch)
                 idle = 0 if self.progressed else idle + 1
         except Fault as fault:
-            self.last = str(fault)
+            self.accounts.last = str(fault)
             raise self._say_nothing_came("the server did not answer") from fault
 
     def _say_nothing_came(self, found: str) -> EndpointError:
         todo = "run the same command again: what was answered is in the cache, and what was handed in is not handed in again"
-        return EndpointError(f"{found}; at last: {self.last}", where=self.place, todo=todo)
+        return EndpointError(f"{found}; at last: {self.accounts.last}", where=self.place, todo=todo)
 
     async def _pause(self, times: int) -> None:
         await asyncio.sleep(min(LONGEST_POLL, POLL * 2 ** min(times, 9)))
@@ -127,14 +127,14 @@ class Batches:
             for line in filter(bytes.strip, lines):
                 self._read_line(line, waiting)
             for _ in waiting:
-                self._fail(Fault(f"batch {status}", "a line without a result", billed=False))
+                self.accounts.fail(Fault(f"batch {status}", "a line without a result", billed=False))
             self.forget(batch)
         if status == "failed":
             errors = (failures and failures.data) or []
-            self.last = "; ".join(f"{error.code}: {error.message}" for error in errors[:3])
+            self.accounts.last = "; ".join(f"{error.code}: {error.message}" for error in errors[:3])
             if all(error.code != QUEUE_FULL for error in errors):
                 todo = "correct what it names, or use `transport: direct`"
-                raise EndpointError(f"the server refused the batch ({self.last})", where=self.place, todo=todo)
+                raise EndpointError(f"the server refused the batch ({self.accounts.last})", where=self.place, todo=todo)
         if self.refusal:
             raise self.refusal
         self.accounts.check_thoughts(next(iter(self.works.values())).request)
@@ -167,7 +167,7 @@ class Batches:
         except Declined as no:
             self.accounts.decline(done, sent, no)
         except Fault as fault:
-            self._fail(fault, sent)
+            self.accounts.fail(fault, sent)
         except Refusal as refusal:
             if self.accounts.learn(refusal, done, sent):
                 self.progressed = True  # it is known now how to ask
@@ -192,10 +192,6 @@ class Batches:
             raise Declined(reason)
         else:
             raise Fault(f"batch: {error.get('code')}", str(error.get("message")), billed=False)
-
-    def _fail(self, fault: Fault, sent: dict[str, Any] | None = None) -> None:
-        self.last = str(fault)
-        self.accounts.fail(fault, sent)
 
     def file(self, batch: Batch) -> Path:
         """Return where a batch's file lies."""

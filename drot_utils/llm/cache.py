@@ -113,10 +113,6 @@ class Cache:
             elif (damage := self.file.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(damage)
 
-    def close(self) -> None:
-        """Close the file; what was put into it is in it since."""
-        self.file.close()
-
     def read(self, keys: Iterable[str]) -> dict[str, dict[int, Answer]]:
         """Return the choices of each key that the cache has, by their numbers."""
         found: dict[str, dict[int, Answer]] = {}
@@ -181,13 +177,8 @@ class Cache:
             return
         with self.explained_errors():
             self.file.execute("BEGIN IMMEDIATE")
-            try:
+            with self.file:  # commits, or rolls back
                 yield
-            except BaseException:
-                if self.file.in_transaction:  # a full disk has it rolled back already
-                    self.file.execute("ROLLBACK")
-                raise
-            self.file.execute("COMMIT")
 
     @contextmanager
     def explained_errors(self) -> Iterator[None]:

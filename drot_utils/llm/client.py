@@ -16,7 +16,7 @@ from drot_utils.llm.accounts import Accounts, Usage
 from drot_utils.llm.cache import Answer, Cache, request_key
 from drot_utils.llm.costs import count_prompt
 from drot_utils.llm.faults import Declined, Fault, Refusal
-from drot_utils.llm.replies import Work, describe_request, list_missing, read_most
+from drot_utils.llm.replies import Work, describe_request, list_missing
 from drot_utils.study.errors import EndpointError
 from drot_utils.study.params import Endpoint, Requests
 from drot_utils.study.progress import Progress
@@ -88,9 +88,7 @@ def _run_in_thread(asking: "_Asking", progress: Progress) -> None:
 
     def show() -> None:
         progress.update(asking.accounts.done - (progress.n - progress.start_n))
-        note = asking.accounts.note
-        if (title := f"{what} ({note})" if note else what) != progress.what:
-            progress.say(title)
+        progress.say(f"{what} ({asking.accounts.note})" if asking.accounts.note else what)
 
     with ThreadPoolExecutor(1, "asking") as pool:
         future: Future = pool.submit(asyncio.run, asking.run())
@@ -125,13 +123,13 @@ class _Asking:
     async def run(self) -> None:
         """Ask until nothing is missing."""
         from drot_utils.llm.batch import Batches
-        from drot_utils.llm.server import PATHS, Server
+        from drot_utils.llm.server import Server
 
         self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
         if self.stopping:
             return
-        self.path = PATHS[self.endpoint.kind]
-        async with Server(self.endpoint, self.accounts) as self.server:
+        self.server = Server(self.endpoint, self.accounts)
+        async with self.server.client:
             if self.endpoint.transport == "batch":
                 await Batches(self.works, self.server, self.accounts).ask()
             else:
@@ -203,7 +201,7 @@ class _Asking:
         if self.stopping:
             raise asyncio.CancelledError
         try:
-            reply = await self.server.ask(self.path, self.accounts.phrase(sent))
+            reply = await self.server.ask(self.accounts.phrase(sent))
         except Declined as no:
             self.accounts.decline(work, sent, no)
             self.server.answered = True
@@ -218,7 +216,7 @@ class _Asking:
     async def _wait_for_limits(self, sent: dict[str, Any]) -> None:
         if not any(self.limits):
             return
-        tokens = count_prompt(sent) + (read_most(sent) or 0) * sent.get("n", 1)
+        tokens = count_prompt(sent) + (sent.get("max_tokens") or 0) * sent.get("n", 1)
         for limit, amount in zip(self.limits, (1, tokens), strict=True):
             while limit and amount > 0:  # more than a second's worth is taken in parts
                 await limit.acquire(min(amount, limit.max_rate))

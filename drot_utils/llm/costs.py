@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from drot_utils.llm.cache import Cache, request_key
-from drot_utils.llm.replies import list_missing, read_most
+from drot_utils.llm.replies import list_missing
 from drot_utils.study.errors import ParamsError
 from drot_utils.study.params import Endpoint, Requests, Section, Setting, read_yaml
 from drot_utils.study.paths import resolve
@@ -18,6 +18,10 @@ ENOUGH = 20  # answers of a model in the cache from which their mean length is t
 SAMPLE = 2000  # requests whose tokens are counted; of more, these stand for all
 BYTES_A_TOKEN = 4  # English text under current tokenizers; an estimate, and said to be one
 FRAME = 4  # tokens around a message, and to open the answer
+_ANSWERS = (
+    "SELECT count(*), avg(completion_tokens) FROM answers JOIN requests USING (key) "
+    "WHERE json_extract(body, '$.model') = ? AND completion_tokens IS NOT NULL"
+)
 
 Dollars = Annotated[float, Field(ge=0)]
 
@@ -40,9 +44,7 @@ class Prices:
     table: dict[str, Price]
     where: str  # the file
 
-    def cost(
-        self, model: str, transport: Literal["direct", "batch"], prompt: int | None, completion: int | None
-    ) -> float | None:
+    def cost(self, model: str, transport: str, prompt: int | None, completion: int | None) -> float | None:
         """Return what tokens cost in US dollars; None where the price, or a number of tokens, is not known."""
         price = self.table.get(model)
         if price is None or prompt is None or completion is None:
@@ -106,8 +108,8 @@ def forecast(
     choices = sum(len(work.missing) for work in works)
     sample = works[:: max(1, len(works) // SAMPLE)]
     prompt = round(sum(count_prompt(work.request) for work in sample) * len(works) / max(1, len(sample)))
-    answers, mean = _mean_answer(endpoint.model, cache) if cache else (0, None)
-    most = [read_most(work.request) for work in works]
+    answers, mean = cache.query(_ANSWERS, endpoint.model)[0] if cache else (0, None)
+    most = [work.request.get("max_tokens") for work in works]
     if answers >= ENOUGH:
         completion, how = round(mean * choices), f"answers as long as {answers} earlier ones ({mean:.0f} tokens)"
     elif None in most:
@@ -123,14 +125,6 @@ def forecast(
     return Forecast(len(requests), len(works), choices, prompt, completion, cost, max(minutes, default=None), how)
 
 
-def _mean_answer(model: str, cache: Cache) -> tuple[int, float | None]:
-    return cache.query(
-        "SELECT count(*), avg(completion_tokens) FROM answers JOIN requests USING (key) "
-        "WHERE json_extract(body, '$.model') = ? AND completion_tokens IS NOT NULL",
-        model,
-    )[0]
-
-
 def count_prompt(request: dict[str, Any]) -> int:
     """Return the tokens that go in with a request, roughly."""
     texts = _list_texts(request)
@@ -143,7 +137,7 @@ def bound_tokens(request: dict[str, Any]) -> tuple[int, int | None]:
 
     None: nothing limits what comes out.
     """
-    most = read_most(request)
+    most = request.get("max_tokens")
     prompt = sum(map(len, _list_texts(request))) + 16 * (len(request.get("messages", [])) + 1)
     return prompt, None if most is None else most * request.get("n", 1)
 

@@ -66,11 +66,6 @@ def describe_request(request: Mapping[str, Any]) -> str:
     return "the request " + repr(text if len(text) <= 100 else f"...{text[-97:]}")
 
 
-def read_most(request: dict[str, Any]) -> int | None:
-    """Return the most tokens that one choice of a request may have, None when it sets no limit."""
-    return request.get("max_completion_tokens") or request.get("max_tokens")
-
-
 def list_missing(
     requests: Sequence[dict[str, Any]], keys: Sequence[str], cache: Cache | None, *, refresh: bool
 ) -> list[Work]:

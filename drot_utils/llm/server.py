@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Awaitable
-from typing import Any, Self, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -28,16 +28,13 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 NO_LIMIT = 10**6  # tries that the client is given: how many it gets of them is decided here
 
 
-Reply = TypeVar("Reply")
-
-
 def keeps_asking(fault: Fault, retries: int, most: int, waited: float) -> bool:
     """Say whether a fault is worth another try after `retries` of `most`, and `waited` seconds since the first one."""
     return retries < most or (fault.overload and most > 0 and waited < PATIENCE)
 
 
 class Server:
-    """An open connection; an asynchronous context manager. The accounts count what is sent, and what goes wrong.
+    """A connection, open until its `client` is closed. The accounts count what is sent, and what goes wrong.
 
     The key is handed to the `openai` package and is nowhere else; where a server repeats it, it is blotted out before the
     response is looked at.
@@ -51,25 +48,20 @@ class Server:
         self.closing = False  # set when nothing is to be tried again
         self.under_way: set[asyncio.Task] = set()  # who wait for a response, not for their next try
         self.calls: dict[asyncio.Task, tuple[float, int]] = {}  # when each began, and how many repetitions it may take
-
-    async def __aenter__(self) -> Self:
         self.client = openai.AsyncOpenAI(
             api_key=self.secret.decode() or "none",
-            base_url=self.endpoint.base_url,
+            base_url=endpoint.base_url,
             max_retries=NO_LIMIT,
             timeout=None,
             http_client=_open_http(self),
         )
-        return self
 
-    async def __aexit__(self, *exc: object) -> None:
-        await self.client.close()
-
-    async def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """Send a request for answers as often as it takes; return the JSON object that comes back (errors: `wait_for`)."""
+        path = PATHS[self.endpoint.kind]
         return json.loads((await self.wait_for(self.client.post(path, body=body, cast_to=httpx2.Response))).content)
 
-    async def wait_for(self, call: Awaitable[Reply], most: int | None = None) -> Reply:
+    async def wait_for(self, call: Awaitable[Any], most: int | None = None) -> Any:
         """Return what a call of `client` returns, sent again `most` times, or as often as the endpoint's parameters allow.
 
         Raises
