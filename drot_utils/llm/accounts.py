@@ -70,7 +70,7 @@ class Accounts:
     """
 
     def __init__(self, endpoint: Endpoint, settings: Requests, cache: Cache) -> None:
-        self.endpoint, self.settings, self.cache = endpoint, settings, cache
+        self.endpoint, self.settings, self.cache, self.anew = endpoint, settings, cache, settings.cache == "refresh"
         self.prices, self.who = read_prices(settings.prices), (endpoint.model, endpoint.transport)
         self.calls, self.unmetered, self.faults, self.last = 0, 0, Counter[str](), "nothing came back"
         self.spent: float | None = 0.0
@@ -127,7 +127,7 @@ class Accounts:
             return False
         if name in self.lengths:  # else another request has learnt it meanwhile
             self.lengths.remove(name)
-            self._note(f"{name}: refused")
+            self.cache.enter(*self.who, f"{IGNORED}{name}: refused")
         return True
 
     def take(self, work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> None:
@@ -138,10 +138,10 @@ class Accounts:
             self.faults["broken choice"] += broken
         tokens = _count_tokens(answers.values())
         with self.cache.transaction():
-            self._keep(work, answers)
+            self.cache.put([(work.request, answers)], replace=self.anew)
             self._bill(*((UNMETERED, *bound_tokens(sent)) if None in tokens else (METERED, *tokens)))
             if fewer or doubted:
-                self._note(FEWER)
+                self.cache.enter(*self.who, IGNORED + FEWER)
         cost = self.prices.cost(*self.who, *tokens)
         self.spent = None if cost is None or self.spent is None else self.spent + cost
         self.note, work.doubted = "", False
@@ -151,7 +151,8 @@ class Accounts:
     def decline(self, work: Work, sent: dict[str, Any], no: Declined) -> None:
         """Keep a server's no to what a request says as the answer to all its choices; who read the prompt may bill it."""
         with self.cache.transaction():
-            self._keep(work, dict.fromkeys(work.missing, Answer("", REFUSED + no.reason, 0, 0)))
+            refused = dict.fromkeys(work.missing, Answer("", REFUSED + no.reason, 0, 0))
+            self.cache.put([(work.request, refused)], replace=self.anew)
             self._bill(UNMETERED, bound_tokens(sent)[0], 0)
         self.unmetered += 1
         work.missing, work.doubted = [], False
@@ -204,12 +205,6 @@ class Accounts:
             answered_by=_sorted(Counter(answer.answered_by for answer in every if answer.answered_by)),
         )
 
-    def _keep(self, work: Work, answers: dict[int, Answer]) -> None:
-        self.cache.put([(work.request, answers)], replace=self.settings.cache == "refresh")
-
     def _bill(self, entry: str, prompt: int, completion: int | None) -> None:
         self.cache.enter(*self.who, entry, prompt, completion or 0)
         self.billed += self.prices.cost(*self.who, prompt, completion or 0) or 0.0
-
-    def _note(self, what: str) -> None:
-        self.cache.enter(*self.who, IGNORED + what)

@@ -49,17 +49,15 @@ COMMIT;
 
 @dataclass(frozen=True)
 class Answer:
-    """One choice of an answer, as it is kept.
-
-    A prompt is billed once a response: its tokens count for the response's first choice, 0 for the others. Completion
-    tokens are shared out over a response's choices by their lengths. So sums are exact. None: not known.
-    """
+    """One choice of an answer, as it is kept; None: not known. Tokens are divided so that their sums are what was billed."""
 
     text: str
     finish: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    answered_by: str | None = None
+    prompt_tokens: int | None = (
+        None  # a prompt is billed once a response: counted for its first choice, 0 for the others
+    )
+    completion_tokens: int | None = None  # shared out over a response's choices by their lengths
+    answered_by: str | None = None  # the server's name of the model
 
 
 def request_key(request: dict[str, Any]) -> str:
@@ -96,10 +94,9 @@ class Cache:
             if tables and (application, version) != (APPLICATION, VERSION):
                 self.file.close()
                 found = f"version {version}" if application == APPLICATION else "a database of another program"
+                found = f"expected a cache of version {VERSION}, found {found}"
                 todo = "export it with the program that wrote it and import the lines here, or move it away"
-                raise DataError(
-                    f"expected a cache of version {VERSION}, found {found}", where=str(self.path), todo=todo
-                )
+                raise DataError(found, where=str(self.path), todo=todo)
             if bare or not file_system(self.path).startswith(LOCAL):
                 self.file.execute("PRAGMA journal_mode = DELETE")  # also of a file that was made elsewhere
                 self.file.execute("PRAGMA locking_mode = NORMAL")
@@ -199,14 +196,14 @@ class Cache:
             raise DataError(f"is damaged, or no cache ({error})", where=str(self.path), todo=todo) from error
 
 
-def open_cache(run: Run) -> Cache:
-    """Open the cache of a run, which all its notebooks share."""
-    return Cache(cache_file(run))
-
-
 def cache_file(run: Run) -> Path:
-    """Return where the cache of a run lies, or will."""
+    """Return where the cache of a run, which all its notebooks share, lies, or will."""
     return run.root / "data" / "answers.sqlite"
+
+
+def open_cache(run: Run) -> Cache:
+    """Open the cache of a run."""
+    return Cache(cache_file(run))
 
 
 def _body(request: dict[str, Any]) -> str:
@@ -230,8 +227,7 @@ FORMAT = {"format": "drot-answers", "version": VERSION}  # the first line of an 
 
 def export_lines(cache: Cache, file: Path) -> int:
     """Write all answers to `file` as JSON lines, sorted, so that the same answers give the same bytes; return their number."""
-    columns = "choice, text, finish, prompt_tokens, completion_tokens, answered_by"
-    count = 0
+    count, columns = 0, COLUMNS.removeprefix("key, ")
     with cache.explained_errors(), atomic(file) as part, part.open("w", encoding="utf-8", newline="\n") as handle:
         handle.write(json.dumps(FORMAT) + "\n")
         rows = cache.file.execute(f"SELECT body, {columns} FROM answers JOIN requests USING (key) ORDER BY key, choice")
@@ -243,16 +239,9 @@ def export_lines(cache: Cache, file: Path) -> int:
 
 
 def import_lines(cache: Cache, file: Path) -> tuple[int, int]:
-    """Take over the answers of an export; those that the cache has already stay as they are.
+    """Take over the answers of an export; return how many are new, and how many the cache had: these stay as they are.
 
-    Returns
-    -------
-    new, known : int
-
-    Raises
-    ------
-    DataError
-        A line that is no answer, named by its number; nothing of the file was taken over then.
+    A `DataError` names the first line that is no answer; nothing of the file was taken over then.
     """
     new = total = 0
     with cache.transaction():

@@ -67,21 +67,14 @@ class Refusal(EndpointError):
 
 
 def read_status(status: int, body: Any, endpoint: Endpoint, asked: str) -> Fault:
-    """Return the fault of an error status (400 and above).
-
-    Parameters
-    ----------
-    body
-        See `open_error`.
-    asked : str
-        What was asked, in a few words, for the error.
+    """Return the fault of an error status (400 and above), with a body as `open_error` takes it.
 
     Raises
     ------
     Declined
         When this request is refused for its content.
     Refusal
-        When asking again is no use: what was asked, what came back and what to do.
+        When asking again is no use: what was `asked`, in these words, what came back and what to do.
     """
     error, said = open_error(body), say_error(body)
     if status in (400, 403, 422) and (reason := find_content(error, words=status != 403)):

@@ -114,14 +114,7 @@ def list_choices(reply: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 
 def read_reply(work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> tuple[dict[int, Answer], bool]:
-    """Read the choices of a reply and number them; those that came are no longer missing in `work`.
-
-    Parameters
-    ----------
-    sent : dict
-        What was asked, see `Work.outgoing`.
-    reply : dict
-        A chat completion or a completion.
+    """Number the choices of a reply to what was `sent` for `work`; those that came are no longer missing there.
 
     Returns
     -------
@@ -133,13 +126,16 @@ def read_reply(work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> tuple
     Raises
     ------
     Fault
-        See `list_choices`.
+        As `list_choices` does; nothing is changed then.
     """
     asked, given = sent.get("n", 1), reply.get("choices")
     given = given[:asked] if isinstance(given, list) else []
     choices = list_choices({**reply, "choices": given})
     texts = [text for text, _ in choices]
-    prompt, completion = _read_counts(reply.get("usage"))
+    usage = reply["usage"] if isinstance(reply.get("usage"), dict) else {}
+    prompt, completion = counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not all(type(count) is int and count >= 0 for count in counts):
+        prompt = completion = None
     shares = _share_out(completion, texts)
     fewer = len(given) < asked
     if sent.get("temperature") != 0 and len(texts) > 1 and len(texts[0]) > CHANCE and len(set(texts)) == 1:
@@ -175,11 +171,6 @@ def _read_text(choice: Any) -> str:
     if isinstance(choice, dict) and isinstance(choice.get("text"), str):
         return choice["text"]
     raise Fault("no choices", f"a choice without text: {json.dumps(choice)[:200]}")
-
-
-def _read_counts(usage: Any) -> tuple[int | None, int | None]:
-    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    return tuple(counts) if all(type(count) is int and count >= 0 for count in counts) else (None, None)
 
 
 def _share_out(total: int | None, texts: list[str]) -> list[int | None]:

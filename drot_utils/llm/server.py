@@ -1,9 +1,9 @@
 """The connection to a server: the `openai` client, which asks again what may pass, and what it is to take for that."""
 
 import asyncio
-import ipaddress
 import json
 import os
+import re
 import time
 from collections.abc import Awaitable
 from typing import Any
@@ -181,11 +181,7 @@ def _list_set(*names: str) -> str:
 def is_loopback(url: str) -> bool:
     """Say whether an address is this machine's own, which no proxy can reach."""
     host = urlsplit(url).hostname or ""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
+    return bool(re.fullmatch(r"(?:.*\.)?localhost|127\.[\d.]+|0\.0\.0\.0|::1?", host))
 
 
 def _say_environment(url: str, said: str) -> str:
@@ -195,10 +191,7 @@ def _say_environment(url: str, said: str) -> str:
 
 
 def read_key(endpoint: Endpoint, why: str = "") -> str | None:
-    """Return the key from the environment, None when the server wants none.
-
-    An `EndpointError`, which says `why` it is needed, when the variable is not set, or holds what cannot be a key.
-    """
+    """Return the key from the environment, None when the server wants none; an `EndpointError` that says `why` without one."""
     if endpoint.api_key_env is None:
         return None
     key = os.environ.get(endpoint.api_key_env, "").strip()
