@@ -235,16 +235,17 @@ def open_batches(works, cache, **changes):
 def test_a_batch_is_written_down_before_it_is_sent(cache):
     works = open_works(3, n=2)
     batches = open_batches(works, cache)
-    written = batches.write(works)
-    lines = [json.loads(line) for line in batches.file(written).read_text().splitlines()]
-    assert [line["custom_id"] for line in lines] == list(written.lines) and lines[0]["url"] == "/v1/chat/completions"
+    token = batches.write(works)
+    lines = [json.loads(line) for line in batches.file(token).read_text().splitlines()]
+    noted = cache.query("SELECT id, key, choices FROM lines ORDER BY id")
+    assert noted == [(line["custom_id"], work.key, "[0, 1]") for line, work in zip(lines, works, strict=True)]
+    assert lines[0]["url"] == "/v1/chat/completions"
     assert [line["body"] for line in lines] == [work.outgoing() for work in works]
     later, elsewhere = (open_batches([], Cache(cache.path), kind=kind) for kind in ("chat", "completions"))
-    assert later.list_open() == [written] and elsewhere.list_open() == []
+    assert later.list_open() == [(token, None)] and elsewhere.list_open() == []
     kept = [json.loads(body) for (body,) in cache.query("SELECT body FROM requests")]
     assert {name: value for name, value in works[1].request.items() if name != "n"} in kept
-    known = batches.note_id(written, "batch-1")
-    assert later.list_open() == [known] and known.id == "batch-1"
-    batches.forget(known)
-    assert later.list_open() == [] and not batches.file(written).exists()
+    assert batches.note_id(token, "batch-1") == "batch-1" and later.list_open() == [(token, "batch-1")]
+    batches.forget(token)
+    assert later.list_open() == [] and not batches.file(token).exists()
     assert cache.query("SELECT count(*) FROM lines") == [(0,)]

@@ -4,7 +4,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,6 @@ POLL, LONGEST_POLL = 2.0, 60.0  # seconds between two looks at a batch, doubled 
 OVER = ("completed", "failed", "expired", "cancelled")
 QUEUE_FULL = "token_limit_exceeded"  # so much is handed in already that it is tried again later
 PAGES = 20  # of the server's list that are searched for a batch whose number was not written down in time
-
-#: The key of a line's request and the choices that it asks for.
-Line = tuple[str, list[int]]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A file of requests."""
-
-    token: str  # our mark, by which it is found again at the server
-    lines: dict[str, Line]  # by number
-    id: str | None = None  # the server's, None until it is known
 
 
 class Batches:
@@ -54,12 +42,11 @@ class Batches:
     async def ask(self) -> None:
         """Ask until nothing is missing; an `EndpointError` when the server refuses, or batch after batch brings nothing."""
         try:
-            for batch in self.list_open():
-                if found := batch.id or await self._search(batch.token):
-                    self.accounts.calls += len(batch.lines)
-                    await self._bring_in(self.note_id(batch, found))
+            for token, known in self.list_open():
+                if number := known or await self._search(token):
+                    await self._bring_in(token, self.note_id(token, number))
                 else:
-                    self.forget(batch)  # the run was stopped before it was made
+                    self.forget(token)  # the run was stopped before it was made
             idle = 0
             while missing := [work for work in self.works.values() if work.missing]:
                 if idle > self.endpoint.max_retries:
@@ -69,7 +56,7 @@ class Batches:
                 self.accounts.check_budget()
                 self.progressed = False
                 for batch in [await self._hand_in(part) for part in cut_work(missing)]:
-                    await self._bring_in(batch)
+                    await self._bring_in(*batch)
                 idle = 0 if self.progressed else idle + 1
         except Fault as fault:
             self.accounts.last = str(fault)
@@ -82,22 +69,21 @@ class Batches:
     async def _pause(self, times: int) -> None:
         await asyncio.sleep(min(LONGEST_POLL, POLL * 2 ** min(times, 9)))
 
-    async def _hand_in(self, part: list[Work]) -> Batch:
-        self.accounts.calls += len(part)
-        batch = self.write(part)
-        with self.file(batch).open("rb") as handle:
+    async def _hand_in(self, part: list[Work]) -> tuple[str, str]:
+        token = self.write(part)
+        with self.file(token).open("rb") as handle:
             content = (handle.name, handle)
             file = await self.server.wait_for(self.server.client.files.create(file=content, purpose="batch"))
         creation = {"input_file_id": file.id, "endpoint": self.path, "completion_window": "24h"}
         for attempt in range(self.endpoint.max_retries + 1):
             try:
-                made = self.server.client.batches.create(**creation, metadata={"drot": batch.token})
-                return self.note_id(batch, (await self.server.wait_for(made, 0)).id)
+                made = self.server.client.batches.create(**creation, metadata={"drot": token})
+                return token, self.note_id(token, (await self.server.wait_for(made, 0)).id)
             except Fault as error:
                 fault = error
             # Sent again, it could be made, and paid, twice: is it there?
-            if found := await self._search(batch.token):
-                return self.note_id(batch, found)
+            if number := await self._search(token):
+                return token, self.note_id(token, number)
             await self._pause(attempt)
         raise fault
 
@@ -112,23 +98,25 @@ class Batches:
             page = await self.server.wait_for(page.get_next_page())
         return None
 
-    async def _bring_in(self, batch: Batch) -> None:
+    async def _bring_in(self, token: str, number: str) -> None:
+        rows = self.cache.query("SELECT id, key, choices FROM lines WHERE token = ? ORDER BY id", token)
+        waiting = {line: (key, json.loads(choices)) for line, key, choices in rows}
+        self.accounts.calls += len(waiting)
         lines, status, failures = [], "gone", None
         try:
-            state = await self._wait_for(batch)
+            state = await self._wait_for(number, len(waiting))
             status, failures = state.status, state.errors
             for file in filter(None, (state.output_file_id, state.error_file_id)):
                 lines += (await self.server.wait_for(self.server.client.files.content(file))).content.split(b"\n")
         except Refusal as refusal:
             if refusal.status != 404:
                 raise
-        waiting = dict(batch.lines)
         with self.cache.transaction():  # all of it or nothing: no line is entered twice
             for line in filter(bytes.strip, lines):
                 self._read_line(line, waiting)
             for _ in waiting:
                 self.accounts.fail(Fault(f"batch {status}", "a line without a result", billed=False))
-            self.forget(batch)
+            self.forget(token)
         if status == "failed":
             errors = (failures and failures.data) or []
             self.accounts.last = "; ".join(f"{error.code}: {error.message}" for error in errors[:3])
@@ -139,16 +127,16 @@ class Batches:
             raise self.refusal
         self.accounts.check_thoughts(next(iter(self.works.values())).request)
 
-    async def _wait_for(self, batch: Batch) -> types.Batch:
+    async def _wait_for(self, number: str, lines: int) -> types.Batch:
         for times in count():
-            state = await self.server.wait_for(self.server.client.batches.retrieve(batch.id))
+            state = await self.server.wait_for(self.server.client.batches.retrieve(number))
             done = state.request_counts.completed if state.request_counts else 0
-            self.accounts.note = f"batch {state.status}, {done} of {len(batch.lines)} requests"
+            self.accounts.note = f"batch {state.status}, {done} of {lines} requests"
             if state.status in OVER:
                 return state
             await self._pause(times)
 
-    def _read_line(self, line: bytes, waiting: dict[str, Line]) -> None:
+    def _read_line(self, line: bytes, waiting: dict[str, tuple[str, list[int]]]) -> None:
         try:
             values = json.loads(line)
             key, choices = waiting.pop(values["custom_id"])
@@ -193,46 +181,39 @@ class Batches:
         else:
             raise Fault(f"batch: {error.get('code')}", str(error.get("message")), billed=False)
 
-    def file(self, batch: Batch) -> Path:
+    def file(self, token: str) -> Path:
         """Return where a batch's file lies."""
-        return self.cache.path.with_name("batches") / f"{batch.token}.jsonl"
+        return self.cache.path.with_name("batches") / f"{token}.jsonl"
 
-    def write(self, part: list[Work]) -> Batch:
-        """Write a file of requests in the server's words, and write it down."""
-        batch = Batch(uuid.uuid4().hex, {f"{n:06d}": (work.key, work.missing) for n, work in enumerate(part)})
-        self.file(batch).parent.mkdir(parents=True, exist_ok=True)
-        with self.file(batch).open("w", encoding="utf-8", newline="\n") as handle:
-            for number, work in zip(batch.lines, part, strict=True):
-                body = self.accounts.phrase(work.outgoing())
-                line = {"custom_id": number, "method": "POST", "url": self.path, "body": body}
-                handle.write(json.dumps(line, allow_nan=False) + "\n")
-        with self.cache.transaction():
-            self.cache.query("INSERT INTO batches VALUES (?, ?, NULL)", batch.token, self.place)
+    def write(self, part: list[Work]) -> str:
+        """Write a file of requests in the server's words, and write it down; return our mark of it, to find it again there."""
+        token = uuid.uuid4().hex
+        self.file(token).parent.mkdir(parents=True, exist_ok=True)
+        with self.cache.transaction(), self.file(token).open("w", encoding="utf-8", newline="\n") as handle:
+            self.cache.query("INSERT INTO batches VALUES (?, ?, NULL)", token, self.place)
             self.cache.put([(work.request, {}) for work in part])
-            for number, (key, choices) in batch.lines.items():
-                self.cache.query("INSERT INTO lines VALUES (?, ?, ?, ?)", batch.token, number, key, json.dumps(choices))
-        return batch
+            for number, work in enumerate(part):
+                body = self.accounts.phrase(work.outgoing())
+                line = {"custom_id": f"{number:06d}", "method": "POST", "url": self.path, "body": body}
+                handle.write(json.dumps(line, allow_nan=False) + "\n")
+                values = token, line["custom_id"], work.key, json.dumps(work.missing)
+                self.cache.query("INSERT INTO lines VALUES (?, ?, ?, ?)", *values)
+        return token
 
-    def note_id(self, batch: Batch, found: str) -> Batch:
-        """Write down the server's number of a batch."""
-        self.cache.query("UPDATE batches SET id = ? WHERE token = ?", found, batch.token)
-        return replace(batch, id=found)
+    def note_id(self, token: str, number: str) -> str:
+        """Write down the server's number of a batch, and return it."""
+        self.cache.query("UPDATE batches SET id = ? WHERE token = ?", number, token)
+        return number
 
-    def list_open(self) -> list[Batch]:
-        """Return the batches that went to this place and of which nothing was taken in yet."""
-        batches = []
-        for token, found in self.cache.query(
-            "SELECT token, id FROM batches WHERE place = ? ORDER BY token", self.place
-        ):
-            rows = self.cache.query("SELECT id, key, choices FROM lines WHERE token = ? ORDER BY id", token)
-            batches.append(Batch(token, {line: (key, json.loads(choices)) for line, key, choices in rows}, found))
-        return batches
+    def list_open(self) -> list[tuple[str, str | None]]:
+        """Return the mark and number of each batch that went to this place and of which nothing was taken in yet."""
+        return self.cache.query("SELECT token, id FROM batches WHERE place = ? ORDER BY token", self.place)
 
-    def forget(self, batch: Batch) -> None:
+    def forget(self, token: str) -> None:
         """Strike a batch off, and remove its file."""
-        self.cache.query("DELETE FROM lines WHERE token = ?", batch.token)
-        self.cache.query("DELETE FROM batches WHERE token = ?", batch.token)
-        self.file(batch).unlink(missing_ok=True)
+        self.cache.query("DELETE FROM lines WHERE token = ?", token)
+        self.cache.query("DELETE FROM batches WHERE token = ?", token)
+        self.file(token).unlink(missing_ok=True)
 
 
 def cut_work(works: list[Work]) -> Iterator[list[Work]]:
