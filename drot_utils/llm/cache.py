@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drot_utils.study.errors import DataError, StorageError, wrap_os_error
+from drot_utils.study.errors import DataError, StorageError
 from drot_utils.study.paths import Run, atomic, exclusive, file_system
 
 VERSION = 1
@@ -73,14 +73,9 @@ class Cache:
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock, self.bare = path, path.with_name(f".{path.name}.lock"), False
-        try:
-            # Two processes may make it at once: one writes the schema.
-            with exclusive(self.lock, wait=True) as lock:
-                self._open(bare=lock is None)
-            # Where the file system has no locks, SQLite takes none, and we hold one of our own.
-            self.bare = lock is None
-        except OSError as error:
-            raise wrap_os_error(error, path) from error
+        with exclusive(self.lock, wait=True) as lock:  # two processes may make it at once: one writes the schema
+            self._open(bare=lock is None)
+        self.bare = lock is None  # where the file system has no locks, SQLite takes none, and we hold one of our own
 
     def _open(self, bare: bool) -> None:
         with self.explained_errors():

@@ -142,14 +142,13 @@ class _Asking:
         tasks = [asyncio.create_task(self._take_turns()) for _ in range(count)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            ended = [task for task in tasks if task in done and not task.cancelled()]
-            errors = list(filter(None, (task.exception() for task in ended)))
             await self._wind_up(tasks, self.endpoint.timeout_s)
         except asyncio.CancelledError:
             await self._wind_up(tasks, GRACE)
             raise
-        if errors:
-            raise errors[0]
+        for task in tasks:
+            if task in done and not task.cancelled():
+                task.result()  # the error that ended it all, if one did
         if self.given_up:
             raise self._say_given_up()
 
