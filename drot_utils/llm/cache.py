@@ -183,7 +183,7 @@ class Cache:
             name = getattr(error, "sqlite_errorname", "")
             if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_BUSY", "SQLITE_IOERR")):
                 found = f"the cache could not be written ({error}); what was in it is kept"
-                todo = "check that file and folder may be written, the disk has room and no other program holds the file, then run again"
+                todo = "check that it may be written, the disk has room and no other program holds it, then run again"
                 raise StorageError(found, where=str(self.path), todo=todo) from error
             todo = (
                 "move the file away and import your export of it, if you have one (python -m drot_utils answers import)"

@@ -170,7 +170,7 @@ def _open_http(server: Server) -> httpx2.AsyncClient:
         return Http(verify=certificates, trust_env=not is_loopback(server.endpoint.base_url))
     except (ValueError, ImportError):  # `from None`: a proxy's address may hold a password
         found = f"the proxy cannot be used that stands in {_list_set(*PROXIES)}"
-        todo = "give it as http://host:port (socks5:// needs the package socksio), unset the variable, or name this server in NO_PROXY"
+        todo = "give it as http://host:port (socks5:// needs the package socksio), unset it, or name this server in NO_PROXY"
         raise EndpointError(found, where=server.where, todo=todo) from None
 
 
