@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from drot_utils.study.errors import DrotError, escape_output
+from drot_utils.study.errors import DataError, DrotError, escape_output
 from drot_utils.study.paths import settle_output
 
 
@@ -72,10 +72,16 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _exchange_answers(options: argparse.Namespace) -> int:
-    from drot_utils.llm import cache
+    from drot_utils.llm.cache import Cache, export_lines, import_lines
 
-    exchange = cache.export_answers if options.what == "export" else cache.import_answers
-    print(exchange(options.cache, options.files))
+    if options.what == "export" and (len(options.files) > 1 or not options.cache.exists()):
+        raise DataError("expected a cache that exists and one file to write", where=str(options.cache))
+    cache = Cache(options.cache)
+    for file in options.files:
+        if options.what == "export":
+            print(f"{file}: {export_lines(cache, file)} answers")
+        else:
+            print("{}: {} answers taken over, {} were there already".format(file, *import_lines(cache, file)))
     return 0
 
 
