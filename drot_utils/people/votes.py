@@ -13,9 +13,8 @@ from drot_utils.study.graph import STUDENTS
 #: What `measure_agreement` returns, and our columns of tables 4 and 2.
 AGREEMENT = ["rows", "annotators", "full", "majority", "kappa"]
 SHARES = ["rows", "valid_pct", "language_pct", "significant_pct", "slight_pct"]
-HUMAN_COLUMNS = [
-    "human_rows", "human_vld", "human_defease", "human_lan", "human_rationale", "human_n_vld", "human_n_unq_vld",
-]  # fmt: skip
+PAPER_HUMAN = [name for name in TABLE2 if name.startswith("paper_human")]
+HUMAN_COLUMNS = ["human_rows", *(name.removeprefix("paper_") for name in PAPER_HUMAN)]
 
 
 def make_table4(judged: pd.DataFrame | None) -> pd.DataFrame:
@@ -63,11 +62,10 @@ def fill_table2(judged: pd.DataFrame | None, chosen: pd.DataFrame, entails: Enta
     if judged is None:
         table = table.reindex(columns=["model", *HUMAN_COLUMNS])
     else:
-        unparsed = as_invalid(chosen[chosen["context"].isna()])
+        unparsed = chosen[chosen["context"].isna()].assign(q2="N")  # nobody is asked where there is no context to show
         rows = pd.concat([judged[judged["set"] != "dataset"], unparsed], ignore_index=True)
         table = table.merge(human_table2(rows, entails, threshold), on="model", how="left")
-    columns = [name for name in TABLE2 if name == "model" or name.startswith("paper_human")]
-    return table.merge(TABLE2[columns], on="model", how="left")
+    return table.merge(TABLE2[["model", *PAPER_HUMAN]], on="model", how="left")
 
 
 def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd.DataFrame:
@@ -83,7 +81,7 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
     Parameters
     ----------
     judged : DataFrame
-        As `judge_rows` and `as_invalid` return it.
+        As `judge_rows` returns it, with the rows that did not parse, whose ``q2`` is N.
 
     Returns
     -------
@@ -122,11 +120,6 @@ def judge_rows(filled: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:
     return key.merge(pd.DataFrame(judged), left_on="row_id", right_index=True, how="left")
 
 
-def as_invalid(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return rows that nobody was asked about, as there is no context to show, in the form of judged ones: not valid."""
-    return rows.assign(q1=None, q2="N", q3=None, q4=None)
-
-
 def agree_on_gold(gold: pd.DataFrame) -> pd.DataFrame:
     """Return how far the annotators of the gold agree: ``question source`` ("all", then each) and `AGREEMENT`.
 
@@ -163,20 +156,16 @@ def measure_agreement(votes: pd.DataFrame) -> dict[str, float | int]:
     """
     from statsmodels.stats.inter_rater import fleiss_kappa
 
-    answers = sorted(set(votes.stack().dropna()))
-    counts = [votes.eq(answer).sum(axis=1) for answer in answers]
-    counts = np.array(counts, dtype=int).reshape(len(answers), len(votes)).T
-    given = counts.sum(axis=1)
-    often = np.bincount(given, minlength=2)[2:]
-    if not often.any():
+    rows, columns = votes.notna().to_numpy().nonzero()
+    counts = pd.crosstab(rows, votes.to_numpy()[rows, columns])
+    size = counts.sum(axis=1).loc[lambda sums: sums > 1].mode().max()  # the larger number where two are as common
+    if pd.isna(size):
         return {"rows": 0, "annotators": votes.shape[1], "full": np.nan, "majority": np.nan, "kappa": np.nan}
-    size = len(often) + 1 - int(often[::-1].argmax())  # the larger number where two are as common
-    counts = counts[given == size]
-    counts = counts[:, counts.any(axis=0)]
+    counts = counts[counts.sum(axis=1) == size].loc[:, lambda chosen: chosen.any()]
     top = counts.max(axis=1)
     kappa = float(fleiss_kappa(counts)) if counts.shape[1] > 1 else np.nan
     shares = {"full": float((top == size).mean()), "majority": float((top * 2 > size).mean())}
-    return {"rows": len(counts), "annotators": size, **shares, "kappa": kappa}
+    return {"rows": len(counts), "annotators": int(size), **shares, "kappa": kappa}
 
 
 def spread_votes(filled: pd.DataFrame, question: str) -> pd.DataFrame:
