@@ -5,9 +5,9 @@ Another tool is another module like `potato`, and its name in `TOOLS`. A tool's 
 ``export(form, key, folder)``
     Write a form, whose rows are those of a key (as `forms.make_key` returned it), below the folder of the forms.
 ``read(form, path)``
-    Return the votes in a file, unchecked; None when it is not the tool's. A vote is a dict: ``row_id annotator``, the
-    questions (a code, or "" where none was given), and ``where`` (file and line, for errors); or only ``left_out``, one of
-    `LEFT_OUT`.
+    Return the votes in a file, unchecked; None when it is not the tool's; raise a `DataError` when it is and cannot be read.
+    A vote is a dict: ``row_id annotator``, the questions (a code, or "" where none was given), and ``where`` (file and line,
+    for errors); or only ``left_out``, one of `LEFT_OUT`.
 """
 
 from collections.abc import Sequence
@@ -36,32 +36,21 @@ UNREAD = {
 def export_form(
     form: Form, rows: pd.DataFrame, folder: Path, seed: int, formats: Sequence[str] = ("csv",)
 ) -> pd.DataFrame:
-    """Write an empty form in random order, in the formats asked for, and apart from it the key.
+    """Write an empty form in random order, in the formats asked for, and apart from it the key; return the key.
 
     Parameters
     ----------
-    form : Form
     rows : DataFrame
         As for `forms.make_key`.
     folder : Path
         Gets ``<form>_key.csv`` (which must not be shown to annotators) and what the formats' modules write.
     formats : sequence of str
-        Names in `TOOLS`.
-
-    Returns
-    -------
-    DataFrame
-        The key.
-
-    Raises
-    ------
-    ParamsError
-        A format that is none of them.
+        Names in `TOOLS`; a `ParamsError` for others.
     """
-    unknown = [name for name in formats if name not in TOOLS]
-    if unknown:
-        known = ", ".join(sorted(TOOLS))
-        raise ParamsError(f"expected some of {known}, found {unknown[0]!r}", where="annotation.exchange")
+    for name in formats:
+        if name not in TOOLS:
+            found = f"expected some of {', '.join(sorted(TOOLS))}, found {name!r}"
+            raise ParamsError(found, where="annotation.exchange")
     key = make_key(form, rows, seed)
     write_text(folder / f"{form.name}_key.csv", key.to_csv(index=False))
     for name in formats:
@@ -72,15 +61,10 @@ def export_form(
 def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int | list[str]]]:
     """Read all filled forms in a folder and in those below it, whatever tools they come from.
 
-    The same answers by the same annotator, such as those of a batch that was downloaded twice, count once. So do two
-    spreadsheets that are the same byte for byte, whoever they are named after, unless each question has one answer
-    throughout, which two people may well give.
-
     Parameters
     ----------
     folder : str or Path
-        Relative paths are relative to the checkout. Holds, in any mixture, ``<form>-<annotator>.csv``, results of Mechanical
-        Turk batches (``.csv``), Label Studio exports (``.json``), and Potato's ``annotation_output``.
+        Relative to the checkout; what it may hold is in docs/annotation.md.
     key : DataFrame
         As `export_form` returned it.
 
@@ -89,10 +73,7 @@ def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.D
     votes : DataFrame
         One row an annotator and form row: ``row_id annotator`` and the questions; an answer not given is null.
     counts : dict
-        ``files`` (that were read), ``votes``, ``annotators``, ``unanswered`` (questions without an answer), and what was left
-        out: ``rejected``, ``skipped``, ``other_form`` (votes on the rows of the other form), ``repeated`` (votes that came
-        again), and by name: ``copies`` (files all of whose votes came again), ``not_read`` (files that hold no answers to
-        this form).
+        ``files`` (that hold votes), ``votes``, ``annotators``, and what docs/annotation.md says is left out and counted.
 
     Raises
     ------
@@ -101,17 +82,14 @@ def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.D
     """
     folder, questions = resolve(folder), list(form.questions)
     read = {path.relative_to(folder).as_posix(): _read(form, path) for path in files_below(folder)}
-    found = [{**vote, "file": name} for name, votes in read.items() for vote in votes]
-    found = pd.DataFrame(found, columns=["row_id", "annotator", *questions, "where", "left_out", "file"])
+    rows = [{**vote, "file": name} for name, votes in read.items() for vote in votes]
+    found = pd.DataFrame(rows, columns=["row_id", "annotator", *questions, "where", "left_out", "file"])
     votes = _join_copies(folder, found[found["left_out"].isna()], questions)
     other = votes["row_id"].map(form_of).isin(set(FORMS) - {form.name})
     ours = votes[~other]
     if ours.empty:
-        raise DataError(
-            f"no filled form named {form.name}-<annotator>.csv, and no results of a tool for it",
-            where=str(folder),
-            todo="copy the filled forms there",
-        )
+        found = f"no filled form named {form.name}-<annotator>.csv, and no results of a tool for it"
+        raise DataError(found, where=str(folder), todo="copy the filled forms there")
     again = ours.duplicated(["row_id", "annotator", *questions])
     once = ours[~again]
     check_votes(once, form, key)
@@ -141,7 +119,7 @@ def _read(form: Form, path: Path) -> list[dict[str, str]]:
 
 
 def _join_copies(folder: Path, votes: pd.DataFrame, questions: list[str]) -> pd.DataFrame:
-    """Give files that are the same byte for byte, where their answers differ, one annotator's name."""
+    """Give files that are the same byte for byte one annotator; not where all answers are one, which two people may give."""
     votes, first = votes.copy(), {}
     for name, rows in votes.groupby("file", sort=False):
         if (rows[questions].nunique() > 1).any():

@@ -93,7 +93,6 @@ def make_key(form: Form, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
     Parameters
     ----------
-    form : Form
     rows : DataFrame
         ``action_id action moral_variance candidate source context rationale`` and ``set`` (what the row is drawn for).
 

@@ -31,13 +31,7 @@ def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
 
 
 def read(form: Form, path: Path) -> list[dict[str, str]] | None:
-    """Read an export of a project, JSON or JSON-MIN: any JSON that no other tool wrote; skipped tasks are left out.
-
-    Raises
-    ------
-    DataError
-        A file that is not such an export.
-    """
+    """Read an export of a project, JSON or JSON-MIN: any JSON that no other tool wrote; skipped tasks are left out."""
     if path.suffix.lower() != ".json":
         return None
     votes = []
@@ -55,33 +49,25 @@ def read(form: Form, path: Path) -> list[dict[str, str]] | None:
     return votes
 
 
-def _annotations(task: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, list[str]] | None, str]]:
+def _annotations(task: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any] | None, str]]:
     """Yield each annotation's row, annotator, choices by question (None: the task was skipped), and place."""
     if set(task) == {"data"}:  # a task to be imported
         return
-    if "data" not in task:  # JSON-MIN: one record an annotation, the data's fields beside the answers
-        if task["annotation_id"] is not None:  # else a task that nobody answered
-            answers = {name: _choices(value) for name, value in task.items() if name not in SHOWN}
-            where = f"task {task['id']}, annotation {task['annotation_id']}"
-            yield task["row_id"], task["annotator"], answers, where
-        return
-    for annotation in task["annotations"]:
-        results = [r for r in annotation["result"] if r["type"] == "choices"]
-        answers = {r["from_name"]: _choices(r["value"]) for r in results}
-        where = f"task {task['id']}, annotation {annotation['id']}"
-        given = None if annotation.get("was_cancelled") else answers
-        yield task["data"]["row_id"], annotation["completed_by"], given, where
+    if "data" in task:
+        for annotation in task["annotations"]:
+            given = {r["from_name"]: r["value"] for r in annotation["result"] if r["type"] == "choices"}
+            given = None if annotation.get("was_cancelled") else given
+            where = f"task {task['id']}, annotation {annotation['id']}"
+            yield task["data"]["row_id"], annotation["completed_by"], given, where
+    elif task["annotation_id"] is not None:  # JSON-MIN: one record an annotation, or a task that nobody answered
+        yield task["row_id"], task["annotator"], task, f"task {task['id']}, annotation {task['annotation_id']}"
 
 
-def _choices(value: object) -> list[str]:
-    chosen = value.get("choices", []) if isinstance(value, dict) else value
-    return [str(choice) for choice in (chosen if isinstance(chosen, list) else [chosen])]
-
-
-def _code(question: Question, choices: list[str]) -> str:
+def _code(question: Question, value: object) -> str:
     """Return the code of what was chosen, by its alias or by its text."""
+    chosen = value.get("choices", []) if isinstance(value, dict) else value
     codes = {text: code for code, text in question.answers.items()}
-    return "+".join(codes.get(choice, choice) for choice in choices)
+    return "+".join(codes.get(c, c) for c in map(str, chosen if isinstance(chosen, list) else [chosen]))
 
 
 def _interface(form: Form) -> ET.Element:

@@ -70,11 +70,6 @@ def read(form: Form, path: Path) -> list[dict[str, str]] | None:
     """Read the results of a batch (the CSV file that "Download CSV" gives): a table with workers.
 
     Rejected assignments are left out: those of that status, and those marked in the column ``Reject``.
-
-    Raises
-    ------
-    DataError
-        A missing column, an unknown status, a flag other than true and false, or answers that cannot be read.
     """
     if not is_table(form, path) or "WorkerId" not in (table := read_csv(path)):
         return None

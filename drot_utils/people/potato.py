@@ -13,8 +13,7 @@ from drot_utils.study.paths import write_text
 
 #: In Potato's output, the file that holds an annotator's answers; there is one in each annotator's folder.
 STATE = "user_state.json"
-#: The file of that purpose of Potato 1, which cannot show this project: as ``.jsonl`` it is no file that Potato 2 leaves.
-OLD_STATE = "annotated_instances"
+OLD_STATE = "annotated_instances"  # Potato 1's, which cannot show this project
 
 
 def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
@@ -23,12 +22,11 @@ def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
     That is ``potato/<form>/``, with ``config.yaml`` and ``rows.jsonl``. Potato copies the rows' fields into the page as they
     are, so texts are escaped here and shown as HTML.
     """
-    lines = [
-        json.dumps({"id": row["row_id"], "number": f"{number} of {len(key)}", "card": _card(row)}, allow_nan=False)
-        for number, row in enumerate(show_rows(key).to_dict("records"), start=1)
-    ]
-    place = folder / "potato" / form.name
-    write_text(place / "rows.jsonl", "".join(f"{line}\n" for line in lines))
+    place, lines = folder / "potato" / form.name, ""
+    for number, row in enumerate(show_rows(key).to_dict("records"), start=1):
+        card = "".join(f"<p><b>{name.capitalize()}:</b> {html.escape(row[name])}</p>" for name in SHOWN[1:])
+        lines += json.dumps({"id": row["row_id"], "number": f"{number} of {len(key)}", "card": card}) + "\n"
+    write_text(place / "rows.jsonl", lines)
     config = yaml.safe_dump(_config(form), sort_keys=False, allow_unicode=True, width=110)
     write_text(place / "config.yaml", config)
 
@@ -37,11 +35,6 @@ def read(form: Form, path: Path) -> list[dict[str, str]] | None:
     """Read one annotator's answers, ``annotation_output/<annotator>/user_state.json``.
 
     What else Potato leaves there or reads, beside its answers or in its project, holds none.
-
-    Raises
-    ------
-    DataError
-        A file that is not such a state.
     """
     if path.name != STATE:
         beside = any((path.parent / name).exists() for name in (STATE, "config.yaml"))
@@ -60,10 +53,6 @@ def _chosen(labels: list[list[Any]], name: str) -> str:
     """Return the option of a question that is set; Potato keeps one entry an option."""
     own = [(label["name"], value) for label, value in labels if label["schema"] == name]
     return "+".join(code for code, value in own if value not in ("", "false", False, None))
-
-
-def _card(row: dict[str, str]) -> str:
-    return "".join(f"<p><b>{name.capitalize()}:</b> {html.escape(row[name])}</p>" for name in SHOWN[1:])
 
 
 def _config(form: Form) -> dict[str, Any]:

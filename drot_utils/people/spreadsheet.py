@@ -39,11 +39,6 @@ def read(form: Form, path: Path) -> list[dict[str, str]] | None:
     """Read a filled copy named ``<form>-<annotator>.csv``; what marks a copy of it, such as `` (1)``, is no part of the name.
 
     What else may lie there holds no answers: the empty form, the key, Mechanical Turk's input, and the other form's files.
-
-    Raises
-    ------
-    DataError
-        A file that is not CSV text, lacks a column, or has another name and may hold answers.
     """
     if not is_table(form, path):
         return None
@@ -71,11 +66,6 @@ def read_csv(path: Path) -> pd.DataFrame:
     -------
     DataFrame of str
         Indexed by line number; empty and missing cells are "".
-
-    Raises
-    ------
-    DataError
-        A file that is not CSV text, a row with more cells than the header, or two columns of one name.
     """
     todo = "save it as CSV (UTF-8)"
     try:

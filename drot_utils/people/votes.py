@@ -37,8 +37,8 @@ def make_table4(judged: pd.DataFrame | None) -> pd.DataFrame:
         for name, variance in (("all", (1, -1)), ("strengthening", (1,)), ("weakening", (-1,))):
             rows = dataset[dataset["moral_variance"].isin(variance)]
             answered = rows[valid].dropna()
-            significant = _percent(answered[answered != "N"] == "Y")
-            shares = (_percent(answered != "N"), _percent(rows[language].dropna() != "N"), significant)
+            significant = 100 * (answered[answered != "N"] == "Y").mean()
+            shares = (100 * (answered != "N").mean(), 100 * (rows[language].dropna() != "N").mean(), significant)
             ours.append((kind, name, len(answered), *shares, 100 - significant))
     return pd.DataFrame(ours, columns=["type", "polarity", *SHARES]).merge(TABLE4, on=["type", "polarity"])
 
@@ -69,7 +69,7 @@ def fill_table2(judged: pd.DataFrame | None, chosen: pd.DataFrame, entails: Enta
 
 
 def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd.DataFrame:
-    """Return people's columns of table 2 from judged rows of the sets ``greedy`` and ``sampled``.
+    """Return ``model`` and `HUMAN_COLUMNS`, people's of table 2, from judged rows of the sets ``greedy`` and ``sampled``.
 
     Defeasibility is (significant + slight / 2) / all (section 4.2). Of a prompt's sampled contexts, those that people
     call valid and the entailment filter calls different are the unique ones.
@@ -82,11 +82,6 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
     ----------
     judged : DataFrame
         As `judge_rows` returns it, with the rows that did not parse, whose ``q2`` is N.
-
-    Returns
-    -------
-    DataFrame
-        ``model`` and `HUMAN_COLUMNS`.
     """
     out = []
     for model, rows in judged.groupby("source", sort=False):
@@ -113,21 +108,13 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
 
 def judge_rows(filled: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:
     """Return the key with the majority answer to each question of the evaluation form; null where nobody answered."""
-    judged = {
-        name: majority(spread_votes(filled, name), list(question.answers))
-        for name, question in EVALUATION_FORM.questions.items()
-    }
+    questions = EVALUATION_FORM.questions.items()
+    judged = {name: majority(spread_votes(filled, name), list(question.answers)) for name, question in questions}
     return key.merge(pd.DataFrame(judged), left_on="row_id", right_index=True, how="left")
 
 
 def agree_on_gold(gold: pd.DataFrame) -> pd.DataFrame:
-    """Return how far the annotators of the gold agree: ``question source`` ("all", then each) and `AGREEMENT`.
-
-    Parameters
-    ----------
-    gold : DataFrame
-        Single votes, as `gold.read_votes` returns them.
-    """
+    """Return how far the annotators of single votes (`gold.read_votes`) agree: ``question source`` and `AGREEMENT`."""
     out = []
     for question, rows in gold.groupby("question"):
         for source, group in [("all", rows), *rows.groupby("source")]:
@@ -158,14 +145,15 @@ def measure_agreement(votes: pd.DataFrame) -> dict[str, float | int]:
 
     rows, columns = votes.notna().to_numpy().nonzero()
     counts = pd.crosstab(rows, votes.to_numpy()[rows, columns])
-    size = counts.sum(axis=1).loc[lambda sums: sums > 1].mode().max()  # the larger number where two are as common
-    if pd.isna(size):
+    given = counts.sum(axis=1)
+    if not (given > 1).any():
         return {"rows": 0, "annotators": votes.shape[1], "full": np.nan, "majority": np.nan, "kappa": np.nan}
-    counts = counts[counts.sum(axis=1) == size].loc[:, lambda chosen: chosen.any()]
+    size = int(given[given > 1].mode().max())  # the larger number where two are as common
+    counts = counts[given == size].loc[:, lambda chosen: chosen.any()]
     top = counts.max(axis=1)
     kappa = float(fleiss_kappa(counts)) if counts.shape[1] > 1 else np.nan
     shares = {"full": float((top == size).mean()), "majority": float((top * 2 > size).mean())}
-    return {"rows": len(counts), "annotators": int(size), **shares, "kappa": kappa}
+    return {"rows": len(counts), "annotators": size, **shares, "kappa": kappa}
 
 
 def spread_votes(filled: pd.DataFrame, question: str) -> pd.DataFrame:
@@ -174,28 +162,18 @@ def spread_votes(filled: pd.DataFrame, question: str) -> pd.DataFrame:
 
 
 def majority(votes: pd.DataFrame, answers: list[str]) -> pd.Series:
-    """Return the majority answer of each row.
+    """Return the majority answer of each row, null where nobody answered.
 
-    Where no answer has more than half of the votes, the median of the ordered answers is taken: of yes, somewhat and no
-    once each, somewhat. The paper does not say what it does with such rows.
+    It is the median of the ordered answers, which is the answer of more than half of the votes where there is one; of yes,
+    somewhat and no once each, it is somewhat. The paper does not say what it does with such rows.
 
     Parameters
     ----------
     votes : DataFrame of str, shape (rows, annotators)
     answers : list of str
         All codes in their order.
-
-    Returns
-    -------
-    Series of str
-        Null where nobody answered.
     """
     counts = np.stack([votes.eq(answer).sum(axis=1) for answer in answers], axis=1)
     given = counts.sum(axis=1)
-    median = ((counts.cumsum(axis=1) * 2) >= given[:, None]).argmax(axis=1)
-    best = np.where(counts.max(axis=1) * 2 > given, counts.argmax(axis=1), median)
-    return pd.Series(np.array(answers, dtype=object)[best], index=votes.index).where(given > 0)
-
-
-def _percent(flags: pd.Series) -> float:
-    return 100 * float(flags.mean()) if len(flags) else np.nan
+    median = (counts.cumsum(axis=1) * 2 >= given[:, None]).argmax(axis=1)
+    return pd.Series(np.array(answers, dtype=object)[median], index=votes.index).where(given > 0)

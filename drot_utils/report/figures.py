@@ -131,16 +131,9 @@ def draw_scores(
 
 
 def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]) -> Figure:
-    """Draw how the students change from round to round: four metrics with 95% intervals, ours and the paper's.
+    """Draw how students change from round to round: four metrics of table 2 with 95% intervals, ours and the paper's.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Table 2.
-    models : list of str
-        Rows, in the order of the x axis.
-    prefixes : dict of str
-        Column prefix to legend, such as ``auto_`` and ``independent_``.
+    The x axis is in the order of `models`; `prefixes` maps those of columns, such as ``auto_``, to their names in the legend.
     """
     rows = table.set_index("model").loc[models]
     names = [STUDENTS[m].replace("SelfDistill", "Self").replace("zero-shot base model", "base") for m in models]
@@ -210,9 +203,7 @@ def draw_matrix(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _make_axes(
-    size: tuple[float, float] | None = None, layout: str | None = None, **settings: object
-) -> tuple[Figure, Axes]:
+def _make_axes(size: tuple | None = None, layout: str | None = None, **settings: object) -> tuple[Figure, Axes]:
     """Return a figure with one pair of axes, and what `Axes.set` takes set: title, labels, limits."""
     figure, axes = plt.subplots(figsize=size, layout=layout)
     axes.set(**settings)
@@ -233,9 +224,7 @@ def _turn_to_rows(axes: Axes, rows: int) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def _draw_cells(
-    table: pd.DataFrame, size: tuple[float, float], colours: str, ticks: dict[str, object], **settings: object
-) -> tuple[Figure, Axes]:
+def _draw_cells(table: pd.DataFrame, size: tuple, colours: str, ticks: dict, **settings: object) -> tuple[Figure, Axes]:
     """Draw a table as coloured cells with its names beside them; `ticks` is how the columns' are written."""
     figure, axes = _make_axes(size)
     if not _say_if_empty(axes, table.size):

@@ -16,14 +16,13 @@ from drot_utils.study.errors import DrotError
 from drot_utils.study.params import Endpoint, ModelRef, Params
 from drot_utils.study.paths import Run, resolve
 
-#: Parameters of the models that profiles name (from their model cards); embeddings are not counted for encoders.
+#: Parameters of the models that profiles train (from their model cards); embeddings are not counted for encoders.
 SIZES = {
     "google/flan-t5-xl": 2.85e9,
     "smollm2-135m-instruct": 1.35e8,
     "models/deberta-v3-large": 3.04e8,
     "models/roberta-large-wanli": 3.03e8,
     "all-minilm-l6-v2": 1.06e7,
-    "unitary/toxic-bert": 8.6e7,
 }
 #: What the paper reports, and what it leaves to be assumed.
 KEPT = {"seed": 85 / 240, "round_1": 434 / 800, "round_2": 466 / 800, "dataset": 578 / 2865}
