@@ -56,15 +56,11 @@ def _chosen(labels: list[list[Any]], name: str) -> str:
 
 
 def _config(form: Form) -> dict[str, Any]:
-    questions = [
-        {
-            "annotation_type": "radio",
-            "name": name,
-            "description": question.text,
-            "labels": [{"name": code, "displayed_label": text} for code, text in question.answers.items()],
-        }
-        for name, question in form.questions.items()
-    ]
+    questions = []
+    for name, question in form.questions.items():
+        labels = [{"name": code, "displayed_label": text} for code, text in question.answers.items()]
+        shown = {"annotation_type": "radio", "name": name, "description": question.text, "labels": labels}
+        questions.append(shown)
     return {
         "annotation_task_name": form.title,
         "task_dir": ".",

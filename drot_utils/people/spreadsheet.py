@@ -61,6 +61,7 @@ def read_csv(path: Path) -> pd.DataFrame:
 
     Commas, semicolons or tabs; UTF-8, UTF-16, or an older encoding of one byte, whichever (row_ids and codes are ASCII in all of
     them). Rows without any text are left out, and so are empty cells at the end of a row, which programs add as they like.
+    Other text, a row with more cells than the header, and two columns of one name are a `DataError`.
 
     Returns
     -------

@@ -88,10 +88,7 @@ def _size(ref: ModelRef) -> float:
 def say_plan(params: Params, tflops: float | None = None) -> str:
     """Return the plan of a run as text: a table, what it assumes, and the requests to endpoints.
 
-    Parameters
-    ----------
-    tflops : float, optional
-        Effective TFLOP/s of one device; by default what the paper's hours imply.
+    The GPU hours are at `tflops`, effective TFLOP/s of one device, by default what the paper's hours imply.
     """
     rate = tflops * 1e12 if tflops else PAPER_RATE
     source = "as given" if tflops else "as the paper's 28 hours on 8 A6000 for 434K rows and 3 epochs imply"
@@ -115,14 +112,9 @@ def _to_markdown(table: pd.DataFrame, unknown: str) -> str:
 
 
 def plan_requests(params: Params) -> pd.DataFrame:
-    """Return what the requests to endpoints will take; nothing is asked.
+    """Return what the requests to endpoints will take: ``notebook model`` and the columns of `costs.Forecast`.
 
-    Where the corpus or the gold is not there yet, one action and context stand for all.
-
-    Returns
-    -------
-    DataFrame
-        A row a notebook and model: ``notebook model`` and the columns of `costs.Forecast`.
+    Nothing is asked. Where the corpus or the gold is not there yet, one action and context stand for all.
     """
     seed, test, note = _list_actions(params)
     items = _list_judged(params) if any(judge.endpoint for judge in params.judges.panel) else []

@@ -48,7 +48,7 @@ DEMO_NOTE = (
 
 
 def export_drot(rows: pd.DataFrame, actions: pd.DataFrame, params: Params, threshold: float, folder: Path) -> Path:
-    """Write ``d-rot.parquet``, ``d-rot.tsv`` and the card ``README.md``.
+    """Write ``d-rot.parquet``, ``d-rot.tsv`` and the card ``README.md`` into a folder, which is returned.
 
     One table, one configuration: the published repository holds two tables of different columns under one, which is why
     ``load_dataset`` fails on it.
@@ -61,11 +61,6 @@ def export_drot(rows: pd.DataFrame, actions: pd.DataFrame, params: Params, thres
         As `corpora.read_actions` returns it; the corpus's own columns are joined in by action.
     threshold : float
         Of the critic.
-
-    Returns
-    -------
-    Path
-        `folder`.
     """
     schema = pa.Schema.from_pandas(_publish(rows.head(0), actions), preserve_index=False)
     with (
