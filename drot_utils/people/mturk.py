@@ -14,8 +14,6 @@ from drot_utils.people.spreadsheet import is_table, read_csv
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import write_text
 
-#: Columns of every batch result; the questions' answers come as ``Answer.*`` beside them.
-RESULT = ["WorkerId", "AssignmentStatus", "Input.row_id"]
 AGAIN = "download the batch's results again"
 
 _LAYOUT = """\
@@ -73,7 +71,7 @@ def read(form: Form, path: Path) -> list[dict[str, str]] | None:
     """
     if not is_table(form, path) or "WorkerId" not in (table := read_csv(path)):
         return None
-    check_columns(table, RESULT, str(path))
+    check_columns(table, ["AssignmentStatus", "Input.row_id"], str(path))
     votes = []
     for number, row in zip(table.index, table.to_dict("records"), strict=True):
         where, status = f"{path}, line {number}", row["AssignmentStatus"]

@@ -37,15 +37,7 @@ DECIMALS = {"gpu_hours": 1, "cost_usd": 2, "minutes": 2}  # as shown; none in ot
 def plan_run(params: Params, rate: float = PAPER_RATE) -> pd.DataFrame:
     """Return the work of each stage: what is counted, how much of it, tokens through the model, GPU hours; and their sum.
 
-    Parameters
-    ----------
-    rate : float
-        Operations a second of one device.
-
-    Raises
-    ------
-    DrotError
-        For a model whose size is not known.
+    `rate` is in operations a second of one device. A model whose size is not known is a `DrotError`.
     """
     corpus, trained, n = params.corpus, params.student, params.generation.candidates
     student, critic, nli = (_size(section.base) for section in (params.student, params.critic, params.nli))
@@ -136,11 +128,9 @@ def say_requests(params: Params) -> str:
     if params.teacher.recorded:
         lines.append(f"Nobody is asked for what {params.teacher.recorded} has: its responses fill the cache.")
     if any(judge.endpoint for judge in judges.panel) and "judges" in (judges.filter, params.evaluation.critic):
-        lines.append(
-            "Not in the table: what judges are asked instead of the critic, a request for each context and judge."
-        )
-    budget = params.requests.budget_usd
-    limit = "No budget is set."
+        instead = "what judges are asked instead of the critic, a request for each context and judge"
+        lines.append(f"Not in the table: {instead}.")
+    limit, budget = "No budget is set.", params.requests.budget_usd
     if budget is not None:
         limit = f"The run begins nothing that is forecast to cost more than ${budget:,.2f} in all, and stops when that is spent."
     return "\n".join([*lines, *warn_refused(params), limit])
