@@ -10,12 +10,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from tqdm import tqdm
+
 from drot_utils.study.errors import DrotError, wrap_os_error
 from drot_utils.study.graph import Stage, list_stages, refuse_braces
 from drot_utils.study.kernels import kernel_command, kernel_server
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run, exclusive, output_root, write_text
-from drot_utils.study.progress import STATUS, bar_left, study_left
+from drot_utils.study.progress import STATUS, rate_of
 
 LOG_EVERY = 30  # seconds between lines when the output is a file
 START = 600  # seconds that a kernel may take to start: a network file system reads a thousand files first
@@ -87,53 +89,68 @@ def _find_stage(stages: list[Stage], name: str) -> Stage:
 
 
 def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage], cores: int) -> None:
-    began = shown = time.monotonic()
+    began = shown = time.time()
     started: dict[str, float] = {}
     took: dict[str, float] = {}
-    needs = {stage.name: stage.needs for stage in stages}
     terminal = sys.stdout.isatty()
     while process.poll() is None:
         time.sleep(0.5)
-        now = time.monotonic()
+        now = time.time()
         text = log.read_text(encoding="utf-8", errors="replace")
         listed = re.findall(r"^(\S+) +1$", text, re.MULTILINE)  # Snakemake's table of what it will run
-        planned = {stage.name: stage.seconds for stage in stages if stage.name in listed}
+        planned = {stage.name: stage for stage in stages if stage.name in listed}
         for name in re.findall(r"^Finished jobid: \d+ \(Rule: (\S+)\)", text, re.MULTILINE):
             if name in planned:
                 took.setdefault(name, now - started.get(name, shown))
-        running = {name: s for name, s in _read_status(run).items() if name in planned and name not in took}
-        for name in running:
-            started.setdefault(name, now)
+        words, running = [], {}
+        for path in sorted(run.work("progress").glob("*.json")):
+            if (name := path.stem) in planned and name not in took:
+                with suppress(FileNotFoundError):  # just finished
+                    status = json.loads(path.read_text(encoding="utf-8"))
+                    rate, rest = rate_of(status, now), status["total"] - status["n"]
+                    running[name] = now - started.setdefault(name, now), rest / rate if rate else 0.0
+                    done = f" {status['n']}/{status['total']} {status['unit']}, {rate:.1f}/s" if status["total"] else ""
+                    words.append(f"{name}: {status['what']}{done}")
         if not running or now - shown < (0.5 if terminal else LOG_EVERY):
             continue
         shown = now
-        line = f"[{len(took) + 1}/{len(planned)}] {' + '.join(_describe(n, s) for n, s in running.items())}"
-        line += f" | {_clock(now - began)} so far"
-        at = {name: (now - started[name], bar_left(status, time.time())) for name, status in running.items()}
-        if took and (left := study_left(planned, needs, took, at, cores)):
-            line += f", about {_clock(left)} left"
+        line = f"[{len(took) + 1}/{len(planned)}] {' + '.join(words)} | {tqdm.format_interval(now - began)} so far"
+        if took and (left := time_left(list(planned.values()), took, running, cores)):
+            line += f", about {tqdm.format_interval(left)} left"
         print(f"\r\033[K{line[:180]}" if terminal else line, end="" if terminal else "\n", flush=True)
     if terminal:
         print("\r\033[K", end="")
 
 
-def _read_status(run: Run) -> dict[str, dict]:
-    status = {}
-    for path in sorted(run.work("progress").glob("*.json")):
-        with suppress(FileNotFoundError):  # just finished
-            status[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-    return status
+def time_left(
+    planned: list[Stage], took: dict[str, float], running: dict[str, tuple[float, float]], cores: int
+) -> float:
+    """Return the seconds until a study is done: those of its longest chain of stages, or of all of them shared by the cores.
 
+    A stage takes what it usually takes, stretched as it was in the finished ones and is in running ones that are late.
 
-def _describe(name: str, status: dict) -> str:
-    if not status["total"]:
-        return f"{name}: {status['what']}"
-    rate = (status["n"] - status["start_n"]) / max(time.time() - status["began"], 1e-9)
-    return f"{name}: {status['what']} {status['n']}/{status['total']} {status['unit']}, {rate:.1f}/s"
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+    Parameters
+    ----------
+    planned : list of Stage
+        All that this run runs, in their order.
+    took : dict
+        The seconds of the finished ones, at least one.
+    running : dict
+        The seconds so far of the running ones, and those that are left of their present work.
+    cores : int
+        Stages that run side by side.
+    """
+    usual = {stage.name: stage.seconds for stage in planned}
+    pace = sum(took.values()) / sum(usual[name] for name in took)
+    seen = took | {name: so_far for name, (so_far, _) in running.items() if so_far > usual[name] * pace}
+    pace = sum(seen.values()) / sum(usual[name] for name in seen)
+    left, ends = {}, {}
+    for stage in planned:
+        if stage.name not in took:
+            so_far, present = running.get(stage.name, (0, 0))
+            left[stage.name] = max(stage.seconds * pace - so_far, present)
+            ends[stage.name] = left[stage.name] + max((ends.get(name, 0) for name in stage.needs), default=0)
+    return max([sum(left.values()) / cores, *ends.values()])
 
 
 def _conclude(run: Run, params: Params) -> None:
@@ -149,13 +166,7 @@ def _conclude(run: Run, params: Params) -> None:
 
 
 def run_stage(name: str, params_file: str) -> None:
-    """Execute the stage of that name (see `execute`).
-
-    Raises
-    ------
-    DrotError
-        Where no stage has that name, or as `execute`.
-    """
+    """Execute the stage of that name (see `execute`); a `DrotError` where there is none."""
     params = load_params(params_file)
     run = Run(params.profile)
     refuse_braces(run, params)
@@ -182,7 +193,7 @@ def execute(stage: Stage, params_file: str, run: Run) -> Path:
     status = run.work("progress") / f"{stage.name}.json"
     with exclusive(run.work("running") / f"{stage.name}.lock", wait=False, what=f"running {stage.name}"):
         unfinished.parent.mkdir(parents=True, exist_ok=True)
-        write_text(status, json.dumps({"what": "starting", "n": 0, "start_n": 0, "total": 0}))
+        write_text(status, json.dumps({"what": "starting", "n": 0, "start_n": 0, "total": 0, "began": 0}))
         os.environ[STATUS] = str(status)
         # Snakemake tells each job's libraries to use one thread; `compute.threads` says how many.
         for name in THREADS:
