@@ -39,7 +39,7 @@ def server(tmp_path_factory):
     before = set(psutil.Process().children())
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(kernels.KERNELS, raising=False)
-        with kernels.kernel_server(folder / "socket", dict(os.environ), []) as served:
+        with kernels.kernel_server(folder / "socket", dict(os.environ)) as served:
             (process,) = set(psutil.Process().children()) - before
             patch.setenv(kernels.KERNELS, served[kernels.KERNELS])
             yield process
@@ -95,7 +95,7 @@ def test_without_its_server_a_kernel_is_fresh(tmp_path, monkeypatch):
 
 def test_fresh_kernels_by_choice(tmp_path, monkeypatch):
     monkeypatch.setenv(kernels.KERNELS, "fresh")
-    with kernels.kernel_server(tmp_path / "socket", {}, []) as served:
+    with kernels.kernel_server(tmp_path / "socket", {}) as served:
         assert served == {}
     assert kernels.kernel_command()[1:3] == ["-m", "ipykernel_launcher"]
 

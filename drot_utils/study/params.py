@@ -302,10 +302,8 @@ class Toxicity(Section):
     word_list: str
 
     def _check(self) -> None:
-        if self.scorer == "recorded" and self.recorded is None:
-            raise ValueError("`scorer: recorded` needs the path of the scores in `recorded`")
-        if self.scorer == "model" and self.model is None:
-            raise ValueError("`scorer: model` needs a pinned `model`")
+        if self.scorer != "none" and getattr(self, self.scorer) is None:
+            raise ValueError(f"`scorer: {self.scorer}` needs a value of `{self.scorer}`")
 
 
 class Bias(Section):

@@ -10,19 +10,22 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
 from drot_utils.study.errors import DrotError, wrap_os_error
 from drot_utils.study.graph import Stage, list_stages, refuse_braces
-from drot_utils.study.kernels import kernel_command, kernel_server
+from drot_utils.study.kernels import THREADS, kernel_command, kernel_server
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run, exclusive, output_root, write_text
 from drot_utils.study.progress import STATUS, rate_of
 
 LOG_EVERY = 30  # seconds between lines when the output is a file
 START = 600  # seconds that a kernel may take to start: a network file system reads a thousand files first
-#: Environment variables by which a library is told its number of threads.
-THREADS = [f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "GOTO")] + ["VECLIB_MAXIMUM_THREADS"]
 
 
 def run_study(params_file: str, cores: int, ablations: bool, until: str | None = None) -> int:
@@ -61,10 +64,9 @@ def run_study(params_file: str, cores: int, ablations: bool, until: str | None =
         environment = run_environment(run) | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
         # Snakemake holds the lock too: if this process is killed and it is not, nobody starts a second one.
         held = [lock.fileno()] if lock else []
-        kernels = {name: value for name, value in environment.items() if name not in THREADS}
         with (
             log.open("w") as out,
-            kernel_server(work / "kernels.socket", kernels, held) as served,
+            kernel_server(work / "kernels.socket", environment) as served,
             subprocess.Popen(command, stdout=out, stderr=out, env=environment | served, pass_fds=held) as process,
         ):
             try:
@@ -137,8 +139,6 @@ def time_left(
         The seconds of the finished ones, at least one.
     running : dict
         The seconds so far of the running ones, and those that are left of their present work.
-    cores : int
-        Stages that run side by side.
     """
     usual = {stage.name: stage.seconds for stage in planned}
     pace = sum(took.values()) / sum(usual[name] for name in took)
@@ -209,13 +209,10 @@ def execute(stage: Stage, params_file: str, run: Run) -> Path:
 
 
 def _run_notebook(stage: Stage, params_file: str, output: Path) -> None:
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
     try:
         papermill.execute_notebook(
             stage.notebook, output, {"params_file": params_file, **stage.parameters}, kernel_name="python3",
-            kernel_manager_class=_own_kernel(), start_timeout=START, cwd=ROOT, progress_bar=False,
+            kernel_manager_class=_OwnKernel, start_timeout=START, cwd=ROOT, progress_bar=False,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         found = f"cell {error.cell_index} failed with {error.ename}: {error.evalue}"
@@ -229,16 +226,11 @@ def _run_notebook(stage: Stage, params_file: str, output: Path) -> None:
         raise DrotError(f"the notebook's kernel did not start ({error})", where=stage.name, todo=todo) from error
 
 
-def _own_kernel() -> type:
-    from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
-
-    class OwnKernel(AsyncKernelManager):
-        # Whatever kernel is installed as python3, perhaps another environment's: ours runs in this interpreter.
-        kernel_spec = KernelSpec(**get_kernel_dict() | {"argv": kernel_command()})
-
-    return OwnKernel
+class _OwnKernel(AsyncKernelManager):
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """Of this interpreter, whatever is installed as python3: perhaps another environment's."""
+        return KernelSpec(**get_kernel_dict() | {"argv": kernel_command()})
 
 
 def run_environment(run: Run) -> dict[str, str]:
@@ -254,6 +246,8 @@ def run_environment(run: Run) -> dict[str, str]:
         forced = {"HOME": str(home)}
     # Models from the hub are large and for all runs, and the user's token lies beside them: they stay where they are, if they can.
     models = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface"
+    above = next(place for place in models.parents if place.exists())
+    usable = models.is_dir() or os.access(above, os.W_OK | os.X_OK)
     own = {
         "DROT_OUTPUT": str(output_root()),
         # Of Snakemake, vLLM, and numba, where it cannot keep its code beside the packages (which all runs share).
@@ -264,7 +258,7 @@ def run_environment(run: Run) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "HF_DATASETS_CACHE": str(cache / "datasets"),
-        "HF_HOME": str(models if models.is_dir() or _can_be_made(models) else cache / "huggingface"),
+        "HF_HOME": str(models if usable else cache / "huggingface"),
         # Huge pages, where the kernel gives them on request: a training step takes a tenth less, as fresh memory is dear.
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         # Threads of OpenMP that wait sleep: those that spin halve a training beside another busy process (benchmarks/contention.py).
@@ -275,7 +269,3 @@ def run_environment(run: Run) -> dict[str, str]:
     except (KeyError, OSError):
         own["USER"] = f"uid{os.getuid()}"
     return own | {name: value for name, value in os.environ.items() if value or name not in own} | forced
-
-
-def _can_be_made(folder: Path) -> bool:
-    return os.access(next(place for place in folder.parents if place.exists()), os.W_OK | os.X_OK)
