@@ -223,10 +223,6 @@ class Judges(Section):
     sample: PositiveInt | None
     filter: Literal["critic", "judges"]
 
-    def _check(self) -> None:
-        if self.filter == "judges" and not self.panel:
-            raise ValueError("`filter: judges` needs at least one judge in `panel`")
-
 
 class Nli(Encoder):
     """The entailment model (section 3.2): fine-tuned on `groups`, or used as it is when `groups` is null."""
@@ -309,14 +305,10 @@ class Toxicity(Section):
 class Bias(Section):
     """The country probe (table 10), with a permutation test over sampled contexts."""
 
-    action: str
+    action: Annotated[str, Field(pattern=r"\{country\}")]
     countries: Annotated[list[str], Field(min_length=2)]
     samples: Annotated[int, Field(ge=2)]
     permutations: PositiveInt
-
-    def _check(self) -> None:
-        if "{country}" not in self.action:
-            raise ValueError("`action` must contain {country}")
 
 
 class Annotation(Section):
@@ -357,8 +349,10 @@ class Params(Section):
         if batches % processes:
             shared = f"`student.accumulate`, the batches that {processes} processes share in a step,"
             raise ValueError(f"{shared} must be a multiple of {processes}, not {batches}")
-        if self.evaluation.critic == "judges" and not self.judges.panel:
-            raise ValueError("`evaluation.critic: judges` needs at least one judge in `judges.panel`")
+        if "judges" in (self.judges.filter, self.evaluation.critic) and not self.judges.panel:
+            raise ValueError(
+                "`judges.filter` or `evaluation.critic` is judges: at least one judge in `judges.panel` is needed"
+            )
 
 
 def load_params(path: str | Path) -> Params:

@@ -108,13 +108,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def require(path: Path, made_by: str) -> Path:
-    """Return `path` if it exists.
-
-    Raises
-    ------
-    MissingInputError
-        Naming the notebook that makes it.
-    """
+    """Return `path` if it exists, else raise a `MissingInputError` that names the notebook which makes it."""
     if not path.exists():
         todo = f"run notebooks/{made_by}.ipynb with the same params_file first (`make demo` runs all in order)"
         raise MissingInputError("this input does not exist yet", where=str(path), todo=todo)

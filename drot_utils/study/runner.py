@@ -1,6 +1,5 @@
 """Who runs the stages: a whole study through Snakemake, with its progress; one notebook with papermill."""
 
-import getpass
 import json
 import os
 import re
@@ -249,6 +248,7 @@ def run_environment(run: Run) -> dict[str, str]:
     above = next(place for place in models.parents if place.exists())
     usable = models.is_dir() or os.access(above, os.W_OK | os.X_OK)
     own = {
+        "USER": f"uid{os.getuid()}",  # for libraries that ask for a name, where there is none
         "DROT_OUTPUT": str(output_root()),
         # Of Snakemake, vLLM, and numba, where it cannot keep its code beside the packages (which all runs share).
         "XDG_CACHE_HOME": str(cache),
@@ -264,8 +264,4 @@ def run_environment(run: Run) -> dict[str, str]:
         # Threads of OpenMP that wait sleep: those that spin halve a training beside another busy process (benchmarks/contention.py).
         "OMP_WAIT_POLICY": "passive",
     }
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        own["USER"] = f"uid{os.getuid()}"
     return own | {name: value for name, value in os.environ.items() if value or name not in own} | forced
