@@ -46,13 +46,14 @@ def server(tmp_path_factory):
     wait_until(lambda: is_gone(process))
 
 
-def open_kernel(server, tmp_path):
-    """Ask for a kernel without a manager; return what asked, and the kernel."""
+def open_kernel(server, tmp_path, *manager):
+    """Ask for a kernel without a manager, or through a command; return what was started, and the kernel."""
     file = tmp_path / "connection.json"
     ports = {f"{name}_port": 0 for name in ("shell", "iopub", "stdin", "control", "hb")}
     file.write_text(json.dumps({"transport": "tcp", "ip": "127.0.0.1", "key": "", **ports}))
     before = set(server.children())
-    asker = subprocess.Popen([part.format(connection_file=file) for part in kernels.kernel_command()])
+    command = [part.format(connection_file=file) for part in kernels.kernel_command()]
+    asker = subprocess.Popen([*manager, *command])
     wait_until(lambda: set(server.children()) - before)
     (kernel,) = set(server.children()) - before
     return asker, kernel
@@ -84,6 +85,14 @@ def test_what_asked_ends_with_its_kernel_and_takes_it_along(server, tmp_path):
     asker.kill()
     wait_until(lambda: is_gone(kernel))
     asker.wait()
+
+
+def test_a_kernel_ends_with_its_manager(server, tmp_path):
+    start = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    manager, kernel = open_kernel(server, tmp_path, sys.executable, "-c", start)
+    manager.kill()
+    manager.wait()
+    wait_until(lambda: is_gone(kernel))
 
 
 def test_without_its_server_a_kernel_is_fresh(tmp_path, monkeypatch):

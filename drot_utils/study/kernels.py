@@ -2,7 +2,7 @@
 
 The runner starts the server, which imports nothing before a notebook asks. What the kernel manager starts in the place of a
 kernel is a small process that asks the server for one and ends with it: so a dead kernel is seen as always. When the one that
-asked dies, its kernel is killed, and the server ends with the runner.
+asked dies, or its manager, the kernel is killed, and the server ends with the runner.
 ``DROT_KERNELS=fresh`` does without, and another value names the socket of a server that is there. This file runs on its own,
 too, and so imports the standard library only.
 """
@@ -58,7 +58,7 @@ def kernel_command() -> list[str]:
 
 
 def ask(place: str, arguments: list[str]) -> None:
-    """Ask the server for a kernel with these arguments, and end when it ends; without a server, become a fresh kernel."""
+    """Ask the server for a kernel with these arguments, and end when it or the kernel manager ends; without a server, become a fresh kernel."""
     request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     server = socket.socket(socket.AF_UNIX)
     try:
@@ -71,7 +71,9 @@ def ask(place: str, arguments: list[str]) -> None:
         os.chdir(request["folder"])
         os.execv(sys.executable, [sys.executable, *FRESH, *arguments])
     signal.signal(signal.SIGINT, lambda number, _: os.kill(kernel, number))
-    select.select([end], [], [])
+    manager = os.getppid()
+    while os.getppid() == manager and not select.select([end], [], [], 1.0)[0]:
+        continue
 
 
 def serve(place: str) -> None:
@@ -90,9 +92,11 @@ def serve(place: str) -> None:
             while not message.endswith(b"\n"):
                 message += asker.recv(1 << 16) or b"\n"
             request = json.loads(message)
-            if not os.fork():
+            kernel = os.fork()
+            if not kernel:
                 listener.close()
                 _become_kernel(request, streams, asker)
+            asker.send(f"{kernel}\n".encode())
             for stream in streams:
                 os.close(stream)
 
@@ -123,7 +127,6 @@ def _become_kernel(request: dict, streams: list[int], asker: socket.socket) -> N
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
         threading.Thread(target=_end_with, args=[asker], daemon=True).start()
-        asker.send(f"{os.getpid()}\n".encode())
         from ipykernel.kernelapp import IPKernelApp
 
         # 1: it is not for the terminal, and need not look whether its parent lives.
