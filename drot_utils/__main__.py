@@ -1,18 +1,23 @@
 """The study from the command line: ``python -m drot_utils run | plan | answers | stage``."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from drot_utils.study.errors import DataError, DrotError, escape_output
+from drot_utils.study.errors import DataError, DrotError
 from drot_utils.study.paths import settle_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and do what it asks for; 1 on a known error, said in one paragraph."""
     options = _make_parser().parse_args(arguments)
-    escape_output()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # what a terminal cannot show, such as a dash, must not end a finished run
+            stream.reconfigure(errors="backslashreplace")
     try:
         settle_output()
         return options.do(options)

@@ -32,7 +32,6 @@ from drot_utils.study.kernels import KERNELS, kernel_server
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run
 from drot_utils.study.record import Study
-from drot_utils.study.runner import THREADS
 
 CPU = torch.device("cpu")
 
@@ -70,9 +69,8 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def kernels_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One server of kernels for all tests, which imports the libraries when the first of them asks."""
-    environment = {name: value for name, value in os.environ.items() if name not in THREADS}
     place = tmp_path_factory.mktemp("kernels") / "socket"
-    with pytest.MonkeyPatch.context() as patch, kernel_server(place, environment, []) as served:
+    with pytest.MonkeyPatch.context() as patch, kernel_server(place, dict(os.environ)) as served:
         for name, value in served.items():
             patch.setenv(name, value)
         yield

@@ -24,7 +24,6 @@ from drot_utils.data.table import read_table
 from drot_utils.engine.load import load_model
 from drot_utils.study.params import ModelRef
 from drot_utils.study.paths import ROOT, Run
-from drot_utils.study.record import read_manifest
 
 ACTIONS = 20
 START = 300  # seconds that the server has to load its model
@@ -109,7 +108,8 @@ def run_smoke(folder: Path) -> dict:
         assert done.returncode == 0, done.stderr[-3000:]
     os.environ["DROT_OUTPUT"] = str(folder)
     run = Run("teacher-smoke")
-    rows, stage = read_table(run.data("teacher")), read_manifest(run)["stages"]["01_seed_generation"]
+    rows = read_table(run.data("teacher"))
+    stage = json.loads(run.manifest.read_text(encoding="utf-8"))["stages"]["01_seed_generation"]
     usage = stage["usage"]
     assert len(rows) == ACTIONS * 2 * 2 and rows["raw"].nunique() > ACTIONS * 2, "rows are missing, or all the same"
     assert usage["ignored"]["n: fewer choices than asked"] == ACTIONS * 2

@@ -152,13 +152,13 @@ def test_paper_profile_holds_the_papers_numbers():
         ({"critic__threshold_distill": {"value": 0.5, "recall": 0.5}}, "exactly one of"),
         ({"student__base": {"source": "hub", "name": "gpt2"}}, "pinned"),
         ({"student__base": {"source": "random", "name": "x", "revision": "a" * 40}}, "hub"),
-        ({"toxicity__scorer": "recorded"}, "path of the scores"),
-        ({"toxicity__scorer": "model"}, "pinned"),
-        ({"bias__action": "No country here"}, "{country}"),
+        ({"toxicity__scorer": "recorded"}, "needs a value of `recorded`"),
+        ({"toxicity__scorer": "model"}, "needs a value of `model`"),
+        ({"bias__action": "No country here"}, r"`bias\.action`.*country"),
         ({"corpus__round_actions": [1]}, "round_actions"),
         ({"critic__independent_share": 0.0, "evaluation__critic": "independent"}, "above 0"),
         ({"profile": "../escape"}, "profile"),
-        ({"judges__filter": "judges", "judges__panel": []}, "at least one judge in `panel`"),
+        ({"judges__filter": "judges", "judges__panel": []}, r"at least one judge in `judges\.panel`"),
         ({"evaluation__critic": "judges", "judges__panel": []}, r"at least one judge in `judges\.panel`"),
         ({"judges__panel": [TWICE, TWICE]}, "judges.panel.*'x' is given twice"),
         ({"evaluation__baselines": [TWICE, TWICE]}, "evaluation.baselines.*'x' is given twice"),
@@ -213,28 +213,18 @@ def test_missing_key_missing_file_and_broken_yaml(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("value", "message"),
     [
-        (
-            "  learning_rate: 1e-4",
-            r"`critic.learning_rate`: .* \(found '1e-4', which YAML reads as text: write 1\.0e-4\)",
-        ),
-        ("  learning_rate: 2.5e5", r"write 2\.5e\+5\)"),
-        ("  learning_rate: '0.1'", r"write 0\.1\)"),
-        ("  batch_size: 1e2", r"`critic.batch_size`: .* write 100\)"),
-        ("  learning_rate: fast", r"found 'fast'\)"),
+        ("2.5e5", r"`critic.learning_rate`: .* less than 1 \(found 250000\.0\)"),
+        ("'0.1'", r"valid number \(found '0\.1'\)"),
+        ("fast", r"valid number \(found 'fast'\)"),
     ],
 )
-def test_a_number_that_yaml_takes_for_text_is_named_with_its_spelling(tmp_path, line, message):
-    text = write_params(tmp_path / "p.yaml", "demo").read_text()
-    head, tail = text.split("\ncritic:\n")
-    key = line.split(":")[0]
-    kept = [
-        old
-        for old in tail.splitlines()
-        if not (old.startswith(key) and old == next(o for o in tail.splitlines() if o.startswith(key)))
-    ]
-    (tmp_path / "p.yaml").write_text("\n".join([head, "critic:", line, *kept]))
+def test_a_number_may_be_written_as_everywhere_but_is_not_read_from_text(tmp_path, value, message):
+    text = write_params(tmp_path / "p.yaml", "demo", critic__learning_rate="HERE").read_text()
+    (tmp_path / "p.yaml").write_text(text.replace("HERE", "1e-4"))
+    assert load_params(tmp_path / "p.yaml").critic.learning_rate == 0.0001
+    (tmp_path / "p.yaml").write_text(text.replace("HERE", value))
     with pytest.raises(ParamsError, match=message):
         load_params(tmp_path / "p.yaml")
 

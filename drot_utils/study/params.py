@@ -3,26 +3,16 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)  # fmt: skip
+from pydantic import AfterValidator, BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from drot_utils.study.errors import ParamsError
 from drot_utils.study.paths import resolve
 
+Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -31,22 +21,24 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 Setting = Literal[
     "max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "n", "response_format"
 ]
-
-
 #: Keys whose wrong value is not repeated: it may be a secret put in the wrong place.
 SECRETIVE = ("base_url", "api_key_env")
 
 
-class Section(BaseModel):
+class Section(BaseModel, extra="forbid", strict=True, frozen=True):
     """Base of all sections: unknown keys are refused, numbers are not read from text, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    @model_validator(mode="after")
+    def _check_all(self) -> Self:
+        self._check()
+        return self
 
+    def _check(self) -> None:
+        """Raise a `ValueError` where values do not go together."""
 
-def _with_exactly_one(section: Any, *names: str) -> Any:
-    if sum(getattr(section, name) is not None for name in names) != 1:
-        raise ValueError(f"give exactly one of {', '.join(f'`{name}`' for name in names)}")
-    return section
+    def _check_one(self, *names: str) -> None:
+        if sum(getattr(self, name) is not None for name in names) != 1:
+            raise ValueError(f"give exactly one of {', '.join(f'`{name}`' for name in names)}")
 
 
 class ModelRef(Section):
@@ -56,13 +48,11 @@ class ModelRef(Section):
     name: str
     revision: str | None = None
 
-    @model_validator(mode="after")
-    def _pin(self) -> "ModelRef":
+    def _check(self) -> None:
         if self.source == "hub" and not (self.revision and len(self.revision) == 40):
             raise ValueError(f"a hub model must be pinned: give the 40-digit commit of {self.name} as `revision`")
         if self.source != "hub" and self.revision:
             raise ValueError("`revision` is for `source: hub` only")
-        return self
 
 
 class Threshold(Section):
@@ -72,9 +62,8 @@ class Threshold(Section):
     precision: Share | None = None
     recall: Share | None = None
 
-    @model_validator(mode="after")
-    def _one(self) -> "Threshold":
-        return _with_exactly_one(self, "value", "precision", "recall")
+    def _check(self) -> None:
+        self._check_one("value", "precision", "recall")
 
 
 class Encoder(Section):
@@ -117,35 +106,33 @@ class Compute(Section):
     parallel: Parallel
 
 
+def _check_url(value: str) -> str:
+    url = urlsplit(value)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("must be the http(s) address of an API, such as https://api.openai.com/v1")
+    if url.username or url.password or url.query or url.fragment:
+        raise ValueError("must hold no user, password or query: parameters are kept, keys must not be")
+    return value
+
+
 class Endpoint(Section):
     """An OpenAI-compatible server: where it is, who answers there, and how hard it may be asked.
 
-    `api_key_env` names the environment variable that holds the key (null: the server wants none); the key itself is never
-    written anywhere. `names`: what this server calls a setting (null: it does not take it, and it is not sent); answers are kept
-    under our names.
+    `api_key_env` names the environment variable that holds the key (null: none is wanted); the key is never written anywhere.
+    `names`: what this server calls a setting (null: it is not sent); answers are kept under our names.
     """
 
     kind: Literal["chat", "completions"]
-    base_url: str
+    base_url: Annotated[str, AfterValidator(_check_url)]
     model: str
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None
     concurrency: Annotated[int, Field(gt=0, le=1000)]
     requests_per_minute: PositiveInt | None
     tokens_per_minute: PositiveInt | None
     timeout_s: PositiveInt
-    max_retries: Annotated[int, Field(ge=0)]
+    max_retries: Count
     transport: Literal["direct", "batch"]
     names: dict[Setting, str | None] = {}
-
-    @field_validator("base_url")
-    @classmethod
-    def _check_url(cls, value: str) -> str:
-        url = urlsplit(value)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError("must be the http(s) address of an API, such as https://api.openai.com/v1")
-        if url.username or url.password or url.query or url.fragment:
-            raise ValueError("must hold no user, password or query: parameters are kept, keys must not be")
-        return value
 
 
 class Requests(Section):
@@ -153,7 +140,7 @@ class Requests(Section):
 
     cache: Literal["use", "refresh", "only"]
     prices: str
-    budget_usd: Annotated[float, Field(gt=0)] | None
+    budget_usd: PositiveFloat | None
 
 
 class Respondent(Section):
@@ -164,16 +151,15 @@ class Respondent(Section):
     model: ModelRef | None = None
     recorded: str | None = None
 
-    @model_validator(mode="after")
-    def _one(self) -> "Respondent":
-        return _with_exactly_one(self, "endpoint", "model", "recorded")
+    def _check(self) -> None:
+        self._check_one("endpoint", "model", "recorded")
 
 
 def _with_different_names(respondents: list[Respondent]) -> list[Respondent]:
     names = [respondent.name for respondent in respondents]
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled:
-        raise ValueError(f"the name {doubled!r} is given twice; names tell answers apart")
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the name {name!r} is given twice; names tell answers apart")
     return respondents
 
 
@@ -205,7 +191,7 @@ class Teacher(Section):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None
     max_tokens: PositiveInt | None
-    parse_retries: NonNegativeInt
+    parse_retries: Count
 
 
 class Critic(Encoder):
@@ -222,15 +208,11 @@ class Critic(Encoder):
     threshold_distill: Threshold
     threshold_dataset: Threshold
 
-    @model_validator(mode="after")
-    def _check(self) -> "Critic":
+    def _check(self) -> None:
         if abs(sum(self.splits) - 1) > 1e-9:
             raise ValueError(f"`splits` (train, dev, test) must sum to 1, not {sum(self.splits):g}")
         if self.teacher_rows and self.head == "binary":
-            raise ValueError(
-                "`teacher_rows` are all valid; the binary head learns from judged rows only: leave it null"
-            )
-        return self
+            raise ValueError("`teacher_rows` are all valid, and the binary head learns from judged rows: leave it null")
 
 
 class Judges(Section):
@@ -240,12 +222,6 @@ class Judges(Section):
     aggregate: Literal["majority", "mean", "reliability"]
     sample: PositiveInt | None
     filter: Literal["critic", "judges"]
-
-    @model_validator(mode="after")
-    def _check(self) -> "Judges":
-        if self.filter == "judges" and not self.panel:
-            raise ValueError("`filter: judges` needs at least one judge in `panel`")
-        return self
 
 
 class Nli(Encoder):
@@ -296,12 +272,10 @@ class Evaluation(Section):
     critic: Literal["same", "independent", "judges"]
     baselines: Respondents
 
-    @model_validator(mode="after")
-    def _check(self) -> "Evaluation":
+    def _check(self) -> None:
         taken = [b.name for b in self.baselines if re.match(r"(teacher|base)$|(self_)?distill_", b.name)]
         if taken:
             raise ValueError(f"{taken[0]!r} in `baselines` is the name of a model of the study; choose another")
-        return self
 
 
 class Topics(Section):
@@ -323,28 +297,18 @@ class Toxicity(Section):
     sample: PositiveInt
     word_list: str
 
-    @model_validator(mode="after")
-    def _check(self) -> "Toxicity":
-        if self.scorer == "recorded" and self.recorded is None:
-            raise ValueError("`scorer: recorded` needs the path of the scores in `recorded`")
-        if self.scorer == "model" and self.model is None:
-            raise ValueError("`scorer: model` needs a pinned `model`")
-        return self
+    def _check(self) -> None:
+        if self.scorer != "none" and getattr(self, self.scorer) is None:
+            raise ValueError(f"`scorer: {self.scorer}` needs a value of `{self.scorer}`")
 
 
 class Bias(Section):
     """The country probe (table 10), with a permutation test over sampled contexts."""
 
-    action: str
+    action: Annotated[str, Field(pattern=r"\{country\}")]
     countries: Annotated[list[str], Field(min_length=2)]
     samples: Annotated[int, Field(ge=2)]
     permutations: PositiveInt
-
-    @model_validator(mode="after")
-    def _check(self) -> "Bias":
-        if "{country}" not in self.action:
-            raise ValueError("`action` must contain {country}")
-        return self
 
 
 class Annotation(Section):
@@ -361,7 +325,7 @@ class Params(Section):
     """All parameters of a run."""
 
     profile: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
-    seed: NonNegativeInt
+    seed: Count
     ablations: bool
     compute: Compute
     corpus: Corpus
@@ -378,32 +342,21 @@ class Params(Section):
     bias: Bias
     annotation: Annotation
 
-    @model_validator(mode="after")
-    def _check(self) -> "Params":
+    def _check(self) -> None:
         if self.evaluation.critic == "independent" and not self.critic.independent_share:
             raise ValueError("`evaluation.critic: independent` needs a `critic.independent_share` above 0")
         processes, batches = self.compute.parallel.processes, self.student.accumulate
         if batches % processes:
+            shared = f"`student.accumulate`, the batches that {processes} processes share in a step,"
+            raise ValueError(f"{shared} must be a multiple of {processes}, not {batches}")
+        if "judges" in (self.judges.filter, self.evaluation.critic) and not self.judges.panel:
             raise ValueError(
-                f"the {processes} processes of `compute.parallel` share a step's batches, so `student.accumulate` must be a "
-                f"multiple of {processes}, not {batches}"
+                "`judges.filter` or `evaluation.critic` is judges: at least one judge in `judges.panel` is needed"
             )
-        if self.evaluation.critic == "judges" and not self.judges.panel:
-            raise ValueError("`evaluation.critic: judges` needs at least one judge in `judges.panel`")
-        return self
 
 
 def load_params(path: str | Path) -> Params:
-    """Read and check a parameter file.
-
-    Parameters
-    ----------
-    path : str or Path
-        A YAML file; relative paths are relative to the checkout.
-
-    Returns
-    -------
-    Params
+    """Read and check a parameter file, a YAML file whose path may be relative to the checkout.
 
     Raises
     ------
@@ -426,18 +379,13 @@ def load_params(path: str | Path) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_explain(problem) for problem in error.errors())
+        problems = "; ".join(map(_explain, error.errors()))
         todo = "params/demo.yaml shows every key with its meaning"
         raise ParamsError(problems, where=str(path), todo=todo) from error
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file; a key given twice, of which YAML would silently take the last, is an error too.
-
-    Raises
-    ------
-    YAMLError, UnicodeDecodeError, OSError
-    """
+    """Read a YAML file; a key given twice, of which YAML would silently take the last, is a `YAMLError` too."""
     return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
 
 
@@ -454,37 +402,19 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+# YAML 1.1, which the library reads, takes `1e-4` for text.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), "-+0123456789")
+
+
 def _explain(problem: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "file"
     name = key.split(".")[-1]
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, _key_names(Params), n=1)
+        schema = Params.model_json_schema()
+        known = [key for section in (schema, *schema["$defs"].values()) for key in section["properties"]]
+        close = difflib.get_close_matches(name, known, n=1)
         return f"unknown key `{key}`" + (f" (did you mean `{close[0]}`?)" if close else "")
     if problem["type"] == "missing":
         return f"missing key `{key}`"
-    found = "" if name in SECRETIVE else f" (found {problem['input']!r}{_hint(problem)})"
+    found = "" if name in SECRETIVE else f" (found {problem['input']!r})"
     return f"`{key}`: {problem['msg'].removeprefix('Value error, ')}{found}"
-
-
-def _hint(problem: dict[str, Any]) -> str:
-    # How to write a number that YAML takes for text, such as `1e-4`.
-    text = problem["input"]
-    if problem["type"] not in ("float_type", "int_type") or not isinstance(text, str):
-        return ""
-    parts = re.fullmatch(r"([-+]?(?=\.?\d)\d*)(\.\d*)?(?:[eE]([-+]?)(\d+))?", text)
-    if not parts:
-        return ""
-    whole, decimals, sign, exponent = parts.groups()
-    if problem["type"] == "int_type":
-        text = f"{float(text):.0f}"
-    elif exponent:
-        text = f"{whole}{decimals or '.0'}e{sign or '+'}{exponent}"
-    return f", which YAML reads as text: write {text}"
-
-
-def _key_names(model: type[BaseModel]) -> set[str]:
-    names = set(model.model_fields)
-    for field in model.model_fields.values():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names |= _key_names(field.annotation)
-    return names

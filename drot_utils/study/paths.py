@@ -10,7 +10,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,7 +26,7 @@ NOTEBOOKS = ROOT / "notebooks"
 STYLE = ROOT / "figures" / "drot.mplstyle"
 _LEFTOVER = re.compile(r"\.|~\$|(__MACOSX|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
 #: What ``flock`` says where a file system has no locks (Lustre without ``-o flock``, NFS without its lock service).
-NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 PATIENCE = 300.0  # seconds to wait for a lock file; what is done under one takes seconds
 TAKING = 0.2  # seconds in which a dead process's lock file is taken over
 
@@ -39,15 +39,11 @@ def output_root() -> Path:
     DrotError
         When ``DROT_OUTPUT`` is empty, or relative where `settle_output` was not called first.
     """
-    root = os.environ.get("DROT_OUTPUT")
-    if root is None:
-        return ROOT
+    root = os.environ.get("DROT_OUTPUT", str(ROOT))
     if not Path(root).is_absolute():
-        raise DrotError(
-            f"expected the absolute path of a folder, found {root!r}",
-            where="the environment variable DROT_OUTPUT",
-            todo="unset it (all goes below the checkout), or give a path that begins with /",
-        )
+        found = f"expected the absolute path of a folder, found {root!r}"
+        todo = "unset it (all goes below the checkout), or give a path that begins with /"
+        raise DrotError(found, where="the environment variable DROT_OUTPUT", todo=todo)
     return Path(root).resolve()
 
 
@@ -99,8 +95,8 @@ class Run:
 def files_below(folder: Path) -> list[Path]:
     """Return all files below a folder in order, but for what systems and programs leave there for themselves.
 
-    Those are hidden files and folders (``.DS_Store``, macOS's ``._`` shadows, Jupyter's checkpoints), ``__MACOSX``, ``Thumbs.db``,
-    ``desktop.ini``, and the ``~$`` lock files of office programs. A link to a folder is returned, not followed.
+    Those are hidden files and folders (``.DS_Store``, Jupyter's checkpoints), ``__MACOSX``, ``Thumbs.db``, ``desktop.ini``, and
+    the ``~$`` lock files of office programs. A link to a folder is returned, not followed.
     """
     found = (
         path
@@ -112,42 +108,38 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def require(path: Path, made_by: str) -> Path:
-    """Return `path` if it exists.
-
-    Raises
-    ------
-    MissingInputError
-        Naming the notebook that makes it.
-    """
+    """Return `path` if it exists, else raise a `MissingInputError` that names the notebook which makes it."""
     if not path.exists():
-        todo = (
-            f"run notebooks/{made_by}.ipynb with the same params_file first (or `make demo`, which runs all in order)"
-        )
+        todo = f"run notebooks/{made_by}.ipynb with the same params_file first (`make demo` runs all in order)"
         raise MissingInputError("this input does not exist yet", where=str(path), todo=todo)
     return path
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to, and rename it when the block ends well.
+    """Give a temporary name beside `path` for a file or a folder, and rename it when the block ends well.
 
-    A reader (or a re-run after a kill) sees the whole file or none.
+    A reader (or a re-run after a kill) sees the whole of it or none.
 
     Raises
     ------
     StorageError
-        When the disk is full or refuses the write; the temporary file is removed.
+        When the disk is full or refuses the write; what is temporary is removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
+        if temporary.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise wrap_os_error(error, path) from error
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
             temporary.unlink()
 
@@ -160,35 +152,17 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """Let `fill` write into a temporary folder, then put it in the place of `folder`.
-
-    Raises
-    ------
-    StorageError
-        When the disk is full or refuses a write; the temporary folder is removed.
-    """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    """Let `fill` write into a temporary folder, then put it in the place of `folder` (see `atomic`)."""
+    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    with atomic(folder) as temporary:
+        temporary.mkdir()
         fill(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise wrap_os_error(error, folder) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """Return `value` as JSON that every reader takes: NaN and infinity, which JSON lacks, as null; NumPy's values and paths, too.
-
-    Parameters
-    ----------
-    options
-        Of `json.dumps`.
-    """
+    """Return `value` as JSON that every reader takes: NaN and infinity, which JSON lacks, as null; NumPy's values and paths, too."""
     return json.dumps(_plain(value), allow_nan=False, **options)
 
 
@@ -243,51 +217,32 @@ def exclusive(path: Path, *, wait: bool, what: str = "at work") -> Iterator[Text
     Raises
     ------
     DrotError
-        When another process holds the lock and `wait` is false.
-    StorageError
-        When the lock file cannot be made.
+        When another process holds the lock and `wait` is false; a `StorageError` when the lock file cannot be made.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a")
-    except OSError as error:
-        raise wrap_os_error(error, path) from error
-    with handle:
-        if _lock(handle, path, wait, what):
-            yield handle
-        else:
-            with _held(path.with_name(f"{path.name}.held"), wait, what):
-                yield None
-
-
-def _lock(handle: TextIO, path: Path, wait: bool, what: str) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError as error:
-        todo = "wait for it, or stop it, then run again"
-        raise DrotError(f"another process is {what}", where=str(path.parent), todo=todo) from error
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise wrap_os_error(error, path) from error
-        if not wait:
-            warnings.warn(
-                f"{path.parent}: this file system has no locks ({error.strerror}); lock files are used instead. After a machine "
-                f"failed, {path.name}.held may have to be removed there. Better: let DROT_OUTPUT name a disk that has locks, or "
-                "have this one mounted with them (Lustre: -o flock)",
-                stacklevel=5,
-            )
-        return False
-    return True
-
-
-@contextmanager
-def _held(path: Path, wait: bool, what: str) -> Iterator[None]:
-    try:
-        lock = SoftFileLock(path, timeout=PATIENCE if wait else TAKING).acquire()
-    except Timeout as error:
-        with suppress(OSError):
-            what += f" (process, machine and the process's start: {' '.join(path.read_text().split())})"
-        todo = "wait for it, or stop it, then run again; if it is gone with its machine, remove this file"
-        raise DrotError(f"another process is {what}", where=str(path), todo=todo) from error
-    with lock:
-        yield
+    todo = "wait for it, or stop it, then run again"
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = held.enter_context(path.open("a"))
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise DrotError(f"another process is {what}", where=str(path.parent), todo=todo) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise wrap_os_error(error, path) from error
+            handle, soft = None, path.with_name(f"{path.name}.held")
+            if not wait:
+                message = (
+                    f"{path.parent}: this file system has no locks ({error.strerror}); lock files are used instead. After a "
+                    f"machine failed, {soft.name} may have to be removed there. Better: let DROT_OUTPUT name a disk that has "
+                    "locks, or have this one mounted with them (Lustre: -o flock)"
+                )
+                warnings.warn(message, stacklevel=3)
+            try:
+                held.enter_context(SoftFileLock(soft, timeout=PATIENCE if wait else TAKING))
+            except Timeout:
+                with suppress(OSError):
+                    what += f" (process, machine and the process's start: {' '.join(soft.read_text().split())})"
+                todo += "; if it is gone with its machine, remove this file"
+                raise DrotError(f"another process is {what}", where=str(soft), todo=todo) from error
+        yield handle

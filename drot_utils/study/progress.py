@@ -17,12 +17,8 @@ class Progress:
 
     Parameters
     ----------
-    what : str
-        What is being done, such as "sampling".
-    total : int
-        How many units there are.
-    unit : str
-        The field's word for one unit, such as "candidates".
+    what, unit : str
+        What is being done, such as "sampling", and the field's word for one unit, such as "candidates".
     done : int
         Units finished by an earlier run; they count as done, not towards the rate.
     quiet : bool
@@ -65,11 +61,7 @@ class Progress:
         if not self.status or (not force and now - self.written < 1):
             return
         self.written = now
-        rate = round((self.n - self.start_n) / max(now - self.began, 1e-9), 2)
-        line = {
-            "what": self.what, "n": self.n, "total": self.total, "done": self.start_n, "began": self.began,
-            "unit": self.unit, "rate": rate,
-        }  # fmt: skip
+        line = {name: getattr(self, name) for name in ("what", "n", "start_n", "total", "unit", "began")}
         try:
             temporary = Path(f"{self.status}.tmp")
             temporary.write_text(json.dumps(line))
@@ -78,60 +70,6 @@ class Progress:
             self.status = None  # progress is a courtesy: the work itself continues
 
 
-def bar_left(status: dict, now: float) -> float | None:
-    """Return the seconds until the work of a status file is done, at its own rate; None when the rate is not known.
-
-    The rate is counted up to `now`, so that the time left grows while nothing is done.
-    """
-    gained = status["n"] - status.get("done", 0)
-    if gained <= 0 or status["n"] >= status["total"]:
-        return None
-    return (status["total"] - status["n"]) * (now - status["began"]) / gained
-
-
-def study_left(
-    usual: dict[str, float],
-    needs: dict[str, tuple[str, ...]],
-    took: dict[str, float],
-    running: dict[str, tuple[float, float | None]],
-    cores: int,
-) -> float | None:
-    """Return the seconds until a study is done.
-
-    Parameters
-    ----------
-    usual : dict
-        The seconds that each planned stage takes elsewhere; here they are stretched as those of the finished ones were.
-    needs : dict
-        The stages that each one waits for.
-    took : dict
-        The real seconds of the finished ones.
-    running : dict
-        The seconds so far of the running ones, and what is left of their present work (see `bar_left`).
-    cores : int
-        Stages that run side by side.
-
-    Returns
-    -------
-    float or None
-        None when a stage takes longer than usual and its own rate is not known.
-    """
-    pace = sum(took.values()) / sum(usual[name] for name in took) if took else 1.0
-    ends = {}
-    for name, (so_far, bar) in running.items():
-        ends[name] = max(usual[name] * pace - so_far, bar or 0)
-        if ends[name] <= 0:
-            return None
-    now, done = 0.0, set(took)
-    waiting = [name for name in usual if name not in done and name not in running]
-    while waiting or ends:
-        for name in [name for name in waiting if set(needs[name]) & set(usual) <= done]:
-            if len(ends) < cores:
-                ends[name] = now + usual[name] * pace
-                waiting.remove(name)
-        if not ends:
-            break
-        first = min(ends, key=ends.get)
-        now = ends.pop(first)
-        done.add(first)
-    return now
+def rate_of(status: dict, now: float) -> float:
+    """Return the units a second of the work of a status file up to `now`, so that it falls while nothing is done."""
+    return (status["n"] - status["start_n"]) / max(now - status["began"], 1e-9)

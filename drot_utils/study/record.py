@@ -4,7 +4,6 @@ import ctypes
 import gc
 import json
 import logging
-import os
 import platform
 import time
 import warnings
@@ -43,15 +42,8 @@ def open_study(stage: str, params_file: str | Path, variant: str = "") -> "Study
         Such as ``params/demo.yaml``.
     variant : str
         Appended to the stage's name: the round, or the ablation.
-
-    Raises
-    ------
-    ParamsError
-        See `load_params`.
     """
     params = load_params(params_file)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     pd.options.display.max_colwidth = 110
@@ -62,19 +54,7 @@ def open_study(stage: str, params_file: str | Path, variant: str = "") -> "Study
 
 @dataclass
 class Study:
-    """One notebook's view of a run.
-
-    Attributes
-    ----------
-    params : Params
-        The checked parameters.
-    run : Run
-        Where things lie.
-    stage : str
-        The notebook's name, with its variant if it has one.
-    record : dict
-        What goes into the manifest.
-    """
+    """One notebook's view of a run: its parameters, where things lie, its name with its variant, what the manifest gets."""
 
     params: Params
     run: Run
@@ -137,9 +117,17 @@ class Study:
         self.note(rows={"in": rows_in, "kept": kept, "dropped": dropped})
 
     def close(self, summary: str) -> None:
-        """Write the record and print one summary line."""
+        """Write this stage's record, put all stages together in ``manifest.json``, and print one summary line.
+
+        A quantity that is not known is None, never 0.
+        """
         self.note(seconds=round(time.monotonic() - self.began, 1), summary=summary)
-        record_stage(self.run, self.params, self.stage, self.record)
+        folder = self.run.work("stages")
+        # Two notebooks may end at once (`make smoke` runs them in parallel): one puts the manifest together at a time.
+        with exclusive(folder / ".lock", wait=True):
+            write_text(folder / f"{self.stage}.json", _json(self.record))
+            stages = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))}
+            write_text(self.run.manifest, _json({**_environment(self.params), "stages": stages}))
         print(f"{self.stage}: {summary}")
 
 
@@ -160,37 +148,6 @@ def release_memory() -> None:
     gc.collect()
     with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def record_stage(run: Run, params: Params, stage: str, record: dict[str, Any]) -> Path:
-    """Write what a notebook did, and put all stages together in ``manifest.json``.
-
-    Parameters
-    ----------
-    params : Params
-        The effective parameters; kept in the manifest.
-    stage : str
-        The notebook's name with its variant.
-    record : dict
-        Rows, tokens, cost, models, seconds ...; a quantity that is not known is None, never 0.
-
-    Returns
-    -------
-    Path
-        The manifest.
-    """
-    folder = run.work("stages")
-    # Two notebooks may end at once (`make smoke` runs them in parallel): one puts the manifest together at a time.
-    with exclusive(folder / ".lock", wait=True):
-        write_text(folder / f"{stage}.json", _json(record))
-        stages = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))}
-        write_text(run.manifest, _json({**_environment(params), "stages": stages}))
-    return run.manifest
-
-
-def read_manifest(run: Run) -> dict[str, Any]:
-    """Return the manifest of a run, empty when there is none yet."""
-    return json.loads(run.manifest.read_text(encoding="utf-8")) if run.manifest.exists() else {}
 
 
 def _environment(params: Params) -> dict[str, Any]:

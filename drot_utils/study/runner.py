@@ -1,25 +1,30 @@
 """Who runs the stages: a whole study through Snakemake, with its progress; one notebook with papermill."""
 
-import getpass
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import DeadKernelError
+from tqdm import tqdm
 
 from drot_utils.study.errors import DrotError, wrap_os_error
 from drot_utils.study.graph import Stage, list_stages, refuse_braces
-from drot_utils.study.kernels import kernel_command, kernel_server
+from drot_utils.study.kernels import THREADS, kernel_command, kernel_server
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run, exclusive, output_root, write_text
-from drot_utils.study.progress import STATUS, bar_left, study_left
+from drot_utils.study.progress import STATUS, rate_of
 
 LOG_EVERY = 30  # seconds between lines when the output is a file
 START = 600  # seconds that a kernel may take to start: a network file system reads a thousand files first
-#: Environment variables by which a library is told its number of threads.
-THREADS = [f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "GOTO")] + ["VECLIB_MAXIMUM_THREADS"]
 
 
 def run_study(params_file: str, cores: int, ablations: bool, until: str | None = None) -> int:
@@ -58,10 +63,9 @@ def run_study(params_file: str, cores: int, ablations: bool, until: str | None =
         environment = run_environment(run) | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
         # Snakemake holds the lock too: if this process is killed and it is not, nobody starts a second one.
         held = [lock.fileno()] if lock else []
-        kernels = {name: value for name, value in environment.items() if name not in THREADS}
         with (
             log.open("w") as out,
-            kernel_server(work / "kernels.socket", kernels, held) as served,
+            kernel_server(work / "kernels.socket", environment) as served,
             subprocess.Popen(command, stdout=out, stderr=out, env=environment | served, pass_fds=held) as process,
         ):
             try:
@@ -86,54 +90,66 @@ def _find_stage(stages: list[Stage], name: str) -> Stage:
 
 
 def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage], cores: int) -> None:
-    began = shown = time.monotonic()
+    began = shown = time.time()
     started: dict[str, float] = {}
     took: dict[str, float] = {}
-    needs = {stage.name: stage.needs for stage in stages}
     terminal = sys.stdout.isatty()
     while process.poll() is None:
         time.sleep(0.5)
-        now = time.monotonic()
+        now = time.time()
         text = log.read_text(encoding="utf-8", errors="replace")
-        planned = {s.name: s.seconds for s in stages if re.search(rf"^{re.escape(s.name)}\s+1$", text, re.MULTILINE)}
+        listed = re.findall(r"^(\S+) +1$", text, re.MULTILINE)  # Snakemake's table of what it will run
+        planned = {stage.name: stage for stage in stages if stage.name in listed}
         for name in re.findall(r"^Finished jobid: \d+ \(Rule: (\S+)\)", text, re.MULTILINE):
             if name in planned:
                 took.setdefault(name, now - started.get(name, shown))
-        running = {name: status for name, status in _read_status(run).items() if name not in took}
-        for name in running:
-            started.setdefault(name, now)
+        words, running = [], {}
+        for path in sorted(run.work("progress").glob("*.json")):
+            if (name := path.stem) in planned and name not in took:
+                with suppress(FileNotFoundError):  # just finished
+                    status = json.loads(path.read_text(encoding="utf-8"))
+                    rate, rest = rate_of(status, now), status["total"] - status["n"]
+                    running[name] = now - started.setdefault(name, now), rest / rate if rate else 0.0
+                    done = f" {status['n']}/{status['total']} {status['unit']}, {rate:.1f}/s" if status["total"] else ""
+                    words.append(f"{name}: {status['what']}{done}")
         if not running or now - shown < (0.5 if terminal else LOG_EVERY):
             continue
         shown = now
-        line = f"[{len(took) + 1}/{len(planned)}] {' + '.join(_describe(n, s) for n, s in running.items())}"
-        line += f" | {_clock(now - began)} so far"
-        if took:
-            at = {n: (now - started[n], bar_left(s, time.time())) for n, s in running.items() if n in planned}
-            left = study_left(planned, needs, took, at, cores)
-            line += ", longer than usual" if left is None else f", about {_clock(left)} left"
+        line = f"[{len(took) + 1}/{len(planned)}] {' + '.join(words)} | {tqdm.format_interval(now - began)} so far"
+        if took and (left := time_left(list(planned.values()), took, running, cores)):
+            line += f", about {tqdm.format_interval(left)} left"
         print(f"\r\033[K{line[:180]}" if terminal else line, end="" if terminal else "\n", flush=True)
     if terminal:
         print("\r\033[K", end="")
 
 
-def _read_status(run: Run) -> dict[str, dict]:
-    status = {}
-    for path in sorted(run.work("progress").glob("*.json")):
-        try:
-            status[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            continue  # just being replaced
-    return status
+def time_left(
+    planned: list[Stage], took: dict[str, float], running: dict[str, tuple[float, float]], cores: int
+) -> float:
+    """Return the seconds until a study is done: those of its longest chain of stages, or of all of them shared by the cores.
 
+    A stage takes what it usually takes, stretched as it was in the finished ones and is in running ones that are late.
 
-def _describe(name: str, status: dict) -> str:
-    if not status["total"]:
-        return f"{name}: {status['what']}"
-    return f"{name}: {status['what']} {status['n']}/{status['total']} {status['unit']}, {status['rate']:.1f}/s"
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+    Parameters
+    ----------
+    planned : list of Stage
+        All that this run runs, in their order.
+    took : dict
+        The seconds of the finished ones, at least one.
+    running : dict
+        The seconds so far of the running ones, and those that are left of their present work.
+    """
+    usual = {stage.name: stage.seconds for stage in planned}
+    pace = sum(took.values()) / sum(usual[name] for name in took)
+    seen = took | {name: so_far for name, (so_far, _) in running.items() if so_far > usual[name] * pace}
+    pace = sum(seen.values()) / sum(usual[name] for name in seen)
+    left, ends = {}, {}
+    for stage in planned:
+        if stage.name not in took:
+            so_far, present = running.get(stage.name, (0, 0))
+            left[stage.name] = max(stage.seconds * pace - so_far, present)
+            ends[stage.name] = left[stage.name] + max((ends.get(name, 0) for name in stage.needs), default=0)
+    return max([sum(left.values()) / cores, *ends.values()])
 
 
 def _conclude(run: Run, params: Params) -> None:
@@ -149,13 +165,7 @@ def _conclude(run: Run, params: Params) -> None:
 
 
 def run_stage(name: str, params_file: str) -> None:
-    """Execute the stage of that name (see `execute`).
-
-    Raises
-    ------
-    DrotError
-        Where no stage has that name, or as `execute`.
-    """
+    """Execute the stage of that name (see `execute`); a `DrotError` where there is none."""
     params = load_params(params_file)
     run = Run(params.profile)
     refuse_braces(run, params)
@@ -165,13 +175,6 @@ def run_stage(name: str, params_file: str) -> None:
 
 def execute(stage: Stage, params_file: str, run: Run) -> Path:
     """Execute a stage's notebook in a kernel of its own (see `kernels`).
-
-    Parameters
-    ----------
-    stage : Stage
-    params_file : str
-        Handed to the notebook.
-    run : Run
 
     Returns
     -------
@@ -189,7 +192,7 @@ def execute(stage: Stage, params_file: str, run: Run) -> Path:
     status = run.work("progress") / f"{stage.name}.json"
     with exclusive(run.work("running") / f"{stage.name}.lock", wait=False, what=f"running {stage.name}"):
         unfinished.parent.mkdir(parents=True, exist_ok=True)
-        write_text(status, json.dumps({"what": "starting", "n": 0, "total": 0, "unit": "", "rate": 0}))
+        write_text(status, json.dumps({"what": "starting", "n": 0, "start_n": 0, "total": 0, "began": 0}))
         os.environ[STATUS] = str(status)
         # Snakemake tells each job's libraries to use one thread; `compute.threads` says how many.
         for name in THREADS:
@@ -205,59 +208,47 @@ def execute(stage: Stage, params_file: str, run: Run) -> Path:
 
 
 def _run_notebook(stage: Stage, params_file: str, output: Path) -> None:
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
     try:
         papermill.execute_notebook(
             stage.notebook, output, {"params_file": params_file, **stage.parameters}, kernel_name="python3",
-            kernel_manager_class=_own_kernel(), start_timeout=START, cwd=ROOT, progress_bar=False,
+            kernel_manager_class=_OwnKernel, start_timeout=START, cwd=ROOT, progress_bar=False,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        raise DrotError(
-            f"cell {error.cell_index} failed with {error.ename}: {error.evalue}",
-            where=stage.name,
-            todo=f"the notebook up to that cell is {output}; mend the cause and run the same command again",
-        ) from error
+        found = f"cell {error.cell_index} failed with {error.ename}: {error.evalue}"
+        todo = f"the notebook up to that cell is {output}; mend the cause and run the same command again"
+        raise DrotError(found, where=stage.name, todo=todo) from error
     except DeadKernelError as error:
-        raise DrotError(
-            f"the notebook's kernel died ({error})",
-            where=stage.name,
-            todo="most often memory ran out: lower generation.batch_size or student.batch_size, then run again",
-        ) from error
+        todo = "most often memory ran out: lower generation.batch_size or student.batch_size, then run again"
+        raise DrotError(f"the notebook's kernel died ({error})", where=stage.name, todo=todo) from error
     except RuntimeError as error:
-        raise DrotError(
-            f"the notebook's kernel did not start ({error})",
-            where=stage.name,
-            todo=f"see what {sys.executable} -m ipykernel_launcher says; if nothing, run again: a slow disk may have needed "
-            f"more than {START} s",
-        ) from error
+        todo = f"see what {sys.executable} -m ipykernel_launcher says; if nothing, run again: a slow disk may have been slower"
+        raise DrotError(f"the notebook's kernel did not start ({error})", where=stage.name, todo=todo) from error
 
 
-def _own_kernel() -> type:
-    from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
-
-    class OwnKernel(AsyncKernelManager):
-        # Whatever kernel is installed as python3, perhaps another environment's: ours runs in this interpreter.
-        kernel_spec = KernelSpec(**get_kernel_dict() | {"argv": kernel_command()})
-
-    return OwnKernel
+class _OwnKernel(AsyncKernelManager):
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """Of this interpreter, whatever is installed as python3: perhaps another environment's."""
+        return KernelSpec(**get_kernel_dict() | {"argv": kernel_command()})
 
 
 def run_environment(run: Run) -> dict[str, str]:
     """Return the environment of the processes that a run starts: what is set stays, and caches go below the run's ``work/``.
 
     So a run needs no home that can be written, no name for its user, and leaves nothing behind elsewhere.
-
-    Raises
-    ------
-    StorageError
-        When there is no home, and none can be made below ``work/``.
     """
     cache = run.work("cache")
+    home, forced = Path(os.path.expanduser("~")), {}  # noqa: PTH111 (it gives "~" itself where there is none)
+    if not home.is_dir():
+        home = cache / "home"
+        home.mkdir(parents=True, exist_ok=True)
+        forced = {"HOME": str(home)}
+    # Models from the hub are large and for all runs, and the user's token lies beside them: they stay where they are, if they can.
+    models = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface"
+    above = next(place for place in models.parents if place.exists())
+    usable = models.is_dir() or os.access(above, os.W_OK | os.X_OK)
     own = {
+        "USER": f"uid{os.getuid()}",  # for libraries that ask for a name, where there is none
         "DROT_OUTPUT": str(output_root()),
         # Of Snakemake, vLLM, and numba, where it cannot keep its code beside the packages (which all runs share).
         "XDG_CACHE_HOME": str(cache),
@@ -267,32 +258,10 @@ def run_environment(run: Run) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "HF_DATASETS_CACHE": str(cache / "datasets"),
+        "HF_HOME": str(models if usable else cache / "huggingface"),
         # Huge pages, where the kernel gives them on request: a training step takes a tenth less, as fresh memory is dear.
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         # Threads of OpenMP that wait sleep: those that spin halve a training beside another busy process (benchmarks/contention.py).
         "OMP_WAIT_POLICY": "passive",
-        # Notebooks import these before they open their study, which quiets them too.
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
     }
-    forced = {}
-    home = Path(os.path.expanduser("~"))  # noqa: PTH111 (it gives "~" itself where there is none)
-    if not home.is_dir():
-        home = cache / "home"
-        forced["HOME"] = str(home)
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise wrap_os_error(error, home) from error
-    # Models from the hub are large and for all runs, and the user's token lies beside them: they stay where they are, if they can.
-    models = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface"
-    own["HF_HOME"] = str(models if models.is_dir() or _can_be_made(models) else cache / "huggingface")
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        own["USER"] = f"uid{os.getuid()}"
     return own | {name: value for name, value in os.environ.items() if value or name not in own} | forced
-
-
-def _can_be_made(folder: Path) -> bool:
-    return os.access(next(place for place in folder.parents if place.exists()), os.W_OK | os.X_OK)
