@@ -99,9 +99,8 @@ def write_sequences(
     pad: int,
     max_new_tokens: int,
     slots: int,
-    done: Callable[[int], None],
 ) -> list[list[int]]:
-    """Continue each prompt `n` times.
+    """Continue each prompt `n` times, and return the token ids of all sequences, the end token included.
 
     Parameters
     ----------
@@ -113,13 +112,6 @@ def write_sequences(
         Tokens that end a sequence.
     slots : int
         Sequences written at once; at least `n`.
-    done : callable
-        Told of finished sequences, by their count.
-
-    Returns
-    -------
-    list of list of int
-        Token ids of the ``len(prompts) * n`` sequences, the end token included.
     """
     device = ends.device
     slots = min(max(slots, n), len(prompts) * n)
@@ -173,10 +165,7 @@ def write_sequences(
         chosen = choose(logits, sequence[new], step[new])
         written[sequence[new], step[new]] = chosen
         token[new] = chosen
-        ended = torch.isin(chosen, ends) | (step[new] + 1 == max_new_tokens)
-        open_[new] = ~ended
-        if count := int(ended.sum()):
-            done(count)
+        open_[new] = ~torch.isin(chosen, ends) & (step[new] + 1 < max_new_tokens)
     return [row[row >= 0].tolist() for row in written.cpu()]
 
 
