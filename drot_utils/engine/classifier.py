@@ -30,19 +30,14 @@ Labelled = tuple[Texts, np.ndarray]
 
 
 class PairClassifier(nn.Module):
-    """An encoder with a two-layer GELU head (appendix D.1).
+    """An encoder with a two-layer GELU head and dropout before both layers (appendix D.1).
 
     Parameters
     ----------
-    encoder : PreTrainedModel
-    classes : int
-        Number of logits.
     pooling : {"first", "mean"}
         The first token's vector (BERT, DeBERTa), or the mean over tokens (sentence encoders).
     hidden : int
         Width of the head's middle layer (512 in the paper).
-    dropout : float
-        Before both layers of the head.
     """
 
     def __init__(self, encoder: PreTrainedModel, classes: int, pooling: str, hidden: int, dropout: float) -> None:
@@ -98,12 +93,8 @@ def predict(
 ) -> np.ndarray:
     """Return logits for tokenized rows (`encode`), in their order: float32, shape (rows, classes).
 
-    Rows of like length share a batch of at most `BATCH_TOKENS` tokens, so that little is spent on padding.
-
-    Parameters
-    ----------
-    model : PairClassifier or a transformers classifier
-        As `in_dtype` returns it.
+    Rows of like length share a batch of at most `BATCH_TOKENS` tokens, so that little is spent on padding. `model` is as
+    `in_dtype` returns it, a `PairClassifier` or a transformers classifier.
 
     Raises
     ------
@@ -112,9 +103,8 @@ def predict(
     """
     if not rows:  # the width of nothing is that of anything
         return predict(model, tokenizer, encode(tokenizer, ([""], None), 8), device)[:0]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     out: list[np.ndarray | None] = [None] * len(rows)
-    for index in _by_tokens(order, rows):
+    for index in _by_tokens(rows):
         logits = model(**tokenizer.pad([rows[i] for i in index], return_tensors="pt").to(device))
         logits = getattr(logits, "logits", logits).float().cpu().numpy()
         if not np.isfinite(logits).all():
@@ -154,13 +144,7 @@ class Classifier:
 
 
 def load_classifier(study: Study, folder: Path, settings: Encoder, made_by: str, **head: Any) -> Classifier:
-    """Load the pair classifier in `folder`, which notebook `made_by` trained; `head` are a `PairClassifier`'s arguments.
-
-    Raises
-    ------
-    MissingInputError
-        When there is none.
-    """
+    """Load the pair classifier in `folder`, which notebook `made_by` trained; `head` are a `PairClassifier`'s arguments."""
     weights = require(folder / "model.safetensors", made_by)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     encoder, _ = load_model(settings.base, "encoder", study.run)
@@ -175,9 +159,9 @@ def _mean(states: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return (states.float() * mask).sum(1) / mask.sum(1)
 
 
-def _by_tokens(order: list[int], rows: list[dict]) -> Iterator[list[int]]:
+def _by_tokens(rows: list[dict]) -> Iterator[list[int]]:
     batch: list[int] = []
-    for i in order:
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"])):
         if batch and (len(batch) + 1) * len(rows[i]["input_ids"]) > BATCH_TOKENS:
             yield batch
             batch = []
@@ -187,7 +171,7 @@ def _by_tokens(order: list[int], rows: list[dict]) -> Iterator[list[int]]:
 
 @dataclass
 class Fit:
-    """What a training left behind besides the weights: step, train loss since the last evaluation, and dev loss of each."""
+    """A training's curve (step, train loss since the last evaluation, dev loss) and the step whose weights are kept."""
 
     curve: list[dict[str, float]] = field(default_factory=list)
     best_step: int = 0
@@ -208,10 +192,6 @@ def train_classifier(
 
     Parameters
     ----------
-    settings : Encoder
-        Base, learning rate, batch size, epochs or `max_steps`, number of `evaluations`, `patience` in evaluations.
-    train, dev : (Texts, ndarray of int)
-        First and second texts of each row, and its class.
     tokens : tuple of str
         Special tokens of these texts.
     class_weights : list of float, optional

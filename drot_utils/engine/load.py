@@ -142,7 +142,7 @@ def _complete_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give every token of a tokenizer a row in the model's embedding; rows that no token has stay.
 
-    Training and loading both call this, so that what one has saved fits the other. New rows are the same each time.
+    Training and loading both do so, and new rows are the same each time: what one has saved fits the other.
     """
     rows = max(tokenizer.get_vocab().values()) + 1
     if rows > model.get_input_embeddings().num_embeddings:

@@ -156,7 +156,7 @@ class _Worker:
 
 
 def _run_here(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Iterator[Result]:
-    yield from map(_Worker(open_work).do, tasks)
+    return map(_Worker(open_work).do, tasks)
 
 
 def _run_processes(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Iterator[Result]:

@@ -126,7 +126,7 @@ def train(
                     (loss * weight * world).backward()
                 sums += torch.tensor([loss.item() * weight, tokens * has_one, 0.0], device=device)
             weights.take_gradients()
-            accelerator.clip_grad_norm_(trained_weights(optimizer), 1.0)
+            accelerator.clip_grad_norm_(_trained(optimizer), 1.0)
             optimizer.step()
             weights.renew_copies()
             learner.zero_grad()
@@ -183,8 +183,7 @@ def _deal_batches(examples: list[Example], settings: Student, seed: int) -> Iter
             yield batches[start : start + settings.accumulate]
 
 
-def trained_weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Return the weights that an optimizer changes."""
+def _trained(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
@@ -193,7 +192,7 @@ def save_checkpoint(work: Path, optimizer: torch.optim.Optimizer, result: Traini
 
     Of several processes all must call, as each may hold a part of the weights, and one must `write`.
     """
-    tensors = {f"model.{i}": gather_whole(p.detach()) for i, p in enumerate(trained_weights(optimizer))}
+    tensors = {f"model.{i}": gather_whole(p.detach()) for i, p in enumerate(_trained(optimizer))}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"state.{i}.{key}": gather_whole(value) for key, value in state.items()}
     tensors["losses"] = torch.tensor(result.losses, dtype=torch.float64)
@@ -213,7 +212,7 @@ def restore_checkpoint(work: Path, optimizer: torch.optim.Optimizer, result: Tra
     if not torch.equal(tensors.pop("checksum", torch.tensor(-1)), _checksum(tensors)):
         return 0  # its bytes have changed
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for i, weight in enumerate(trained_weights(optimizer)):
+    for i, weight in enumerate(_trained(optimizer)):
         weight.detach().copy_(_like(weight, tensors[f"model.{i}"]))
         names = [name for name in tensors if name.startswith(f"state.{i}.")]
         state[i] = {name.split(".")[2]: _like(weight, tensors[name]) for name in names}

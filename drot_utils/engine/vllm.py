@@ -14,15 +14,7 @@ from drot_utils.study.errors import DrotError, ModelError
 
 @dataclass
 class VllmWriter:
-    """A causal student ready to write; takes and gives what `writer.Writer` does, though with other draws.
-
-    Raises
-    ------
-    DrotError
-        When vLLM is not installed.
-    ModelError
-        For a seq2seq student, which vLLM does not serve.
-    """
+    """A causal student ready to write; takes and gives what `writer.Writer` does, though with other draws."""
 
     folder: Path
     dtype: torch.dtype

@@ -31,13 +31,7 @@ class Written:
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], n: int, method: str, max_length: int
 ) -> list[list[int]]:
-    """Return the token ids of prompts, cut to `max_length`, for `n` candidates each.
-
-    Raises
-    ------
-    ValueError
-        More than one candidate by greedy decoding, which has one.
-    """
+    """Return the token ids of prompts, cut to `max_length`, for `n` candidates each (one by greedy decoding)."""
     if method == "greedy" and n != 1:
         raise ValueError(f"greedy decoding writes one candidate a prompt, not {n}")
     ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
@@ -50,8 +44,8 @@ class Writer:
 
     Parameters
     ----------
-    model, tokenizer
-        As `load.load_model` returns them; the model is moved to `device` and `dtype`.
+    model : PreTrainedModel
+        Moved to `device` and `dtype`.
     max_new_tokens : int
         Where a text is cut.
     batch_size : int
