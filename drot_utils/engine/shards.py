@@ -151,6 +151,7 @@ class _Worker:
         self.work = open_work()
 
     def do(self, task: Task) -> Result:
+        """Do a task and return its number with the result."""
         number, part, seed = task
         return number, self.work(part, seed)
 
