@@ -42,10 +42,7 @@ def map_rows(
 ) -> pd.DataFrame:
     """Apply work to rows in shards of ``compute.shard_rows``, by the executor of the parameters (see `map_shards`).
 
-    Parameters
-    ----------
-    key : object
-        All that the result depends on beside the rows: weights, settings, code.
+    `key` is all that the result depends on beside the rows: weights, settings, code.
     """
     compute = study.params.compute
     name = fingerprint(asked, *key, compute.shard_rows, str(study.dtype), source_hash("engine/load"))

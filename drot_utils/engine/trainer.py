@@ -60,13 +60,9 @@ def train(
 
     Parameters
     ----------
-    examples : list of Example
-        A target for each row to be learnt.
     work : Path
         Where a checkpoint is kept every ``student.checkpoint_minutes``; a killed training continues from it and ends
         with the same weights. Its name must change with the rows, the settings and the first weights.
-    epochs : int
-        Passes over the rows.
     steps : int, optional
         Optimizer steps instead of epochs.
 
@@ -116,8 +112,7 @@ def train(
             mine = list(range(rank, len(micro), world)) or [0]
             has_one = rank < len(micro)
             weight = has_one / len(micro)
-            # Loss, target tokens, and who thinks that a checkpoint is due.
-            sums = torch.zeros(3, device=device)
+            sums = torch.zeros(3, device=device)  # loss, target tokens, who thinks that a checkpoint is due
             for k in mine:
                 torch.manual_seed(derive_seed(seed, f"dropout {step}", k))
                 with torch.autocast(device.type, dtype, enabled=autocast):

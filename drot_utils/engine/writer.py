@@ -185,7 +185,7 @@ def nucleus_sample(logits: torch.Tensor, uniform: torch.Tensor, top_p: float, te
     Raises
     ------
     ValueError
-        When a row of `logits` holds NaN or +inf, or is -inf throughout.
+        See `check_logits`.
     """
     vocabulary = logits.shape[1]
     widths = [*(w for w in WIDTHS if w < vocabulary), vocabulary]
