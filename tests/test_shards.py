@@ -80,7 +80,7 @@ def work_shards(part: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def run_shards(rows, folder, size=3, do=work_shards):
-    return map_shards(rows, size, lambda: do, folder, seed=7, stage="test")
+    return map_shards(rows, size, lambda: do, folder, seed=7, stage="test", executor=LOCAL)
 
 
 @given(st.integers(0, 30), st.integers(1, 12))
@@ -160,11 +160,6 @@ def test_a_full_disk_loses_no_finished_shard(tmp_path, full_disk):
     pd.testing.assert_frame_equal(run_shards(rows, tmp_path / "full", do=grows), whole)
 
 
-def test_a_shard_needs_a_row(tmp_path):
-    with pytest.raises(ValueError, match="at least one row"):
-        run_shards(pd.DataFrame({"x": [1]}), tmp_path, size=0)
-
-
 def test_seeds_differ_by_each_part():
     seeds = {derive_seed(*key) for key in [(1, "a", 0), (2, "a", 0), (1, "b", 0), (1, "a", 1)]}
     assert len(seeds) == 4 and all(0 <= s < 2**32 for s in seeds)
@@ -183,17 +178,15 @@ PROCESSES = Executor(kind="processes", workers=2, address=None)
 @pytest.fixture
 def judges(study):
     """An untrained critic and entailment model in the run directory, and both as they are used without shards."""
-    settings, place = study.params.critic, (CPU, torch.float32)
+    heads = {"classes": 3, "pooling": "mean", "hidden": study.params.critic.hidden, "dropout": 0.1}, nli.HEAD
     torch.manual_seed(0)
-    base, tokenizer = build_tiny("tiny-bert")
-    model = classifier.PairClassifier(
-        base, critic.HEADS[settings.head].classes, settings.pooling, settings.hidden, settings.dropout
-    )
-    one = critic.Critic(model.eval(), tokenizer, settings, *place)
+    made = []
+    for head, length in zip(heads, (study.params.critic.max_length, study.params.nli.max_length), strict=True):
+        base, tokenizer = build_tiny("tiny-bert")
+        model = classifier.PairClassifier(base, **head).eval()
+        made.append(classifier.Classifier(model, tokenizer, length, CPU, torch.float32))
+    one, two = critic.Critic(made[0], study.params.critic.head), nli.Nli(made[1], nli.ENTAILMENT)
     one.save(study.run.model("critic"), {})
-    base, tokenizer = build_tiny("tiny-bert")
-    model = classifier.PairClassifier(base, len(nli.LABELS), **nli.HEAD)
-    two = nli.Nli(model.eval(), tokenizer, 2, study.params.nli.max_length, *place)
     nli.save_nli(study, two, {})
     return one, two
 
