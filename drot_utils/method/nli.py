@@ -1,7 +1,7 @@
 """The NLI filter: which contexts say something new? (section 3.2)"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -30,15 +30,18 @@ Entails = Callable[[list[str], list[str]], np.ndarray]
 class Filtered:
     """Decisions of the filter, and what they cost."""
 
-    kept: list[list[bool]]
+    blocked_by: list[list[int | None]]  # for each candidate, the accepted one that says the same; None where it is kept
     pairs_asked: int = 0
-    pairs_possible: int = 0
-    blocked_by: list[list[int | None]] = field(default_factory=list)
 
-    def block(self, group: int, candidate: int, by: int) -> None:
-        """Note that a candidate says what an accepted one says."""
-        self.kept[group][candidate] = False
-        self.blocked_by[group][candidate] = by
+    @property
+    def kept(self) -> list[list[bool]]:
+        """Whether each candidate is kept."""
+        return [[by is None for by in group] for group in self.blocked_by]
+
+    @property
+    def pairs_possible(self) -> int:
+        """How many ordered pairs of candidates there are."""
+        return sum(len(group) * (len(group) - 1) for group in self.blocked_by)
 
 
 def filter_unique(
@@ -60,53 +63,40 @@ def filter_unique(
         P(premise entails hypothesis) for lists of pairs; called with the pairs of many groups at once.
     threshold : float
         0.5 in the paper.
-
-    Returns
-    -------
-    Filtered
-        Flags in the shape of `groups`; for every blocked candidate, which one blocked it; pairs asked and possible.
     """
-    result = Filtered([[True] * len(g) for g in groups], blocked_by=[[None] * len(g) for g in groups])
-    result.pairs_possible = sum(len(g) * (len(g) - 1) for g in groups)
+    result = Filtered([[None] * len(group) for group in groups])
+    blocked = result.blocked_by
     words = [[frozenset(text.lower().split()) for text in group] for group in groups]
     with Progress(what, sum(map(len, groups)), "contexts") as progress:
         for i in range(max(map(len, groups), default=0)):
             members = [k for k, group in enumerate(groups) if len(group) > i]
-            ranked = {}
             for k in members:
-                accepted = [j for j in range(i) if result.kept[k][j]]
-                same = next((j for j in accepted if groups[k][j] == groups[k][i]), None)
-                if same is not None:
-                    result.block(k, i, same)
-                else:
-                    ranked[k] = sorted(accepted, key=lambda j, w=words[k]: -_overlap(w[i], w[j]))
+                same = (j for j in range(i) if blocked[k][j] is None and groups[k][j] == groups[k][i])
+                blocked[k][i] = next(same, None)
+            ranked = {k: _rank(words[k], i, blocked[k]) for k in members if blocked[k][i] is None}
             start, stop = 0, 1
-            while asked := [(k, j) for k in ranked if result.kept[k][i] for j in ranked[k][start:stop]]:
-                _settle(result, groups, i, asked, entails, threshold)
+            while asked := [(k, j) for k in ranked if blocked[k][i] is None for j in ranked[k][start:stop]]:
+                texts = {(k, j): sorted((groups[k][i], groups[k][j]), key=_count_words) for k, j in asked}
+                for way in (1, -1):  # there, and back where that holds
+                    pairs = [texts[pair][::way] for pair in asked]
+                    result.pairs_asked += len(pairs)
+                    found = entails([a for a, _ in pairs], [b for _, b in pairs]) if pairs else []
+                    asked = [pair for pair, p in zip(asked, found, strict=True) if p >= threshold]
+                for k, j in reversed(asked):  # so that the first one blocks
+                    blocked[k][i] = j
                 start, stop = stop, stop * 2
             progress.update(len(members))
     return result
 
 
-def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / max(1, len(one | other))
+def _rank(words: list[frozenset[str]], i: int, blocked: list[int | None]) -> list[int]:
+    """Return the accepted candidates before i, those with the most words in common with it first."""
+    shared = {j: len(words[i] & words[j]) / max(1, len(words[i] | words[j])) for j in range(i) if blocked[j] is None}
+    return sorted(shared, key=shared.get, reverse=True)
 
 
-def _settle(
-    result: Filtered, groups: Sequence[Sequence[str]], i: int, pairs: list[tuple[int, int]], entails: Entails,
-    threshold: float,
-) -> None:  # fmt: skip
-    texts = [sorted((groups[k][i], groups[k][j]), key=lambda text: len(text.split())) for k, j in pairs]
-    first = entails([a for a, _ in texts], [b for _, b in texts])
-    close = [index for index, p in enumerate(first) if p >= threshold]
-    result.pairs_asked += len(texts) + len(close)
-    if not close:
-        return
-    second = entails([texts[index][1] for index in close], [texts[index][0] for index in close])
-    for index, p in zip(close, second, strict=True):
-        k, j = pairs[index]
-        if p >= threshold and result.kept[k][i]:
-            result.block(k, i, j)
+def _count_words(text: str) -> int:
+    return len(text.split())
 
 
 @dataclass
@@ -247,12 +237,8 @@ def filter_groups(study: Study, groups: Sequence[Sequence[str]], what: str = "NL
     asked = pd.DataFrame({"contexts": [list(group) for group in groups]})
     key = (settings.threshold, weights, load.describe_model(settings.base), settings.max_length, code)
     found = map_rows(study, asked, partial(_open_filter, study), what, "groups", *key)
-    return Filtered(
-        [[bool(flag) for flag in flags] for flags in found["kept"]],
-        int(found["asked"].sum()),
-        sum(len(group) * (len(group) - 1) for group in groups),
-        [[None if j < 0 else int(j) for j in group] for group in found["blocked_by"]],
-    )
+    blocked_by = [[None if j < 0 else int(j) for j in group] for group in found["blocked_by"]]
+    return Filtered(blocked_by, int(found["asked"].sum()))
 
 
 def _open_filter(study: Study) -> Work:
@@ -262,6 +248,6 @@ def _open_filter(study: Study) -> Work:
         filtered = filter_unique([list(group) for group in part["contexts"]], nli, study.params.nli.threshold)
         blocked_by = [[-1 if j is None else j for j in group] for group in filtered.blocked_by]
         asked = [filtered.pairs_asked, *[0] * (len(part) - 1)][: len(part)]  # of the whole shard
-        return pd.DataFrame({"kept": filtered.kept, "blocked_by": blocked_by, "asked": asked})
+        return pd.DataFrame({"blocked_by": blocked_by, "asked": asked})
 
     return work
