@@ -125,14 +125,10 @@ class Nli:
 
 
 def train_nli(study: Study, pairs: pd.DataFrame) -> tuple[Nli, classifier.Fit, pd.DataFrame]:
-    """Fine-tune an entailment model on labelled pairs (`corpora.read_groups`).
+    """Fine-tune an entailment model on labelled pairs (`corpora.read_groups`); return it, its curve, and the pairs.
 
-    A tenth of the training groups is set aside to choose the checkpoint; groups with split ``test`` are never seen.
-
-    Returns
-    -------
-    Nli, Fit, DataFrame
-        The model, its curve, and the pairs with the column ``part`` (train, dev, test).
+    A tenth of the training groups is set aside to choose the checkpoint; groups with split ``test`` are never seen. The
+    column ``part`` of the pairs (train, dev, test) says so.
     """
     settings, seed = study.params.nli, study.params.seed
     groups = np.array(sorted(pairs.loc[pairs["split"] == "train", "group"].unique()))
@@ -169,21 +165,19 @@ def measure_nli(
         Counts of pairs that entail each other (rows) against those found to (columns).
     """
     probabilities = nli.probabilities(*_texts(pairs))
-    found = probabilities[:, nli.entailment] >= settings.threshold
+    entails, found = pairs["label"].eq(ENTAILMENT).to_numpy(), probabilities[:, nli.entailment] >= settings.threshold
     if settings.groups:
         names, label, answer = LABELS, pairs["label"], probabilities.argmax(1)
     else:
-        names, label, answer = ["other", "entailment"], pairs["label"].eq(ENTAILMENT).astype(int), found.astype(int)
+        names, label, answer = ["other", "entailment"], entails.astype(int), found.astype(int)
     truth, called = (pd.Categorical.from_codes(codes, names) for codes in (label, answer))
-    entails = pairs["label"].eq(ENTAILMENT).to_numpy()
     mutual = pd.DataFrame({"label": entails[::2] & entails[1::2], "found": found[::2] & found[1::2]})
     measures = {
         "accuracy": float((answer == label).mean()) if settings.groups else None,
         "mutual_precision": float(mutual.loc[mutual["found"], "label"].mean()) if mutual["found"].any() else None,
         "mutual_recall": float(mutual.loc[mutual["label"], "found"].mean()),
     }
-    confusion = pd.crosstab(truth, called, dropna=False)
-    return measures, confusion, pd.crosstab(mutual["label"], mutual["found"])
+    return measures, pd.crosstab(truth, called, dropna=False), pd.crosstab(mutual["label"], mutual["found"])
 
 
 def save_nli(study: Study, nli: Nli, record: dict) -> None:
@@ -214,13 +208,7 @@ def load_nli(study: Study) -> Nli:
 
 
 def load_pretrained(study: Study) -> Nli:
-    """Load a ready entailment model, such as RoBERTa-large trained on WANLI.
-
-    Raises
-    ------
-    ModelError
-        When its labels do not name an entailment class.
-    """
+    """Load a ready entailment model, such as RoBERTa-large trained on WANLI; a `ModelError` if no label is entailment."""
     settings = study.params.nli
     model, tokenizer = load.load_model(settings.base, "classifier", study.run)
     names = {str(name).lower(): i for i, name in model.config.id2label.items()}
@@ -229,14 +217,14 @@ def load_pretrained(study: Study) -> Nli:
     return Nli(model.to(study.device), tokenizer, names["entailment"], settings.max_length, study.device, study.dtype)
 
 
-def filter_groups(study: Study, groups: Sequence[Sequence[str]], what: str = "NLI filter") -> Filtered:
+def filter_groups(study: Study, groups: Sequence[Sequence[str]]) -> Filtered:
     """Keep of each group the contexts that say something new, by the run's model, in shards (see `filter_unique`)."""
     settings, code = study.params.nli, source_hash("method/nli", "engine/classifier")
     folder = require(study.run.model("nli") / "settings.json", "03_nli_filter").parent
     weights = sha256(folder / "model.safetensors")
     asked = pd.DataFrame({"contexts": [list(group) for group in groups]})
     key = (settings.threshold, weights, load.describe_model(settings.base), settings.max_length, code)
-    found = map_rows(study, asked, partial(_open_filter, study), what, "groups", *key)
+    found = map_rows(study, asked, partial(_open_filter, study), "NLI filter", "groups", *key)
     blocked_by = [[None if j < 0 else int(j) for j in group] for group in found["blocked_by"]]
     return Filtered(blocked_by, int(found["asked"].sum()))
 
