@@ -75,7 +75,11 @@ class Panel:
             gave none that can be read) and ``raw``.
         """
         parts = [
-            rows[ITEM].join(ask_judge(self.study, judge, rows)).rename_axis("row").reset_index().assign(judge=judge.name)
+            rows[ITEM]
+            .join(ask_judge(self.study, judge, rows))
+            .rename_axis("row")
+            .reset_index()
+            .assign(judge=judge.name)
             for judge in self.study.params.judges.panel
         ]
         return pd.concat(parts, ignore_index=True)[list(ANSWERS)] if parts else make_table([], ANSWERS)
