@@ -44,7 +44,7 @@ def test_writing_is_resumable_and_counted(student_on_disk, actions):
 
 
 def test_base_model_is_asked_the_teachers_prompt(study):
-    author = student.open_author(study, "base")
+    author = student.open_author(study, "base", study.params.student.base)
     assert author.writer.tokenizer.decode(author.ask("Lying", -1)).startswith("Given an action")
 
 
@@ -61,7 +61,7 @@ def test_a_chat_prompt_has_the_special_tokens_of_its_template_only(study, monkey
     assert tokenizer("Lying")["input_ids"][0] == tokenizer.bos_token_id
     tokenizer.chat_template = "{{ bos_token }}" * writes_bos + "{{ messages[0]['content'] }}!"
     monkeypatch.setattr(load, "load_model", lambda *a: (model, tokenizer))
-    author, read = student.open_author(study, "base"), []
+    author, read = student.open_author(study, "base", study.params.student.base), []
     monkeypatch.setattr(writer, "write_sequences", lambda model, prompts, *a, **k: read.extend(prompts) or [[1]])
     author.writer.write([author.ask("Lying", -1)], 1, "greedy")
     monkeypatch.setattr(
