@@ -217,20 +217,15 @@ def fill(tmp_path, name, answers):
     form.to_csv(tmp_path / "filled" / f"{FORM.name}-{name}.csv", index=False)
 
 
-def fit_student(model_and_tokenizer, rows, settings, work, **changes):
+def fit_student(model_and_tokenizer, rows, settings, work, *, dtype=torch.float32, compiled=False, **changes):
     """Train a student for a few steps."""
     model, tokenizer = model_and_tokenizer
-    options = {
-        "learning_rate": 0.01,
-        "epochs": 6,
-        "work": work,
-        "seed": 3,
-        "device": CPU,
-        "dtype": torch.float32,
-        **changes,
-    }
+    params = load_params("params/smoke.yaml")
+    place = {"device": "cpu", "dtype": str(dtype).removeprefix("torch."), "compile": compiled}
+    compute = params.compute.model_copy(update=place)
+    study = Study(params.model_copy(update={"student": settings, "compute": compute, "seed": 3}), Run("smoke"), "test")
     examples = make_examples(rows, tokenizer, settings, model.config.is_encoder_decoder)
-    return trainer.train(model, examples, settings, **options)
+    return trainer.train(study, model, examples, work, **{"learning_rate": 0.01, "epochs": 6, **changes})
 
 
 def run_cells(notebook: str, params_file: Path | str) -> dict:

@@ -122,7 +122,7 @@ def test_a_base_whose_rows_are_not_its_tokens_is_loaded_again(smoke, gold, study
     again = critic.load_critic(study)
     np.testing.assert_array_equal(again.score(rows), judge.score(rows))
     expected = len(tokenizer) + (40 if kind == "padded" else 3 * (head == "binary"))
-    assert again.model.encoder.get_input_embeddings().num_embeddings == expected
+    assert again.classifier.model.encoder.get_input_embeddings().num_embeddings == expected
 
 
 @pytest.mark.parametrize("published", [True, False])

@@ -183,17 +183,15 @@ PROCESSES = Executor(kind="processes", workers=2, address=None)
 @pytest.fixture
 def judges(study):
     """An untrained critic and entailment model in the run directory, and both as they are used without shards."""
-    settings, place = study.params.critic, (CPU, torch.float32)
+    heads = {"classes": 3, "pooling": "mean", "hidden": study.params.critic.hidden, "dropout": 0.1}, nli.HEAD
     torch.manual_seed(0)
-    base, tokenizer = build_tiny("tiny-bert")
-    model = classifier.PairClassifier(
-        base, critic.HEADS[settings.head].classes, settings.pooling, settings.hidden, settings.dropout
-    )
-    one = critic.Critic(model.eval(), tokenizer, settings, *place)
+    made = []
+    for head, length in zip(heads, (study.params.critic.max_length, study.params.nli.max_length), strict=True):
+        base, tokenizer = build_tiny("tiny-bert")
+        model = classifier.PairClassifier(base, **head).eval()
+        made.append(classifier.Classifier(model, tokenizer, length, CPU, torch.float32))
+    one, two = critic.Critic(made[0], study.params.critic.head), nli.Nli(made[1], nli.ENTAILMENT)
     one.save(study.run.model("critic"), {})
-    base, tokenizer = build_tiny("tiny-bert")
-    model = classifier.PairClassifier(base, len(nli.LABELS), **nli.HEAD)
-    two = nli.Nli(model.eval(), tokenizer, 2, study.params.nli.max_length, *place)
     nli.save_nli(study, two, {})
     return one, two
 

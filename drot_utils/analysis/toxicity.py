@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from drot_utils.data.corpora import read_tsv, refuse
 from drot_utils.engine import classifier, load
@@ -129,10 +130,10 @@ def _open_classifier(study: Study) -> Scorer:
 
     def score(texts: list[str]) -> np.ndarray:
         rows = classifier.encode(tokenizer, (texts, None), 256)
-        logits = classifier.predict(model, tokenizer, rows, study.device)
+        logits = classifier.predict(model, tokenizer, rows, study.device).astype(np.float64)
         if one_label:
-            return classifier.softmax(logits)[:, column]
-        return 1 / (1 + np.exp(-logits[:, column].astype(np.float64)))  # one yes or no a label
+            return softmax(logits, axis=-1)[:, column]
+        return 1 / (1 + np.exp(-logits[:, column]))  # one yes or no a label
 
     return score
 

@@ -5,24 +5,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.metrics import precision_recall_curve
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from drot_utils.data.corpora import read_actions, read_recorded
 from drot_utils.data.gold import read_gold
-from drot_utils.engine import classifier, load
+from drot_utils.engine.classifier import Classifier, Fit, Texts, load_classifier, train_classifier
 from drot_utils.engine.shards import Work, map_rows, source_hash
-from drot_utils.study.errors import DataError, MissingInputError
+from drot_utils.study.errors import DataError
 from drot_utils.study.params import Critic as Settings
 from drot_utils.study.params import Threshold
-from drot_utils.study.paths import replace_folder, require, sha256
-from drot_utils.study.progress import Progress
+from drot_utils.study.paths import require, sha256
 from drot_utils.study.record import Study
 
 ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN = "[ACTION]", "[POS]", "[NEG]"
@@ -33,7 +31,7 @@ def critic_text(action: str, moral_variance: int, context: str) -> str:
     return f"{ACTION_TOKEN} {action} {POSITIVE_TOKEN if moral_variance == 1 else NEGATIVE_TOKEN} {context}"
 
 
-def _binary_texts(rows: pd.DataFrame) -> classifier.Texts:
+def _binary_texts(rows: pd.DataFrame) -> Texts:
     return [critic_text(*row) for row in rows[["action", "moral_variance", "context"]].itertuples(index=False)], None
 
 
@@ -51,7 +49,7 @@ class Head:
     """What a head reads and answers."""
 
     classes: int
-    texts: Callable[[pd.DataFrame], classifier.Texts]  # rows to what the encoder reads of them
+    texts: Callable[[pd.DataFrame], Texts]  # rows to what the encoder reads of them
     labels: Callable[[pd.DataFrame], np.ndarray]  # gold rows to class numbers; a DataError where they do not say enough
     asked: Callable[[np.ndarray], np.ndarray]  # moral variances to the class that means "shifted as asked"
     tokens: tuple[str, ...] = ()  # special tokens of its texts
@@ -83,11 +81,8 @@ HEADS = {
 class Critic:
     """A trained critic. `score` gives the probability that a context is valid."""
 
-    model: classifier.PairClassifier
-    tokenizer: PreTrainedTokenizerBase
-    settings: Settings
-    device: torch.device
-    dtype: torch.dtype
+    classifier: Classifier
+    head: str
 
     def score(self, rows: pd.DataFrame) -> np.ndarray:
         """Return the probability that each context shifts its action as asked, shape (rows,); NaN where there is none.
@@ -97,30 +92,17 @@ class Critic:
         rows : DataFrame
             ``action``, ``moral_variance`` and ``context``.
         """
-        head, scores = HEADS[self.settings.head], np.full(len(rows), np.nan)
+        head, scores = HEADS[self.head], np.full(len(rows), np.nan)
         has = rows["context"].fillna("").str.strip().ne("").to_numpy()
         if has.any():
             asked = rows.loc[has]
-            encoded = classifier.encode(self.tokenizer, head.texts(asked), self.settings.max_length)
-            with Progress("critic", len(encoded), "contexts") as progress:
-                logits = classifier.predict(self._fast, self.tokenizer, encoded, self.device, progress=progress)
             column = head.asked(asked["moral_variance"].to_numpy(dtype=int))
-            scores[has] = classifier.softmax(logits)[np.arange(len(asked)), column]
+            scores[has] = self.classifier.classify(head.texts(asked))[np.arange(len(asked)), column]
         return scores
-
-    @cached_property
-    def _fast(self) -> torch.nn.Module:
-        return classifier.in_dtype(self.model, self.dtype)
 
     def save(self, folder: Path, record: dict) -> None:
         """Write weights, tokenizer and settings, with `record` (thresholds, curve, metrics) beside them."""
-        settings = {"head": self.settings.head, "max_length": self.settings.max_length, **record}
-
-        def fill(place: Path) -> None:
-            load.save_module(self.model, settings, place)
-            self.tokenizer.save_pretrained(place)
-
-        replace_folder(folder, fill)
+        self.classifier.save(folder, {"head": self.head, "max_length": self.classifier.max_length, **record})
 
 
 def read_parts(study: Study) -> pd.DataFrame:
@@ -171,38 +153,29 @@ def teacher_as_gold(recorded: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame
     )  # fmt: skip
 
 
-def train_critic(study: Study, train: pd.DataFrame, dev: pd.DataFrame) -> tuple[Critic, classifier.Fit]:
+def train_critic(study: Study, train: pd.DataFrame, dev: pd.DataFrame) -> tuple[Critic, Fit]:
     """Fine-tune a critic on gold rows and keep the checkpoint of the lowest dev loss."""
-    settings, seed = study.params.critic, study.params.seed
+    settings = study.params.critic
     head = HEADS[settings.head]
-    base, tokenizer = load.load_model(settings.base, "encoder", study.run)
-    if head.tokens:
-        tokenizer.add_special_tokens({"additional_special_tokens": [*head.tokens]})
-        load.fit_embeddings(base, tokenizer)
-    torch.manual_seed(seed)  # the head's first weights
-    model = classifier.PairClassifier(base, head.classes, settings.pooling, settings.hidden, settings.dropout)
-    labels, weights = head.labels(train), None
-    if head.balanced:
-        weights = [float((labels == 1).sum() / max(1, (labels == 0).sum())), 1.0]
-    result = classifier.fit(
-        model, tokenizer, head.texts(train), labels, head.texts(dev), head.labels(dev), settings,
-        device=study.device, dtype=study.dtype, seed=seed, class_weights=weights, what="training the critic",
+    learnt, held_out = ((head.texts(rows), head.labels(rows)) for rows in (train, dev))
+    valid = learnt[1] == 1
+    weights = [float(valid.sum() / max(1, (~valid).sum())), 1.0] if head.balanced else None
+    trained, result = train_classifier(
+        study, settings, learnt, held_out, tokens=head.tokens, class_weights=weights, what="training the critic",
+        **_shape(settings),
     )  # fmt: skip
-    return Critic(model, tokenizer, settings, study.device, study.dtype), result
+    return Critic(trained, settings.head), result
 
 
 def load_critic(study: Study, name: str = "critic") -> Critic:
     """Load a critic of the run: ``critic``, or ``critic_independent``."""
-    folder, settings = study.run.model(name), study.params.critic
-    if not (folder / "model.safetensors").exists():
-        raise MissingInputError("no critic here", where=str(folder), todo="run notebooks/02_critic.ipynb first")
-    base, _ = load.load_model(settings.base, "encoder", study.run)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    load.fit_embeddings(base, tokenizer)
-    classes = HEADS[settings.head].classes
-    model = classifier.PairClassifier(base, classes, settings.pooling, settings.hidden, settings.dropout)
-    load.load_module(model, folder)
-    return Critic(model.to(study.device).eval(), tokenizer, settings, study.device, study.dtype)
+    settings = study.params.critic
+    loaded = load_classifier(study, study.run.model(name), settings, "02_critic", **_shape(settings))
+    return Critic(loaded, settings.head)
+
+
+def _shape(settings: Settings) -> dict[str, Any]:
+    return {"classes": HEADS[settings.head].classes, **settings.model_dump(include={"pooling", "hidden", "dropout"})}
 
 
 def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> float:

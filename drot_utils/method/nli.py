@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from drot_utils.engine import classifier, load
+from drot_utils.engine import load
+from drot_utils.engine.classifier import Classifier, Fit, Texts, load_classifier, train_classifier
 from drot_utils.engine.shards import Work, map_rows, source_hash
-from drot_utils.study.errors import MissingInputError, ModelError
+from drot_utils.study.errors import ModelError
 from drot_utils.study.params import Nli as Settings
 from drot_utils.study.paths import replace_folder, require, sha256
 from drot_utils.study.progress import Progress
@@ -20,7 +19,7 @@ from drot_utils.study.record import Study
 
 LABELS = ["contradiction", "neutral", "entailment"]
 ENTAILMENT = LABELS.index("entailment")
-HEAD = {"pooling": "mean", "hidden": 384, "dropout": 0.1}
+HEAD = {"classes": len(LABELS), "pooling": "mean", "hidden": 384, "dropout": 0.1}
 
 #: Returns P(premise entails hypothesis) for pairs of texts, as an array of the same length.
 Entails = Callable[[list[str], list[str]], np.ndarray]
@@ -103,12 +102,8 @@ def _count_words(text: str) -> int:
 class Nli:
     """An entailment model; call it with premises and hypotheses to get P(entails)."""
 
-    model: torch.nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    entailment: int  # which logit is "entailment"
-    max_length: int
-    device: torch.device
-    dtype: torch.dtype
+    classifier: Classifier
+    entailment: int  # which class is "entailment"
 
     def __call__(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
         """Return P(premise entails hypothesis), float64 of shape (pairs,)."""
@@ -116,36 +111,25 @@ class Nli:
 
     def probabilities(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
         """Return the probabilities of all labels, float64 of shape (pairs, labels)."""
-        rows = classifier.encode(self.tokenizer, (premises, hypotheses), self.max_length)
-        return classifier.softmax(classifier.predict(self._fast, self.tokenizer, rows, self.device))
-
-    @cached_property
-    def _fast(self) -> torch.nn.Module:
-        return classifier.in_dtype(self.model, self.dtype)
+        return self.classifier.classify((premises, hypotheses))
 
 
-def train_nli(study: Study, pairs: pd.DataFrame) -> tuple[Nli, classifier.Fit, pd.DataFrame]:
+def train_nli(study: Study, pairs: pd.DataFrame) -> tuple[Nli, Fit, pd.DataFrame]:
     """Fine-tune an entailment model on labelled pairs (`corpora.read_groups`); return it, its curve, and the pairs.
 
     A tenth of the training groups is set aside to choose the checkpoint; groups with split ``test`` are never seen. The
     column ``part`` of the pairs (train, dev, test) says so.
     """
-    settings, seed = study.params.nli, study.params.seed
     groups = np.array(sorted(pairs.loc[pairs["split"] == "train", "group"].unique()))
-    dev_groups = np.random.default_rng(seed).permutation(groups)[: max(1, len(groups) // 10)]
+    dev_groups = np.random.default_rng(study.params.seed).permutation(groups)[: max(1, len(groups) // 10)]
     pairs = pairs.assign(part=pairs["split"].mask(pairs["group"].isin(dev_groups), "dev"))
-    train, dev = pairs[pairs["part"] == "train"], pairs[pairs["part"] == "dev"]
-    base, tokenizer = load.load_model(settings.base, "encoder", study.run)
-    torch.manual_seed(seed)  # the head's first weights
-    model = classifier.PairClassifier(base, len(LABELS), **HEAD)
-    result = classifier.fit(
-        model, tokenizer, _texts(train), train["label"].to_numpy(), _texts(dev), dev["label"].to_numpy(), settings,
-        device=study.device, dtype=study.dtype, seed=seed, what="training the NLI model",
-    )  # fmt: skip
-    return Nli(model, tokenizer, ENTAILMENT, settings.max_length, study.device, study.dtype), result, pairs
+    parts = (pairs[pairs["part"] == part] for part in ("train", "dev"))
+    train, dev = ((_texts(rows), rows["label"].to_numpy()) for rows in parts)
+    trained, result = train_classifier(study, study.params.nli, train, dev, what="training the NLI model", **HEAD)
+    return Nli(trained, ENTAILMENT), result, pairs
 
 
-def _texts(pairs: pd.DataFrame) -> classifier.Texts:
+def _texts(pairs: pd.DataFrame) -> Texts:
     return pairs["premise"].tolist(), pairs["hypothesis"].tolist()
 
 
@@ -182,29 +166,21 @@ def measure_nli(
 
 def save_nli(study: Study, nli: Nli, record: dict) -> None:
     """Keep the run's entailment model: its weights when it was fine-tuned here, else only where it comes from."""
-
-    def fill(place: Path) -> None:
-        if study.params.nli.groups:
-            load.save_module(nli.model, record, place)
-            nli.tokenizer.save_pretrained(place)
-        else:
-            load.save_module(torch.nn.Module(), {**record, **load.describe_model(study.params.nli.base)}, place)
-
-    replace_folder(study.run.model("nli"), fill)
+    folder, settings = study.run.model("nli"), study.params.nli
+    if settings.groups:
+        nli.classifier.save(folder, record)
+    else:
+        origin = {**record, **load.describe_model(settings.base)}
+        replace_folder(folder, lambda place: load.save_module(torch.nn.Module(), origin, place))
 
 
 def load_nli(study: Study) -> Nli:
     """Load the run's entailment model, as `save_nli` kept it."""
     folder, settings = study.run.model("nli"), study.params.nli
-    if not (folder / "model.safetensors").exists():
-        raise MissingInputError("no NLI model here", where=str(folder), todo="run notebooks/03_nli_filter.ipynb first")
-    if not settings.groups:
-        return load_pretrained(study)
-    base, _ = load.load_model(settings.base, "encoder", study.run)
-    model = classifier.PairClassifier(base, len(LABELS), **HEAD)
-    load.load_module(model, folder)
-    model, tokenizer = model.to(study.device).eval(), AutoTokenizer.from_pretrained(folder)
-    return Nli(model, tokenizer, ENTAILMENT, settings.max_length, study.device, study.dtype)
+    if settings.groups:
+        return Nli(load_classifier(study, folder, settings, "03_nli_filter", **HEAD), ENTAILMENT)
+    require(folder / "model.safetensors", "03_nli_filter")
+    return load_pretrained(study)
 
 
 def load_pretrained(study: Study) -> Nli:
@@ -214,7 +190,8 @@ def load_pretrained(study: Study) -> Nli:
     names = {str(name).lower(): i for i, name in model.config.id2label.items()}
     if "entailment" not in names:
         raise ModelError(f"expected a label named entailment, found {sorted(names)}", where=settings.base.name)
-    return Nli(model.to(study.device), tokenizer, names["entailment"], settings.max_length, study.device, study.dtype)
+    ready = Classifier(model.to(study.device), tokenizer, settings.max_length, study.device, study.dtype)
+    return Nli(ready, names["entailment"])
 
 
 def filter_groups(study: Study, groups: Sequence[Sequence[str]]) -> Filtered:

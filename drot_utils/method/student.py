@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from drot_utils.data.corpora import is_builtin
@@ -25,7 +25,6 @@ from drot_utils.engine import load, trainer
 from drot_utils.engine.batches import MOST_TARGETS, Example
 from drot_utils.engine.load import cut_prompt, encode_question
 from drot_utils.engine.shards import Work, fingerprint, map_shards, source_hash
-from drot_utils.engine.trainer import open_accelerator
 from drot_utils.engine.vllm import VllmWriter
 from drot_utils.engine.writer import Prompt, Writer, Written
 from drot_utils.method.prompts import parse_student, student_source, student_target, teacher_prompt
@@ -95,7 +94,7 @@ def read_training(study: Study, name: str) -> dict | None:
 
 def learn(
     study: Study, rows: pd.DataFrame, name: str, *, key: str, start: str | None, learning_rate: float, epochs: int,
-    steps: int | None, accelerator: Accelerator | None = None,
+    steps: int | None,
 ) -> None:  # fmt: skip
     """Train a student and keep it with its record; of several processes, the first keeps it (see `fine_tune`)."""
     params, run = study.params, study.run
@@ -105,16 +104,14 @@ def learn(
         model, tokenizer = load.load_model(params.student.base, "student", run)
     seq2seq = model.config.is_encoder_decoder
     done = trainer.train(
-        model, make_examples(rows, tokenizer, params.student, seq2seq), params.student, learning_rate=learning_rate,
-        epochs=epochs, steps=steps, work=run.work("checkpoints") / key, seed=params.seed, device=study.device,
-        dtype=study.dtype, compiled=params.compute.compile, what=f"training {name}", accelerator=accelerator,
+        study, model, make_examples(rows, tokenizer, params.student, seq2seq), run.work("checkpoints") / key,
+        learning_rate=learning_rate, epochs=epochs, steps=steps, what=f"training {name}",
     )  # fmt: skip
     notes = {
         "training.json": to_json({**vars(done), "start": start, "fingerprint": key}),
         "README.md": model_card(name, start, len(rows), done.steps, seq2seq, params),
     }
-    first = accelerator is None or accelerator.is_main_process
-    load.save_model(model, tokenizer, run.model(name), study.dtype, notes, write=first)
+    load.save_model(model, tokenizer, run.model(name), study.dtype, notes, write=PartialState().is_main_process)
 
 
 def make_examples(
@@ -167,7 +164,7 @@ def main(work: Path) -> None:
     study = Study(params, Run(params.profile), saved["stage"])
     if study.device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    learn(study, read_table(work / "rows.parquet"), **saved["job"], accelerator=open_accelerator(study))
+    learn(study, read_table(work / "rows.parquet"), **saved["job"])
 
 
 MODEL_DEMO_NOTE = (
