@@ -324,7 +324,7 @@ def test_a_panel_filters_in_the_critics_place(judged, rows_panel):
     board.merge_all(answers, rows_panel.index)
     board.save(answers, {"distill": 0.5, "dataset": 0.8})
     scorer = distill.load_scorer(judged)
-    assert isinstance(scorer.critic, Panel)
+    assert isinstance(scorer.score.__self__, Panel)
     candidates = rows_panel.assign(nli_kept=True, candidate=0, source="s", action_id="a")
     flagged, _, dropped = distill.apply_filters(judged, candidates, scorer, "distill", ("nli",))
     scored = flagged["critic_score"]
@@ -344,7 +344,10 @@ def test_a_panel_that_answers_nothing_and_a_panel_that_is_asked_nothing(study, t
     study = with_judges(study, tmp_path, rows_panel, {name: np.full(40, np.nan) for name in ("a", "b")})
     board = Panel(study)
     answers = board.ask(rows_panel)
-    assert np.isnan(board.merge_all(answers, rows_panel.index)).all(axis=None) and "0 of 2 judges" in board.reliability.note
+    assert (
+        np.isnan(board.merge_all(answers, rows_panel.index)).all(axis=None)
+        and "0 of 2 judges" in board.reliability.note
+    )
     scores = spread(answers, rows_panel.index)
     standing = consensus.describe_judges(scores, np.full(41, np.nan), board.reliability)
     assert standing["scored"].tolist() == [0, 0] and not standing["far"].any()

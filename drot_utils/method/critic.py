@@ -224,23 +224,14 @@ def choose_thresholds(settings: Settings, valid: np.ndarray, scores: np.ndarray)
     return {name: choose_threshold(valid, scores, rule) for name, rule in rules.items()}
 
 
-@dataclass
-class ShardedCritic:
-    """One of the run's critics (``critic``, or ``critic_independent``), loaded where its shards are scored."""
-
-    study: Study
-    name: str = "critic"
-
-    def __post_init__(self) -> None:
-        self._weights = sha256(require(self.study.run.model(self.name) / "model.safetensors", "02_critic"))
-
-    def score(self, rows: pd.DataFrame) -> np.ndarray:
-        """Score rows with ``action``, ``moral_variance`` and ``context`` (see `Critic.score`)."""
-        settings, code = self.study.params.critic, source_hash("method/critic", "engine/classifier")
-        asked = rows[["action", "moral_variance", "context"]]
-        key = (self._weights, settings.head, settings.pooling, settings.max_length, code)
-        found = map_rows(self.study, asked, partial(_open_critic, self.study, self.name), "critic", "contexts", *key)
-        return found["score"].to_numpy(dtype=float, na_value=np.nan)
+def score_contexts(study: Study, name: str, rows: pd.DataFrame) -> np.ndarray:
+    """Score rows by the run's ``critic`` or ``critic_independent`` in shards (see `Critic.score`)."""
+    weights = sha256(require(study.run.model(name) / "model.safetensors", "02_critic"))
+    settings, code = study.params.critic, source_hash("method/critic", "engine/classifier")
+    asked = rows[["action", "moral_variance", "context"]]
+    key = (weights, settings.head, settings.pooling, settings.max_length, code)
+    found = map_rows(study, asked, partial(_open_critic, study, name), "critic", "contexts", *key)
+    return found["score"].to_numpy(dtype=float, na_value=np.nan)
 
 
 def _open_critic(study: Study, name: str) -> Work:

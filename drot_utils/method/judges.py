@@ -21,7 +21,7 @@ from drot_utils.llm.cache import open_cache
 from drot_utils.llm.client import ask_all
 from drot_utils.llm.replies import USED_UP, Answer, explain_finish, phrase_request
 from drot_utils.method.consensus import Reliability, fit_reliability, merge, merge_all
-from drot_utils.method.critic import ShardedCritic, choose_thresholds
+from drot_utils.method.critic import choose_thresholds, score_contexts
 from drot_utils.study.errors import DataError, ModelError
 from drot_utils.study.params import Endpoint, Params, Respondent
 from drot_utils.study.paths import require, to_json, write_text
@@ -166,7 +166,7 @@ def gather_scores(study: Study, shown: pd.DataFrame, answers: pd.DataFrame) -> p
     scores = shown[ANNOTATORS].join(spread(answers, shown.index))
     for name, label in (("critic", "the critic"), ("critic_independent", "the independent critic")):
         if (study.run.model(name) / "settings.json").exists():
-            scores[label] = ShardedCritic(study, name).score(shown)
+            scores[label] = score_contexts(study, name, shown)
     return scores.dropna(axis=1, how="all")
 
 

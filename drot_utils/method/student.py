@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -244,17 +243,16 @@ def list_prompts(actions: pd.DataFrame) -> pd.DataFrame:
     return actions[["action_id", "action"]].merge(pd.DataFrame({"moral_variance": [1, -1]}), how="cross")
 
 
-@dataclass(frozen=True)
-class Author:
-    """Somebody who writes contexts: a writer, how it is asked, and how its answer is read."""
+def open_author(
+    study: Study, name: str, zero_shot: ModelRef | None = None
+) -> tuple[Writer | VllmWriter, Callable[[str, int], Prompt], Callable[[str], Parsed | None]]:
+    """Load one of the run's students, or a model that answers the teacher's prompt zero-shot (section 5.1).
 
-    writer: Writer | VllmWriter
-    ask: Callable[[str, int], Prompt]
-    parse: Callable[[str], Parsed | None]
-
-
-def open_author(study: Study, name: str, zero_shot: ModelRef | None = None) -> Author:
-    """Load one of the run's students, or a model that answers the teacher's prompt zero-shot (section 5.1)."""
+    Returns
+    -------
+    writer, ask, parse
+        Who writes, how it is asked about an action and a moral variance, and how its answer is read.
+    """
     params, generation = study.params, study.params.generation
     release_memory()
     place = (study.device, study.dtype)
@@ -262,14 +260,14 @@ def open_author(study: Study, name: str, zero_shot: ModelRef | None = None) -> A
         model, tokenizer = load.load_model(zero_shot, "student", study.run)
         longest = params.teacher.max_tokens or generation.max_new_tokens
         writer = Writer(model, tokenizer, *place, 512, longest, generation.batch_size)
-        return Author(writer, lambda *prompt: encode_question(tokenizer, teacher_prompt(*prompt)), parse_teacher)
+        return writer, lambda *prompt: encode_question(tokenizer, teacher_prompt(*prompt)), parse_teacher
     folder = _weights(study, name).parent
     sizes = (params.student.max_prompt_length, generation.max_new_tokens, generation.batch_size)
     if generation.engine == "vllm":
         writer = VllmWriter(folder, study.dtype, *sizes)
     else:
         writer = Writer(*load.load_folder(folder, "student"), *place, *sizes)
-    return Author(writer, partial(student_source, seq2seq=writer.seq2seq), parse_student)
+    return writer, partial(student_source, seq2seq=writer.seq2seq), parse_student
 
 
 def _weights(study: Study, name: str) -> Path:
@@ -277,13 +275,12 @@ def _weights(study: Study, name: str) -> Path:
 
 
 def _open_writing(study: Study, name: str, n: int, method: str, zero_shot: ModelRef | None) -> Work:
-    author, settings = open_author(study, name, zero_shot), study.params.generation
+    (writer, ask, parse), settings = open_author(study, name, zero_shot), study.params.generation
     options = {"top_p": settings.top_p, "temperature": settings.temperature}
 
     def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
-        prompts = [author.ask(row.action, row.moral_variance) for row in part.itertuples()]
-        written = author.writer.write(prompts, n, method, **options, seed=seed)
-        return to_rows(part, written, name, author.parse)
+        prompts = [ask(row.action, row.moral_variance) for row in part.itertuples()]
+        return to_rows(part, writer.write(prompts, n, method, **options, seed=seed), name, parse)
 
     return work
 
