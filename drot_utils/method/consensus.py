@@ -65,10 +65,6 @@ def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = N
     ndarray of float64, shape (items,)
         NaN (null) where no judge (with a weight) scored the item.
 
-    Raises
-    ------
-    DataError
-        A score that is not a number from 0 to 1; its judge and row are named.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
@@ -97,7 +93,7 @@ def fit_reliability(scores: pd.DataFrame) -> Reliability:
     A score is a normal draw around its item's consensus, truncated to [0, 1], with a standard deviation (sigma) of each
     judge's own; the sigmas are found by expectation-maximisation. With fewer than three judges that can be placed, or
     without convergence, the result is not `usable` and its ``note`` says why. It is the same for any order of items and
-    judges, up to rounding. For `scores` and errors see `merge`.
+    judges, up to rounding. For `scores` see `merge`.
     """
     values = _to_array(scores)
     placed = _placed(values)

@@ -87,10 +87,7 @@ class Critic:
     def score(self, rows: pd.DataFrame) -> np.ndarray:
         """Return the probability that each context shifts its action as asked, shape (rows,); NaN where there is none.
 
-        Parameters
-        ----------
-        rows : DataFrame
-            ``action``, ``moral_variance`` and ``context``.
+        `rows` have ``action``, ``moral_variance`` and ``context``.
         """
         head, scores = HEADS[self.head], np.full(len(rows), np.nan)
         has = rows["context"].fillna("").str.strip().ne("").to_numpy()
@@ -189,11 +186,6 @@ def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> 
     ----------
     valid : ndarray of bool, shape (rows,)
     scores : ndarray of float, shape (rows,)
-
-    Raises
-    ------
-    DataError
-        When no row is valid, or no threshold reaches the precision; the best found is named.
     """
     if rule.value is not None:
         return rule.value

@@ -75,22 +75,15 @@ class Panel:
             gave none that can be read) and ``raw``.
         """
         parts = [
-            rows[ITEM]
-            .join(ask_judge(self.study, judge, rows))
-            .rename_axis("row")
-            .reset_index()
-            .assign(judge=judge.name)
+            rows[ITEM].assign(row=rows.index, judge=judge.name, **ask_judge(self.study, judge, rows))
             for judge in self.study.params.judges.panel
         ]
         return pd.concat(parts, ignore_index=True)[list(ANSWERS)] if parts else make_table([], ANSWERS)
 
     def score(self, rows: pd.DataFrame) -> np.ndarray:
-        """Score rows with the columns `ITEM`: the judges' scores, merged by `judges.aggregate`.
+        """Return the judges' scores of rows with the columns `ITEM`, merged by `judges.aggregate`, shape (rows,).
 
-        Returns
-        -------
-        ndarray of float64, shape (rows,)
-            NaN (null) where there is no context, or no judge gave a score.
+        NaN (null) where there is no context, or no judge gave a score.
         """
         rows = rows.reset_index(drop=True)
         if rows.empty:
@@ -123,13 +116,7 @@ def spread(answers: pd.DataFrame, rows: pd.Index) -> pd.DataFrame:
 
 
 def load_panel(study: Study) -> Panel:
-    """Open the panel of the parameters with the reliabilities that notebook 12 found.
-
-    Raises
-    ------
-    MissingInputError, DataError
-        When notebook 12 has not run, or ran with another panel.
-    """
+    """Open the panel of the parameters with the reliabilities that notebook 12 found, which must have run with it."""
     path = require(study.run.model("judges") / "settings.json", "12_judges")
     record = json.loads(path.read_text(encoding="utf-8"))
     expected = [_describe(judge) for judge in study.params.judges.panel]
@@ -192,13 +179,7 @@ def ask_judge(study: Study, judge: Respondent, rows: pd.DataFrame) -> pd.DataFra
     Returns
     -------
     DataFrame
-        Indexed as `rows`: ``score`` (float64, null where the judge gave none that can be read) and ``raw`` (its own
-        words; null where it said nothing).
-
-    Raises
-    ------
-    DrotError
-        As the kind of judge has it: `read_judgments`, `load.load_model`, `client.ask_all`.
+        Indexed as `rows`: ``score`` (null where the judge gave none that can be read) and ``raw``, its own words.
     """
     items = rows.loc[rows["context"].notna(), ITEM].drop_duplicates().reset_index(drop=True)
     if items.empty:
@@ -212,10 +193,6 @@ def ask_judge(study: Study, judge: Respondent, rows: pd.DataFrame) -> pd.DataFra
 def judge_prompt(action: str, moral_variance: int, context: str) -> str:
     """Write figure 6's first question about one context."""
     return QUESTION.format(action=action, context=context, direction=DIRECTIONS[moral_variance])
-
-
-def _prompts(items: pd.DataFrame) -> list[str]:
-    return [judge_prompt(*item) for item in items[ITEM].itertuples(index=False)]
 
 
 def read_judgments(path: str, actions: pd.DataFrame) -> pd.DataFrame:
@@ -258,12 +235,12 @@ def _look_up(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFra
 
 
 def _ask_endpoint(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
-    bodies = [judge_request(judge.endpoint, prompt, study.params.seed) for prompt in _prompts(items)]
+    prompts = [judge_prompt(*item) for item in items.itertuples(index=False)]
+    bodies = [judge_request(judge.endpoint, prompt, study.params.seed) for prompt in prompts]
     cache = open_cache(study.run)
     answers, usage = ask_all(bodies, judge.endpoint, study.params.requests, cache, f"{judge.name} judges")
     usage.add_to(study.record, f"usage of {judge.name}")
-    scores = [_read_score(answer) for (answer,) in answers]
-    return pd.DataFrame({"score": scores, "raw": [answer.text or None for (answer,) in answers]})
+    return pd.DataFrame([{"score": _read_score(answer), "raw": answer.text or None} for (answer,) in answers])
 
 
 def judge_request(endpoint: Endpoint, prompt: str, seed: int) -> dict[str, Any]:
@@ -278,13 +255,12 @@ def judge_request(endpoint: Endpoint, prompt: str, seed: int) -> dict[str, Any]:
 def _read_score(answer: Answer) -> float | None:
     # Of an answer that was cut off within a number, the number is not known.
     why = explain_finish(answer.finish)
-    if why == USED_UP and answer.text.rstrip()[-1:] not in "0123456789.":
-        why = None
-    return None if why else parse_score(answer.text)
+    whole = why == USED_UP and answer.text.rstrip()[-1:] not in "0123456789."
+    return parse_score(answer.text) if whole or not why else None
 
 
 def _ask_local(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
-    key = (load.describe_model(judge.model), source_hash("method/judges", "method/prompts"))
+    key = (load.describe_model(judge.model), source_hash("method/judges"))
     return map_rows(study, items, partial(_open_local, study, judge), f"{judge.name} judges", "contexts", *key)
 
 
@@ -293,7 +269,7 @@ def _open_local(study: Study, judge: Respondent) -> Work:
     model = round_weights(model.to(study.device), study.dtype)
 
     def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
-        yes, no = yes_and_no(model, tokenizer, _prompts(part)).T
+        yes, no = yes_and_no(model, tokenizer, [judge_prompt(*item) for item in part.itertuples(index=False)]).T
         raw = [f"P(yes) {a:.3g}, P(no) {b:.3g}" for a, b in zip(yes, no, strict=True)]
         return pd.DataFrame({"score": yes / (yes + no), "raw": raw})
 

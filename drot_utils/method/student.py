@@ -55,11 +55,6 @@ def fine_tune(
     -------
     dict
         ``rows steps target_tokens losses seconds fingerprint``, also kept as ``training.json`` beside the weights.
-
-    Raises
-    ------
-    DataError
-        When there are no rows.
     """
     if rows.empty:
         raise DataError(
@@ -91,11 +86,11 @@ def read_training(study: Study, name: str) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def learn(
-    study: Study, rows: pd.DataFrame, name: str, *, key: str, start: str | None, learning_rate: float, epochs: int,
-    steps: int | None,
-) -> None:  # fmt: skip
-    """Train a student and keep it with its record; of several processes, the first keeps it (see `fine_tune`)."""
+def learn(study: Study, rows: pd.DataFrame, name: str, *, key: str, start: str | None, **pace: float | None) -> None:
+    """Train a student and keep it with its record; of several processes, the first keeps it (see `fine_tune`).
+
+    `pace` is ``learning_rate epochs steps``.
+    """
     params, run = study.params, study.run
     if start:
         model, tokenizer = load.load_folder(run.model(start), "student")
@@ -103,8 +98,8 @@ def learn(
         model, tokenizer = load.load_model(params.student.base, "student", run)
     seq2seq = model.config.is_encoder_decoder
     done = trainer.train(
-        study, model, make_examples(rows, tokenizer, params.student, seq2seq), run.work("checkpoints") / key,
-        learning_rate=learning_rate, epochs=epochs, steps=steps, what=f"training {name}",
+        study, model, make_examples(rows, tokenizer, params.student, seq2seq), run.work("checkpoints") / key, **pace,
+        what=f"training {name}",
     )  # fmt: skip
     notes = {
         "training.json": to_json({**vars(done), "start": start, "fingerprint": key}),
@@ -210,8 +205,6 @@ def write_contexts(
     ----------
     name : str
         The student, such as ``distill_base``; becomes the rows' ``source``. ``base`` is the base model, zero-shot.
-    actions : DataFrame
-        ``action_id`` and ``action``.
     stage : str
         Names the draws: the same stage, student and actions give the same candidates.
     method : {"greedy", "nucleus", "beam"}

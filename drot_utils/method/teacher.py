@@ -106,11 +106,6 @@ def ask(study: Study, actions: pd.DataFrame) -> Asked:
 
     Texts that do not parse are asked again, each `teacher.parse_retries` times at most, with seeds of their own; recorded
     ones are not, nor what the server refused for its content. `client.ask_all` says what may be raised.
-
-    Parameters
-    ----------
-    actions : DataFrame
-        ``action_id`` and ``action``.
     """
     settings, requests, cache = study.params.teacher, choose_requests(study.params), open_cache(study.run)
     bodies = list_requests(study.params, actions["action"])
@@ -137,11 +132,8 @@ def ask(study: Study, actions: pd.DataFrame) -> Asked:
 
 
 def _to_row(asked: tuple[str, str, int, int], answer: Answer) -> dict[str, Any]:
-    text, why = read_whole(answer), explain_finish(answer.finish)
+    text = read_whole(answer)
     parsed = parse_teacher(text)
-    said = (
-        (parsed.context, parsed.rationale, answer.text, why)
-        if parsed
-        else (None, None, answer.text, why or diagnose(text))
-    )
-    return dict(zip(ROW, (*asked, "teacher", *said), strict=True))
+    read = (parsed.context, parsed.rationale) if parsed else (None, None)
+    why = explain_finish(answer.finish) or (None if parsed else diagnose(text))
+    return dict(zip(ROW, (*asked, "teacher", *read, answer.text, why), strict=True))
