@@ -211,21 +211,21 @@ def shards_of(study):
 @pytest.mark.parametrize("executor", [None, PROCESSES])
 def test_a_critics_shards_give_its_scores(study, judges, rows, executor):
     change(study, shard_rows=16, **({"executor": executor} if executor else {}))
-    scores = critic.ShardedCritic(study).score(rows)
+    scores = critic.score_contexts(study, "critic", rows)
     np.testing.assert_allclose(scores, judges[0].score(rows), atol=1e-6)
     assert np.flatnonzero(np.isnan(scores)).tolist() == [7, 31] and len(shards_of(study)) == 3
 
 
 def test_what_was_scored_is_not_scored_again_unless_something_changed(study, judges, rows, monkeypatch):
     change(study, shard_rows=16)
-    first = critic.ShardedCritic(study).score(rows)
+    first = critic.score_contexts(study, "critic", rows)
     shards_of(study)[1].write_bytes(b"PAR1 cut")
     opened = []
     monkeypatch.setattr(critic, "load_critic", lambda *a: opened.append(a) or load_critic(*a))
-    np.testing.assert_array_equal(critic.ShardedCritic(study).score(rows), first)
-    np.testing.assert_array_equal(critic.ShardedCritic(study).score(rows), first)
+    np.testing.assert_array_equal(critic.score_contexts(study, "critic", rows), first)
+    np.testing.assert_array_equal(critic.score_contexts(study, "critic", rows), first)
     assert len(opened) == 1  # for the broken shard
-    critic.ShardedCritic(study).score(rows.assign(context="at night"))
+    critic.score_contexts(study, "critic", rows.assign(context="at night"))
     assert len(opened) == 2
 
 
@@ -244,7 +244,7 @@ def test_the_filters_shards_give_its_decisions(study, judges, executor):
 
 def test_the_models_must_be_there(study):
     with pytest.raises(MissingInputError, match="02_critic"):
-        critic.ShardedCritic(study)
+        critic.score_contexts(study, "critic", pd.DataFrame())
     with pytest.raises(MissingInputError, match="03_nli_filter"):
         nli.filter_groups(study, [["at night"]])
 
@@ -271,9 +271,9 @@ def test_recorded_toxicity_is_read_again_when_the_record_changes(study, tmp_path
 
 
 def test_nothing_to_score(study, judges):
-    assert critic.ShardedCritic(study).score(pd.DataFrame(columns=["action", "moral_variance", "context"])).shape == (
-        0,
-    )
+    assert critic.score_contexts(
+        study, "critic", pd.DataFrame(columns=["action", "moral_variance", "context"])
+    ).shape == (0,)
     assert nli.filter_groups(study, []).kept == []
 
 

@@ -3,7 +3,6 @@
 `HEADS` says what a head reads and answers; another one is an entry there, and a name in `params.Critic`.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,12 +32,7 @@ def critic_text(action: str, moral_variance: int, context: str) -> str:
 
 
 def _binary_texts(rows: pd.DataFrame) -> Texts:
-    columns = zip(rows["action"], rows["moral_variance"], rows["context"], strict=True)
-    return [critic_text(*row) for row in columns], None
-
-
-def _shift_texts(rows: pd.DataFrame) -> Texts:
-    return rows["action"].tolist(), rows["context"].tolist()
+    return [critic_text(*row) for row in rows[["action", "moral_variance", "context"]].itertuples(index=False)], None
 
 
 def _shift_labels(rows: pd.DataFrame) -> np.ndarray:
@@ -74,7 +68,12 @@ HEADS = {
         tokens=(ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN),
         balanced=True,
     ),
-    "shift": Head(classes=3, texts=_shift_texts, labels=_shift_labels, asked=lambda variance: variance + 1),
+    "shift": Head(
+        classes=3,
+        texts=lambda rows: (rows["action"].tolist(), rows["context"].tolist()),
+        labels=_shift_labels,
+        asked=lambda variance: variance + 1,
+    ),
 }
 
 
@@ -86,12 +85,9 @@ class Critic:
     head: str
 
     def score(self, rows: pd.DataFrame) -> np.ndarray:
-        """Score rows with ``action``, ``moral_variance`` and ``context``.
+        """Return the probability that each context shifts its action as asked, shape (rows,); NaN where there is none.
 
-        Returns
-        -------
-        ndarray of float64, shape (rows,)
-            Probability of the direction asked; NaN (null) where there is no context.
+        `rows` have ``action``, ``moral_variance`` and ``context``.
         """
         head, scores = HEADS[self.head], np.full(len(rows), np.nan)
         has = rows["context"].fillna("").str.strip().ne("").to_numpy()
@@ -108,9 +104,8 @@ class Critic:
 
 def read_parts(study: Study) -> pd.DataFrame:
     """Return the gold (`gold.read_gold`) in parts (`split_gold`), with the teacher's rows if the parameters name some."""
-    params, settings = study.params, study.params.critic
-    actions = read_actions(params.corpus.actions)
-    gold = split_gold(read_gold(settings.gold, actions), settings, params.seed)
+    settings, actions = study.params.critic, read_actions(study.params.corpus.actions)
+    gold = split_gold(read_gold(settings.gold, actions), settings, study.params.seed)
     if not settings.teacher_rows:
         return gold
     recorded = read_recorded(settings.teacher_rows, actions)
@@ -142,9 +137,9 @@ def split_gold(gold: pd.DataFrame, settings: Settings, seed: int) -> pd.DataFram
 
 
 def teacher_as_gold(recorded: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
-    """Turn teacher rows, taken as valid, into training rows of the critic that owns their action.
+    """Turn teacher rows into valid training rows of the critic that owns their action, without gold the filter's.
 
-    Rows of dev and test actions are left out; actions without gold go to the filter's critic.
+    Rows of dev and test actions are left out.
     """
     owner = parts[parts["part"].isin(["train", "independent"])].groupby("action_id")["part"].first()
     held_out = set(parts["action_id"]) - set(owner.index)
@@ -184,21 +179,13 @@ def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> 
     """Return the threshold that a rule reads off the dev precision-recall curve (figure 8).
 
     A context passes if its score is at or above the threshold, here as in the filter and the evaluation. So what the
-    rule asks for holds on these rows.
+    rule asks for holds on these rows: a precision is reached by the lowest such threshold, with at least ten rows (all,
+    if there are fewer) passing it; a recall by the highest. A value is returned as it is.
 
     Parameters
     ----------
     valid : ndarray of bool, shape (rows,)
     scores : ndarray of float, shape (rows,)
-    rule : Threshold
-        A value (returned as it is), a precision (the lowest threshold that reaches it) or a recall (the highest
-        threshold that still reaches it).
-
-    Raises
-    ------
-    DataError
-        When a rule finds no valid row, or no threshold reaches the precision with at least ten rows (all, if there are
-        fewer) passing it; the best found is named.
     """
     if rule.value is not None:
         return rule.value
@@ -229,25 +216,14 @@ def choose_thresholds(settings: Settings, valid: np.ndarray, scores: np.ndarray)
     return {name: choose_threshold(valid, scores, rule) for name, rule in rules.items()}
 
 
-@dataclass
-class ShardedCritic:
-    """One of the run's critics (``critic``, or ``critic_independent``), loaded where its shards are scored."""
-
-    study: Study
-    name: str = "critic"
-
-    def __post_init__(self) -> None:
-        folder = require(self.study.run.model(self.name) / "settings.json", "02_critic").parent
-        self.record = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        self._weights = sha256(folder / "model.safetensors")
-
-    def score(self, rows: pd.DataFrame, what: str = "critic") -> np.ndarray:
-        """Score rows with ``action``, ``moral_variance`` and ``context`` (see `Critic.score`)."""
-        settings, code = self.study.params.critic, source_hash("method/critic", "engine/classifier")
-        asked = rows[["action", "moral_variance", "context"]]
-        key = (self._weights, settings.head, settings.pooling, settings.max_length, code)
-        found = map_rows(self.study, asked, partial(_open_critic, self.study, self.name), what, "contexts", *key)
-        return found["score"].to_numpy(dtype=float, na_value=np.nan)
+def score_contexts(study: Study, name: str, rows: pd.DataFrame) -> np.ndarray:
+    """Score rows by the run's ``critic`` or ``critic_independent`` in shards (see `Critic.score`)."""
+    weights = sha256(require(study.run.model(name) / "model.safetensors", "02_critic"))
+    settings, code = study.params.critic, source_hash("method/critic", "engine/classifier")
+    asked = rows[["action", "moral_variance", "context"]]
+    key = (weights, settings.head, settings.pooling, settings.max_length, code)
+    found = map_rows(study, asked, partial(_open_critic, study, name), "critic", "contexts", *key)
+    return found["score"].to_numpy(dtype=float, na_value=np.nan)
 
 
 def _open_critic(study: Study, name: str) -> Work:
