@@ -7,9 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from drot_utils.data.corpora import SOCIAL_CHEM
 from drot_utils.study.paths import ROOT
 
+#: The columns of the published Social-Chem-101 (Forbes et al., 2020).
+SOCIAL_CHEM = [
+    "area", "m", "split", "rot-agree", "rot-categorization", "rot-moral-foundations", "rot-char-targeting",
+    "rot-bad", "rot-judgment", "action", "action-agency", "action-moral-judgment", "action-agree",
+    "action-legal", "action-pressure", "action-char-involved", "action-hypothetical", "situation",
+    "situation-short-id", "rot", "rot-id", "rot-worker-id", "breakdown-worker-id", "n-characters",
+    "characters",
+]  # fmt: skip
 SYLLABLES = [
     a + b
     for a in ["b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w"]

@@ -28,8 +28,7 @@ def main() -> None:
     rows = classifier.encode(tokenizer, pairs, MAX_LENGTH)
 
     def ours(dtype: torch.dtype = dtype) -> np.ndarray:
-        encoded = classifier.encode(tokenizer, pairs, MAX_LENGTH)
-        return classifier.softmax(classifier.predict(classifier.in_dtype(model, dtype), tokenizer, encoded, device))
+        return classifier.Classifier(model, tokenizer, MAX_LENGTH, device, dtype).classify(pairs)
 
     def peer(dtype: torch.dtype = dtype) -> np.ndarray:
         classify = pipeline("text-classification", model.to(dtype), tokenizer=tokenizer, device=device, batch_size=32)

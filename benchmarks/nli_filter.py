@@ -4,13 +4,14 @@ import dataclasses
 import random
 
 import torch
+from scipy.special import softmax
 
 from benchmarks.harness import compare, read_options
 from drot_utils.data import corpora
 from drot_utils.data.table import PROMPT, read_table
-from drot_utils.engine import classifier
+from drot_utils.engine.classifier import Classifier, PairClassifier
 from drot_utils.engine.load import load_model
-from drot_utils.method.nli import HEAD, LABELS, Nli, filter_unique, load_nli
+from drot_utils.method.nli import ENTAILMENT, HEAD, Nli, filter_unique, load_nli
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
 from drot_utils.study.record import Study
@@ -24,7 +25,7 @@ def main() -> None:
     params, run = load_params("params/demo.yaml"), Run("demo")
     nli = _model(Study(params, run, "benchmark"))
     # Decisions are compared in float32: bfloat16 rounds by batch, and a score at the threshold may differ.
-    exact = dataclasses.replace(nli, dtype=torch.float32)
+    exact = Nli(dataclasses.replace(nli.classifier, dtype=torch.float32), nli.entailment)
     count = 60 if options.quick else 200
     sets = {"nli_filter": _groups(count, 0), "nli_filter_paraphrases": _groups(count, 6)}
     if run.data("candidates_d2").exists():  # after `make demo`: as a student writes them
@@ -56,13 +57,13 @@ def main() -> None:
 
 
 def _model(study: Study) -> Nli:
-    run, settings, place = study.run, study.params.nli, (study.device, study.dtype)
+    run, settings = study.run, study.params.nli
     if (run.model("nli") / "model.safetensors").exists():
         return load_nli(study)
     base, tokenizer = load_model(settings.base, "encoder", run)
     torch.manual_seed(0)
-    model = classifier.PairClassifier(base, len(LABELS), **HEAD).to(study.device).eval()
-    return Nli(model, tokenizer, LABELS.index("entailment"), settings.max_length, *place)
+    model = PairClassifier(base, **HEAD).to(study.device).eval()
+    return Nli(Classifier(model, tokenizer, settings.max_length, study.device, study.dtype), ENTAILMENT)
 
 
 def _groups(count: int, paraphrases: int) -> list[list[str]]:
@@ -91,13 +92,16 @@ def _written(run: Run, count: int) -> list[list[str]]:
 def _plain(groups: list[list[str]], nli: Nli) -> list[list[bool]]:
     asked = [(k, i, j) for k, g in enumerate(groups) for i in range(len(g)) for j in range(len(g)) if i != j]
     scores = {}
-    model = nli.model if nli.dtype == torch.float32 else nli.model.to(nli.dtype)
+    ours = nli.classifier
+    model = ours.model if ours.dtype == torch.float32 else ours.model.to(ours.dtype)
     with torch.inference_mode():
         for start in range(0, len(asked), 32):
             part = asked[start : start + 32]
             texts = [groups[k][i] for k, i, _ in part], [groups[k][j] for k, _, j in part]
-            batch = nli.tokenizer(*texts, truncation=True, max_length=nli.max_length, padding=True, return_tensors="pt")
-            probabilities = classifier.softmax(model(**batch).float().numpy())[:, nli.entailment]
+            batch = ours.tokenizer(
+                *texts, truncation=True, max_length=ours.max_length, padding=True, return_tensors="pt"
+            )
+            probabilities = softmax(model(**batch).double().numpy(), axis=1)[:, nli.entailment]
             scores |= dict(zip(part, probabilities, strict=True))
     model.float()
     kept = []

@@ -16,7 +16,7 @@ from drot_utils.method.prompts import student_source
 from drot_utils.method.student import make_examples
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
-from drot_utils.study.record import choose_dtype
+from drot_utils.study.record import Study
 
 N, TOP_P, TEMPERATURE, MAX_NEW, SLOTS = 10, 0.9, 0.8, 56, 320
 
@@ -24,10 +24,11 @@ N, TOP_P, TEMPERATURE, MAX_NEW, SLOTS = 10, 0.9, 0.8, 56, 320
 def main() -> None:
     """Run the benchmark."""
     options = read_options(__doc__)
-    params, run = load_params("params/demo.yaml"), Run("demo")
-    device = torch.device("cpu")
-    dtype = choose_dtype(params.compute, device)
-    model, tokenizer = _student(params, run, device, dtype)
+    params = load_params("params/demo.yaml")
+    compute = params.compute.model_copy(update={"device": "cpu"})
+    study = Study(params.model_copy(update={"compute": compute, "seed": 1}), Run("demo"), "benchmark")
+    run, device, dtype = study.run, study.device, study.dtype
+    model, tokenizer = _student(study)
     actions = corpora.read_actions(params.corpus.actions)["action"]
     count = 24 if options.quick else 200
     prompts = [student_source(actions[i // 2], 1 - 2 * (i % 2), seq2seq=False) for i in range(count)]
@@ -68,18 +69,16 @@ def main() -> None:
     )
 
 
-def _student(params, run, device, dtype):
+def _student(study):
     # A student that ends its contexts, as the base model does not: fine-tuned for a few steps on the teacher's rows.
+    params, run = study.params, study.run
     folder = run.work("benchmarks") / "student"
     if not (folder / "model.safetensors").exists():
         model, tokenizer = load_model(params.student.base, "student", run)
         rows = corpora.read_recorded(params.teacher.recorded, corpora.read_actions(params.corpus.actions)).head(400)
         examples = make_examples(rows, tokenizer, params.student, model.config.is_encoder_decoder)
-        trainer.train(
-            model, examples, params.student, learning_rate=1e-4, epochs=1, work=folder.with_name("work"), seed=1,
-            device=device, dtype=dtype,
-        )  # fmt: skip
-        save_model(model, tokenizer, folder, dtype)
+        trainer.train(study, model, examples, folder.with_name("work"), learning_rate=1e-4, epochs=1)
+        save_model(model, tokenizer, folder, study.dtype)
     return load_folder(folder, "student")
 
 

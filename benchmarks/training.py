@@ -23,7 +23,7 @@ from drot_utils.engine.trainer import train
 from drot_utils.method import student
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
-from drot_utils.study.record import choose_dtype
+from drot_utils.study.record import Study
 
 RATE = 1e-4
 
@@ -31,16 +31,16 @@ RATE = 1e-4
 def main() -> None:
     """Run the benchmark."""
     options = read_options(__doc__)
-    params, run = load_params("params/demo.yaml"), Run("demo")
-    device = torch.device("cpu")
-    dtype = choose_dtype(params.compute, device)
+    params = load_params("params/demo.yaml")
+    compute = params.compute.model_copy(update={"device": "cpu"})
+    study = Study(params.model_copy(update={"compute": compute, "seed": 1}), Run("demo"), "benchmark")
     recorded = corpora.read_recorded(params.teacher.recorded, corpora.read_actions(params.corpus.actions))
     count = 64 if options.quick else 320
     single = recorded[recorded["choice"] == recorded["choice"].min()].head(count)
     results = {}
     for name, rows in (("one context a prompt", single), ("a round's contexts", _round(recorded, count))):
         print(f"\n{name}: {len(rows)} rows, {rows.groupby(['action_id', 'moral_variance']).ngroups} prompts")
-        results[name] = _measure(name, rows.reset_index(drop=True), params, run, device, dtype, options)
+        results[name] = _measure(name, rows.reset_index(drop=True), study, options)
     one, several = results.values()
     notes = {
         "ratio_one_context": one["ratio"],
@@ -66,8 +66,8 @@ def _round(recorded: pd.DataFrame, count: int) -> pd.DataFrame:
     return chosen.assign(context=texts["context"], rationale=texts["rationale"])
 
 
-def _measure(name, rows, params, run, device, dtype, options):
-    settings = params.student
+def _measure(name, rows, study, options):
+    settings, run, dtype = study.params.student, study.run, study.dtype
     base, tokenizer = load_model(settings.base, "student", run)
     own, _ = load_model(settings.base, "student", run)  # compiled in place
     first = {k: v.clone() for k, v in base.state_dict().items()}
@@ -77,10 +77,8 @@ def _measure(name, rows, params, run, device, dtype, options):
     def ours() -> None:
         own.load_state_dict(first)
         with tempfile.TemporaryDirectory() as work:
-            done = train(
-                own, student.make_examples(rows, tokenizer, settings, False), settings, learning_rate=RATE, epochs=1,
-                work=Path(work), seed=1, device=device, dtype=dtype, compiled=params.compute.compile,
-            )  # fmt: skip
+            again = student.make_examples(rows, tokenizer, settings, False)
+            done = train(study, own, again, Path(work), learning_rate=RATE, epochs=1)
         losses["ours"] = float(np.mean(done.losses))
 
     batches = make_batches(examples, settings.batch_size, 1, 0)

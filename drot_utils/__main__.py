@@ -1,18 +1,23 @@
 """The study from the command line: ``python -m drot_utils run | plan | answers | stage``."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from drot_utils.study.errors import DrotError, escape_output
+from drot_utils.study.errors import DataError, DrotError
 from drot_utils.study.paths import settle_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and do what it asks for; 1 on a known error, said in one paragraph."""
     options = _make_parser().parse_args(arguments)
-    escape_output()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # what a terminal cannot show, such as a dash, must not end a finished run
+            stream.reconfigure(errors="backslashreplace")
     try:
         settle_output()
         return options.do(options)
@@ -84,10 +89,16 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _exchange_answers(options: argparse.Namespace) -> int:
-    from drot_utils.llm import cache
+    from drot_utils.llm.cache import Cache, export_lines, import_lines
 
-    exchange = cache.export_answers if options.what == "export" else cache.import_answers
-    print(exchange(options.cache, options.files))
+    if options.what == "export" and (len(options.files) > 1 or not options.cache.exists()):
+        raise DataError("expected a cache that exists and one file to write", where=str(options.cache))
+    cache = Cache(options.cache)
+    for file in options.files:
+        if options.what == "export":
+            print(f"{file}: {export_lines(cache, file)} answers")
+        else:
+            print("{}: {} answers taken over, {} were there already".format(file, *import_lines(cache, file)))
     return 0
 
 

@@ -32,7 +32,6 @@ from drot_utils.study.kernels import KERNELS, kernel_server
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run, sha256
 from drot_utils.study.record import Study
-from drot_utils.study.runner import THREADS
 
 CPU = torch.device("cpu")
 
@@ -71,9 +70,8 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def kernels_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One server of kernels for all tests, which imports the libraries when the first of them asks."""
-    environment = {name: value for name, value in os.environ.items() if name not in THREADS}
     place = tmp_path_factory.mktemp("kernels") / "socket"
-    with pytest.MonkeyPatch.context() as patch, kernel_server(place, environment, []) as served:
+    with pytest.MonkeyPatch.context() as patch, kernel_server(place, dict(os.environ)) as served:
         for name, value in served.items():
             patch.setenv(name, value)
         yield
@@ -227,20 +225,15 @@ def fill(tmp_path, name, answers):
     form.to_csv(tmp_path / "filled" / f"{FORM.name}-{name}.csv", index=False)
 
 
-def fit_student(model_and_tokenizer, rows, settings, work, **changes):
+def fit_student(model_and_tokenizer, rows, settings, work, *, dtype=torch.float32, compiled=False, **changes):
     """Train a student for a few steps."""
     model, tokenizer = model_and_tokenizer
-    options = {
-        "learning_rate": 0.01,
-        "epochs": 6,
-        "work": work,
-        "seed": 3,
-        "device": CPU,
-        "dtype": torch.float32,
-        **changes,
-    }
+    params = load_params("params/smoke.yaml")
+    place = {"device": "cpu", "dtype": str(dtype).removeprefix("torch."), "compile": compiled}
+    compute = params.compute.model_copy(update=place)
+    study = Study(params.model_copy(update={"student": settings, "compute": compute, "seed": 3}), Run("smoke"), "test")
     examples = make_examples(rows, tokenizer, settings, model.config.is_encoder_decoder)
-    return trainer.train(model, examples, settings, **options)
+    return trainer.train(study, model, examples, work, **{"learning_rate": 0.01, "epochs": 6, **changes})
 
 
 def run_cells(notebook: str, params_file: Path | str) -> dict:

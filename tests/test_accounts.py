@@ -19,7 +19,7 @@ PRICES = read_prices(USE.prices)
 
 def open_accounts(cache, limit=None, replace=False, **changes):
     settings = USE.model_copy(update={"budget_usd": limit, "cache": "refresh" if replace else "use"})
-    return Accounts(make_endpoint(**{"model": MODEL, **changes}), settings, cache, PRICES)
+    return Accounts(make_endpoint(**{"model": MODEL, **changes}), settings, cache)
 
 
 def open_work():
@@ -112,7 +112,7 @@ def test_a_budget_that_is_spent_stops(cache):
 def test_a_no_to_one_input_is_kept_and_its_prompt_may_be_billed(cache):
     accounts, work = open_accounts(cache, limit=1.0), open_work()
     sent = work.outgoing()
-    accounts.decline(work, sent, Declined("content_filter", "no"))
+    accounts.decline(work, sent, Declined("content_filter"))
     assert cache.read([work.key])[work.key] == dict.fromkeys((0, 1), Answer("", "refused: content_filter", 0, 0))
     assert cache.list_spent() == [(MODEL, "direct", bound_tokens(sent)[0], 0)] and work.missing == []
     assert 0 < accounts.billed < PRICES.cost(MODEL, "direct", *bound_tokens(sent))
@@ -126,16 +126,18 @@ def test_a_request_in_a_servers_words(cache):
 
 
 def test_a_models_name_of_the_length_is_known_to_the_next_run(cache):
-    no = Refusal("no", status=400, where="", todo="", setting="max_tokens")
-    accounts = open_accounts(cache)
-    assert accounts.learn_length(no) and accounts.learn_length(no)  # the second was under way when the first came back
+    no, accounts, work = Refusal("no", status=400, setting="max_tokens"), open_accounts(cache), open_work()
+    sent = work.outgoing()
+    assert accounts.learn(no, work, sent) and accounts.learn(
+        no, work, sent
+    )  # the second was under way when the first came back
     assert cache.list_ignored(MODEL) == {"max_tokens: refused": 1}
     later = open_accounts(cache)
-    assert "max_completion_tokens" in later.phrase(open_work().outgoing())
-    other = Refusal("no", status=400, where="", todo="", setting="max_completion_tokens")
-    assert later.learn_length(other) and not later.learn_length(no)  # a server that takes neither
-    assert not open_accounts(cache, names={"max_tokens": "length"}).learn_length(no)
-    assert not later.learn_length(Refusal("no", status=400, where="", todo="", setting="top_p"))
+    assert "max_completion_tokens" in later.phrase(sent)
+    other = Refusal("no", status=400, setting="max_completion_tokens")
+    assert later.learn(other, work, sent) and not later.learn(no, work, sent)  # a server that takes neither
+    assert not open_accounts(cache, names={"max_tokens": "length"}).learn(no, work, sent)
+    assert not later.learn(Refusal("no", status=400, setting="top_p"), work, sent)
 
 
 def test_usages_add_up_and_what_is_not_known_stays_so():

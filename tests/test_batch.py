@@ -8,8 +8,10 @@ import time
 
 import pytest
 from fault_server import USE, FaultServer, expected_text, make_endpoint, make_questions
+from openai.resources.batches import AsyncBatches
 
 from drot_utils.llm import batch
+from drot_utils.llm.accounts import Accounts
 from drot_utils.llm.cache import Cache, request_key
 from drot_utils.llm.client import ask_all
 from drot_utils.llm.faults import Fault
@@ -122,7 +124,7 @@ def test_killed_while_it_waits_it_finds_its_batch_again(cache):
 
 def test_a_batch_whose_number_was_not_written_down_in_time(cache, monkeypatch):
     with FaultServer() as server:
-        monkeypatch.setattr("drot_utils.llm.batch.note_id", lambda *args: 1 / 0)  # the run dies right after it was made
+        monkeypatch.setattr(batch.Batches, "note_id", lambda *args: 1 / 0)  # the run dies right after it was made
         with pytest.raises(ZeroDivisionError):
             ask(make_questions(5), server, cache)
         monkeypatch.undo()
@@ -132,31 +134,31 @@ def test_a_batch_whose_number_was_not_written_down_in_time(cache, monkeypatch):
 
 
 def test_a_batch_that_was_never_made_is_made(cache, monkeypatch):
-    async def fail(*args):
+    async def fail(*args, **options):
         raise ZeroDivisionError
 
     with FaultServer() as server:
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-            patch.setattr(Server, "upload", fail)
+            patch.setattr("openai.resources.files.AsyncFiles.create", fail)
             ask(make_questions(5), server, cache)
         ask(make_questions(5), server, cache)
     assert len(server.batches) == 1 and cache.query("SELECT count(*) FROM lines") == [(0,)]
 
 
 def test_a_broken_connection_does_not_make_a_batch_twice(cache, monkeypatch):
-    post, broken = Server.post, []
+    create, broken = AsyncBatches.create, []
 
-    async def lose_the_answer(self, path, body, **options):
-        reply = await post(self, path, body, **options)
+    async def lose_the_answer(self, **body):
+        reply = await create(self, **body)
         if not broken:
-            broken.append(path)
+            broken.append(reply.id)
             raise Fault("broken connection")
         return reply
 
-    monkeypatch.setattr(Server, "post", lose_the_answer)
+    monkeypatch.setattr(AsyncBatches, "create", lose_the_answer)
     with FaultServer() as server:
         ask(make_questions(5), server, cache)
-    assert broken == ["/batches"] and len(server.batches) == 1
+    assert broken == list(server.batches) and len(broken) == 1
 
 
 def test_a_batch_that_the_server_forgot(cache, monkeypatch):
@@ -224,18 +226,26 @@ def test_choices_that_come_one_by_one_are_lines_of_their_own():
     assert [work.missing for work in part] == [[0], [1], [2], [0, 1, 2]]
 
 
+def open_batches(works, cache, **changes):
+    endpoint = make_endpoint(transport="batch", **changes)
+    accounts = Accounts(endpoint, USE, cache)
+    return batch.Batches(works, Server(endpoint, accounts), accounts)
+
+
 def test_a_batch_is_written_down_before_it_is_sent(cache):
     works = open_works(3, n=2)
-    written = batch.write_batch(works, "/v1/chat/completions", "there", cache)
-    lines = [json.loads(line) for line in written.path(cache).read_text().splitlines()]
-    assert [line["custom_id"] for line in lines] == list(written.lines) and lines[0]["url"] == "/v1/chat/completions"
+    batches = open_batches(works, cache)
+    token = batches.write(works)
+    lines = [json.loads(line) for line in batches.file(token).read_text().splitlines()]
+    noted = cache.query("SELECT id, key, choices FROM lines ORDER BY id")
+    assert noted == [(line["custom_id"], work.key, "[0, 1]") for line, work in zip(lines, works, strict=True)]
+    assert lines[0]["url"] == "/v1/chat/completions"
     assert [line["body"] for line in lines] == [work.outgoing() for work in works]
-    other = Cache(cache.path)
-    assert batch.list_batches("there", other) == [written] and batch.list_batches("elsewhere", other) == []
-    found = batch.find_request(works[1].key, other)
-    assert found == {name: value for name, value in works[1].request.items() if name != "n"}
-    known = batch.note_id(written, "batch-1", cache)
-    assert batch.list_batches("there", other) == [known] and known.id == "batch-1"
-    batch.forget(known, cache)
-    assert batch.list_batches("there", other) == [] and not written.path(cache).exists()
-    assert other.query("SELECT count(*) FROM lines") == [(0,)]
+    later, elsewhere = (open_batches([], Cache(cache.path), kind=kind) for kind in ("chat", "completions"))
+    assert later.list_open() == [(token, None)] and elsewhere.list_open() == []
+    kept = [json.loads(body) for (body,) in cache.query("SELECT body FROM requests")]
+    assert {name: value for name, value in works[1].request.items() if name != "n"} in kept
+    assert batches.note_id(token, "batch-1") == "batch-1" and later.list_open() == [(token, "batch-1")]
+    batches.forget(token)
+    assert later.list_open() == [] and not batches.file(token).exists()
+    assert cache.query("SELECT count(*) FROM lines") == [(0,)]

@@ -86,7 +86,7 @@ def test_several_processes_make_and_fill_it_at_once(tmp_path):
 
 def test_a_cache_of_another_version_says_which(cache):
     cache.query(f"PRAGMA user_version = {VERSION + 6}")
-    cache.close()
+    cache.file.close()
     with pytest.raises(
         DataError, match=f"expected a cache of version {VERSION}, found version {VERSION + 6}"
     ) as caught:
@@ -111,7 +111,7 @@ def test_a_file_that_is_no_database_and_a_damaged_one(cache, tmp_path):
         Cache(text)
     cache.put(({**BODY, "seed": k}, {0: Answer("long text " * 50)}) for k in range(200))
     cache.query("PRAGMA wal_checkpoint(TRUNCATE)")
-    cache.close()
+    cache.file.close()
     with cache.path.open("r+b") as file:
         file.seek(8192)
         file.write(os.urandom(40_000))
@@ -120,7 +120,7 @@ def test_a_file_that_is_no_database_and_a_damaged_one(cache, tmp_path):
 
 
 def test_a_cache_that_cannot_be_written(cache, tmp_path):
-    cache.close()
+    cache.file.close()
     cache.file = sqlite3.connect(f"file:{cache.path}?mode=ro", uri=True, isolation_level=None)
     with pytest.raises(StorageError, match=r"could not be written \(attempt to write a readonly database\).*is kept"):
         cache.put([(BODY, {0: Answer("a")})])
@@ -133,7 +133,7 @@ def test_a_cache_that_cannot_be_written(cache, tmp_path):
 def test_a_read_only_file_for_somebody_who_is_not_root(file, folder):
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "c.sqlite"
-        Cache(path).close()
+        Cache(path).file.close()
         for other in (path.with_name(".c.sqlite.lock"), path):
             other.chmod(0o666 if other != path else file)
         Path(place).chmod(folder)
@@ -161,7 +161,7 @@ def test_on_a_shared_disk_no_log_that_needs_shared_memory(tmp_path, monkeypatch)
     first = Cache(path)
     first.put([(BODY, {0: Answer("a")})])
     assert first.query("PRAGMA journal_mode") == [("wal",)]
-    first.close()
+    first.file.close()
     monkeypatch.setattr("drot_utils.llm.cache.file_system", lambda _: "nfs4")
     second = Cache(path)  # brought there from elsewhere
     assert second.query("PRAGMA journal_mode") == [("delete",)] and second.read([request_key(BODY)])
@@ -172,7 +172,7 @@ def test_without_locks_processes_still_come_one_at_a_time(tmp_path, no_locks):
     path = tmp_path / "c.sqlite"
     before = Cache(path)  # where there were locks
     before.put([(BODY, {0: Answer("a")})])
-    before.close()
+    before.file.close()
     code = (
         "import errno, fcntl, sys; from pathlib import Path; from drot_utils.llm.cache import Cache, Answer\n"
         "def no(*_): raise OSError(errno.ENOLCK, 'no')\n"

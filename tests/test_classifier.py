@@ -6,7 +6,7 @@ import torch
 from conftest import CPU
 
 from drot_utils.engine import classifier as machine
-from drot_utils.engine.classifier import PairClassifier, encode, predict, softmax
+from drot_utils.engine.classifier import PairClassifier, encode, predict
 from drot_utils.engine.load import build_tiny
 from drot_utils.study.errors import ModelError
 
@@ -46,24 +46,18 @@ def test_a_broken_model_gives_no_score(classifier):
         predict(model, tokenizer, encode(tokenizer, (["a"], None), 8), CPU)
 
 
-def test_softmax_sums_to_one_even_for_large_logits():
-    p = softmax(np.array([[1000.0, 0.0], [0.0, 0.0]]))
-    np.testing.assert_allclose(p, [[1, 0], [0.5, 0.5]])
-
-
-def test_it_learns_and_keeps_the_best_step(smoke):
-    base, tokenizer = build_tiny("tiny-bert")
-    torch.manual_seed(0)
-    model = machine.PairClassifier(base, 2, "mean", 32, 0.1)
+def test_it_learns_and_keeps_the_best_step(study):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 160)
     texts = [("fine good kind" if y else "cruel bad wrong") + f" {i % 5}" for i, y in enumerate(labels)]
-    settings = smoke.nli.model_copy(update={"max_steps": 40, "evaluations": 4, "patience": 9, "learning_rate": 0.01})
-    fit = machine.fit(
-        model, tokenizer, (texts[:120], None), labels[:120], (texts[120:], None), labels[120:], settings,
-        device=CPU, dtype=torch.float32, seed=0,
-    )  # fmt: skip
+    settings = study.params.nli.model_copy(
+        update={"max_steps": 40, "evaluations": 4, "patience": 9, "learning_rate": 0.01}
+    )
+    train, dev = ((texts[:120], None), labels[:120]), ((texts[120:], None), labels[120:])
+    head = {"classes": 2, "pooling": "mean", "hidden": 32, "dropout": 0.1}
+    trained, fit = machine.train_classifier(study, settings, train, dev, **head)
     losses = [row["dev_loss"] for row in fit.curve]
     assert min(losses) < 0.2 and fit.best_step == fit.curve[int(np.argmin(losses))]["step"]
-    logits = machine.predict(model, tokenizer, machine.encode(tokenizer, (texts[120:], None), 64), CPU)
-    assert (logits.argmax(1) == labels[120:]).mean() > 0.9
+    scores = trained.classify(dev[0])
+    assert (scores.argmax(1) == dev[1]).mean() > 0.9
+    np.testing.assert_allclose(scores.sum(1), 1)

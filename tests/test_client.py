@@ -374,7 +374,7 @@ def test_no_key_reaches_any_file(output, tmp_path, quick, monkeypatch, capfd):
             except EndpointError as error:
                 said += [str(error), repr(error), repr(error.__cause__), repr(error.__context__)]
             assert f"Bearer {secret}" in server.keys
-    cache.close()
+    cache.file.close()
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert cache.path in written and all(secret.encode() not in path.read_bytes() for path in written)
     streams = capfd.readouterr()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.corpus import SOCIAL_CHEM
 from drot_utils.data import corpora
 from drot_utils.study.errors import DataError
 
@@ -90,8 +91,8 @@ def test_a_mark_before_the_first_column_and_other_line_ends_are_no_data(tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\tb\n1\t2\n1\t2\t3\n", r"line 3 has 3 fields instead of 2"),
-        ("a\tb\n1\n", "line 2 has 1 fields"),
+        ("a\tb\n1\t2\n1\t2\t3\n", "Row #3: Expected 2 columns, got 3: 1\t2\t3"),
+        ("a\tb\n1\n", "Row #2: Expected 2 columns, got 1: 1"),
         ("a\tc\n1\t2\n", "missing column b; found a, c"),
     ],
 )
@@ -103,7 +104,7 @@ def test_malformed_lines_and_columns_are_named(tmp_path, text, message):
 
 
 def test_missing_file_wrong_encoding_and_empty_file(tmp_path):
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="No such file"):
         corpora.read_tsv(tmp_path / "none.tsv", [])
     with pytest.raises(DataError, match="UTF-8"):
         corpora.read_tsv(write(tmp_path / "l.tsv", "a\tb\ncafé\t1\n", "latin-1"), ["a"])
@@ -163,9 +164,9 @@ def test_builtin_actions_are_as_the_datasheet_says(actions):
 
 
 def test_published_form_with_all_25_columns(tmp_path):
-    assert len(corpora.SOCIAL_CHEM) == 25
+    assert len(SOCIAL_CHEM) == 25
     row = {"split": "train", "action": "Setting a fire", "rot": "It's dangerous", "rot-judgment": "it's dangerous"}
-    lines = ["\t".join(corpora.SOCIAL_CHEM), "\t".join(row.get(n, "") for n in corpora.SOCIAL_CHEM)]
+    lines = ["\t".join(SOCIAL_CHEM), "\t".join(row.get(n, "") for n in SOCIAL_CHEM)]
     actions = corpora.read_actions(write(tmp_path / "s.tsv", "\n".join(lines) + "\n"))
     assert actions["action"].tolist() == ["Setting a fire"] and actions["rot_moral_foundations"][0] == ""
 

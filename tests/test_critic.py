@@ -1,5 +1,7 @@
 """Tests of `critic`."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,7 +76,8 @@ def test_train_save_load_score(smoke, binary, gold, study, head):
     assert np.isnan(scores[:2]).all() and ((scores[2:] > 0) & (scores[2:] < 1)).all()
     judge.save(study.run.model("critic"), {"thresholds": {"distill": 0.5}})
     np.testing.assert_array_equal(critic.load_critic(study).score(asked), scores)
-    assert critic.ShardedCritic(study).record["thresholds"] == {"distill": 0.5}
+    record = json.loads((study.run.model("critic") / "settings.json").read_text())
+    assert record["thresholds"] == {"distill": 0.5}
     if head == "shift":
         both = pd.concat([asked.iloc[2:], asked.iloc[2:].assign(moral_variance=-asked["moral_variance"].iloc[2:])])
         total = judge.score(both).reshape(2, -1).sum(axis=0)
@@ -119,7 +122,7 @@ def test_a_base_whose_rows_are_not_its_tokens_is_loaded_again(smoke, gold, study
     again = critic.load_critic(study)
     np.testing.assert_array_equal(again.score(rows), judge.score(rows))
     expected = len(tokenizer) + (40 if kind == "padded" else 3 * (head == "binary"))
-    assert again.model.encoder.get_input_embeddings().num_embeddings == expected
+    assert again.classifier.model.encoder.get_input_embeddings().num_embeddings == expected
 
 
 @pytest.mark.parametrize("published", [True, False])

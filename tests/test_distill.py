@@ -1,6 +1,7 @@
 """Tests of `distill`."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ def apply(study, monkeypatch):
     monkeypatch.setattr(distill, "filter_groups", letters_filter)
 
     def apply(rows, threshold, leave_out=()):
-        scorer = distill.Scorer("x", FixedCritic(), {"distill": threshold})
+        scorer = distill.Scorer("x", FixedCritic().score, {"distill": threshold})
         return distill.apply_filters(study, rows, scorer, "distill", leave_out)
 
     return apply
@@ -69,7 +70,7 @@ def test_all_that_remain(actions, smoke):
     "changes", [{"seed_actions": 700}, {"test_actions": 121}, {"seed_actions": 646, "final_actions": None}]
 )
 def test_fewer_actions_than_asked_for(actions, smoke, changes):
-    with pytest.raises(DataError, match=r"asked for \d+ actions of the (train|test) split, found|no action remains"):
+    with pytest.raises(DataError, match=r"asked for \d+ actions of the (train|test) split, found"):
         corpora.sample_actions(actions, smoke.corpus.model_copy(update=changes), 1)
 
 
@@ -139,8 +140,8 @@ def test_a_round_in_which_nothing_is_kept_is_counted_and_can_be_kept(candidates,
 
 
 def test_scorers_are_whom_the_parameters_name(study, monkeypatch):
-    monkeypatch.setattr(distill, "ShardedCritic", lambda study, name: name)
-    monkeypatch.setattr(distill, "load_panel", lambda study: "the judges")
+    monkeypatch.setattr(distill, "score_contexts", lambda study, name, rows: name)
+    monkeypatch.setattr(distill, "load_panel", lambda study: SimpleNamespace(score=lambda rows: "the judges"))
     for name in ("critic", "critic_independent", "judges"):
         study.run.model(name).mkdir(parents=True, exist_ok=True)
         (study.run.model(name) / "settings.json").write_text(json.dumps({"thresholds": {"distill": 0.5}}))
@@ -156,7 +157,7 @@ def test_scorers_are_whom_the_parameters_name(study, monkeypatch):
         evaluation = study.params.evaluation.model_copy(update={"critic": evaluates})
         study.params = study.params.model_copy(update={"judges": section, "evaluation": evaluation})
         found = distill.load_scorers(study)
-        assert [o.critic for o in found.values()] == critics and list(found) == ["auto_", "independent_"]
+        assert [o.score(None) for o in found.values()] == critics and list(found) == ["auto_", "independent_"]
         assert [o.label.endswith("that filtered") for o in found.values()].count(True) == (evaluates != "judges")
     (study.run.model("critic_independent") / "settings.json").unlink()
     with pytest.raises(MissingInputError, match="02_critic"):

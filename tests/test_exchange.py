@@ -183,8 +183,9 @@ def test_every_file_of_a_person_is_read(key, tmp_path):
         ("a/forms.zip", "is of a kind that is not read.*\n.*unpack it"),
         (f"{FORM.name}-bob", "is of a kind that is not read.*\n.*save it as"),
         ("ann.jsonl", "is of a kind that is not read"),
-        ("a/annotated_instances.jsonl", "comes from Potato 1"),
-        ("annotated_instances.csv", "comes from Potato 1"),
+        ("a/annotated_instances.jsonl", "is of a kind that is not read.*\n.*Potato 1"),
+        ("annotation_output/ann/annotated_instances.jsonl", "is of a kind that is not read.*\n.*Potato 1"),
+        ("annotated_instances.csv", "is not named as a filled form"),
         ("a/x.json", "is not an export of a Label Studio project"),
         (f"{FORM.name} (1).csv", "is not named as a filled form"),
         (f"{FORM.name}_bob.csv", "is not named as a filled form"),
@@ -194,7 +195,7 @@ def test_every_file_of_a_person_is_read(key, tmp_path):
 def test_what_may_hold_answers_and_is_not_read_is_an_error(key, tmp_path, name, message):
     fill(tmp_path, "ann", ALL_YES)
     path = tmp_path / "filled" / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text((tmp_path / "filled" / f"{FORM.name}-ann.csv").read_text())
     with pytest.raises(DataError, match=f"(?s){re.escape(path.name)}: .*{message}"):
         read(tmp_path, key)
@@ -223,7 +224,8 @@ def test_the_exported_folder_itself_may_be_filled(key, tmp_path):
     votes, counts = exchange.read_filled(FORM, forms_, key)
     assert set(votes["annotator"]) == {"ann", "dee"} and counts["votes"] == 10
     seen = [p for p in forms_.rglob("*") if p.is_file()]
-    assert counts["files"] + len(counts["not_read"]) == len(seen) and "notes.docx" in counts["not_read"]
+    assert counts["files"] == 2 and counts["files"] + len(counts["not_read"]) == len(seen)
+    assert {"notes.docx", f"labelstudio/{FORM.name}.json", f"mturk/{FORM.name}.csv"} <= set(counts["not_read"])
 
 
 def test_all_rejected_is_no_filled_form(key, tmp_path):

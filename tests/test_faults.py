@@ -7,7 +7,7 @@ from conftest import make_endpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drot_utils.llm.faults import Declined, Fault, Refusal, find_setting, read_delay, read_error, read_status
+from drot_utils.llm.faults import Declined, Fault, Refusal, find_setting, open_error, read_delay, read_status, say_error
 
 
 def said(message, code=None):
@@ -43,7 +43,7 @@ def test_what_stops_says_what_was_asked_what_came_back_and_what_to_do(status, bo
         read(status, body=body)
     text = str(caught.value)
     assert caught.value.status == status and todo in text and "the request 'x'" in text and f"HTTP {status}" in text
-    assert read_error(body)[0] in text and "http://127.0.0.1:9/v1, model m" in text
+    assert say_error(body) in text and "http://127.0.0.1:9/v1, model m" in text
 
 
 def test_a_server_that_wants_a_key_after_all():
@@ -53,16 +53,21 @@ def test_a_server_that_wants_a_key_after_all():
 
 @given(st.binary())
 def test_no_error_body_is_a_surprise(body):
-    text, codes = read_error(body)
-    assert text and len(text) <= 200 and "\n" not in text and isinstance(codes, list)
+    text = say_error(body)
+    assert len(text) <= 200 and "\n" not in text and isinstance(open_error(body), dict)
 
 
 def test_errors_of_many_forms():
-    assert read_error(b'{"error": "plain"}') == ("plain", [])
-    assert read_error(b'{"detail": "fastapi"}') == ("fastapi", [])
-    assert read_error(b'{"message": "flat", "code": 5}') == ("flat", ["5"])
-    assert read_error(b"<html>\n<h1>502</h1>")[0] == "<html> <h1>502</h1>"
-    assert read_error(b"") == ("an empty response", []) and read_error(b"[1]")[0] == "[1]"
+    assert (
+        say_error(b'{"error": "plain"}') == "plain"
+        and say_error({"error": {"message": "read already"}}) == "read already"
+    )
+    assert say_error(b'{"detail": "fastapi"}') == "fastapi"
+    assert (
+        say_error(b'{"message": "flat", "code": 5}') == "flat" and say_error(b'{"error": null, "message": "x"}') == "x"
+    )
+    assert say_error(b"<html>\n<h1>502</h1>") == "<html> <h1>502</h1>"
+    assert say_error(b"") == "an empty response" and say_error(b"[1]") == "1" and say_error(b"[]") == "[]"
 
 
 AZURE = {
@@ -124,7 +129,7 @@ def test_fastapi_names_a_setting_by_its_place():
     "message", ["max_tokens is too large: 99999", "temperature too high", "top_q is unknown", "no"]
 )
 def test_a_wrong_value_is_no_unknown_setting(message):
-    assert find_setting(said(message)) is None
+    assert find_setting(open_error(said(message))) is None
 
 
 @pytest.mark.parametrize(

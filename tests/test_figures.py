@@ -37,24 +37,24 @@ def test_what_was_found_stands_against_chance():
 
 
 def test_intervals_are_drawn_where_they_are():
-    table = pd.DataFrame({"text": ["x"], "percent": [2.0], "low": [1.0], "high": [5.0]})
-    axes = figures.draw_bars(table, "text", "percent", "t", "low", "high").axes[0]
+    table = pd.DataFrame({"text": ["x"], "percent": [2.0], "percent_low": [1.0], "percent_high": [5.0]})
+    axes = figures.draw_bars(table, "text", "percent", "t").axes[0]
     (interval,) = [c for c in axes.collections if hasattr(c, "get_segments")]
     assert interval.get_segments()[0][:, 0].tolist() == [1.0, 5.0]
 
 
 def test_an_interval_may_end_at_its_value_but_for_rounding():
-    table = pd.DataFrame({"text": ["x"], "percent": [0.0], "low": [1e-17], "high": [5.0]})
-    assert figures.draw_bars(table, "text", "percent", "t", "low", "high").axes
+    table = pd.DataFrame({"text": ["x"], "percent": [0.0], "percent_low": [1e-17], "percent_high": [5.0]})
+    assert figures.draw_bars(table, "text", "percent", "t").axes
 
 
 def test_nothing_to_draw_is_said_in_the_figure():
-    columns = pd.DataFrame(columns=["name", "found", "low", "high"])
+    columns = pd.DataFrame(columns=["name", "found", "found_low", "found_high"])
     drawn = [
         figures.draw_confusion(pd.DataFrame(), "t"),
         figures.draw_stacked(columns.set_index("name"), "rows", "t"),
-        figures.draw_bars(columns, "name", "found", "t", "low", "high"),
-        figures.draw_against(columns, "name", "found", "low", "t"),
+        figures.draw_bars(columns, "name", "found", "t"),
+        figures.draw_against(columns, "name", "found", "found_low", "t"),
         figures.draw_matrix(pd.DataFrame(), "t"),
     ]
     for k, figure in enumerate(drawn):
@@ -98,6 +98,7 @@ def test_every_kind_draws_on_small_and_odd_input():
     few = np.array([0.2, np.nan, 0.8])
     topics = pd.DataFrame({"topic": ["pet"], "count": [3]})
     against = pd.DataFrame({"c": ["x", "y"], "distance": [0.2, 0.1], "expected": [0.1, 0.1]})
+    bars = against.assign(distance_low=[0.1, 0.1], distance_high=[0.2, 0.3])
     drawn = [
         figures.draw_calibration(np.array([True, False]), np.array([0.9, 0.1])),
         figures.draw_fit(pd.DataFrame({"step": [1], "train_loss": [1.0], "dev_loss": [1.0]}), 1, "t"),
@@ -107,7 +108,7 @@ def test_every_kind_draws_on_small_and_odd_input():
         figures.draw_scores({"x": few}, None, "t"),
         figures.draw_lengths({"x": pd.Series(["a b", None])}, "t"),
         figures.draw_topics({"contexts": topics, "rationales": topics.iloc[:0]}, 5),
-        figures.draw_bars(against, "c", "distance", "t", "expected", "distance"),
+        figures.draw_bars(bars, "c", "distance", "t"),
         figures.draw_against(against, "c", "distance", "expected", "t"),
         figures.draw_matrix(pd.DataFrame([[0, 1], [1, 0]], ["x", "y"], ["x", "y"]), "t"),
     ]

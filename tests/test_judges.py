@@ -73,7 +73,7 @@ def test_recorded_scores_by_action_id(study, actions, tmp_path):
         ("Lying\t2\tto a thief\t0.2\n", "moral-variance other than"),
         ("Lying\t1\t \t0.2\n", "empty context"),
         ("Lying\t1\tto a thief\t0.2\nlying.\t1\tto a thief\t0.3\n", "line 3: .* again"),
-        ("Lying\t1\tto a thief\n", "malformed lines"),
+        ("Lying\t1\tto a thief\n", "Row #2: Expected 4 columns, got 3"),
         ("Lying\t1\tsomething else\t0.2\n", "scored none of the 3 contexts asked about"),
     ],
 )
@@ -249,6 +249,7 @@ def test_answers_are_kept_with_their_words(judged, rows_panel):
     board = Panel(judged)
     answers = board.ask(rows_panel)
     assert len(answers) == 3 * 41 and answers["judge"].unique().tolist() == ["j0", "j1", "j2"]
+    board.merge_all(answers, rows_panel.index)
     board.save(answers, {})
     kept = read_table(judged.run.data("judgments"))
     assert kept["score"].isna().sum() == answers["score"].isna().sum() == 3 * 3
@@ -259,7 +260,7 @@ def test_answers_are_kept_with_their_words(judged, rows_panel):
 def test_what_notebook_12_found_is_used_later(judged, rows_panel):
     board = Panel(judged)
     answers = board.ask(rows_panel)
-    merged = board.fit(answers, rows_panel.index)
+    merged = board.merge_all(answers, rows_panel.index)["reliability"].to_numpy()
     assert board.reliability.usable
     board.save(answers, {"distill": 0.6, "dataset": 0.8})
     again = load_panel(judged)
@@ -274,7 +275,7 @@ def test_one_judge_is_a_panel_whose_record_can_be_read(study, tmp_path, rows_pan
     study = with_judges(study, tmp_path, rows_panel, {"alone": np.linspace(0, 1, 40)})
     board = Panel(study)
     answers = board.ask(rows_panel)
-    merged = board.fit(answers, rows_panel.index)
+    merged = board.merge_all(answers, rows_panel.index)["reliability"].to_numpy()
     assert np.allclose(merged[:40], np.linspace(0, 1, 40)) and "of 1 judges" in board.reliability.note
     board.save(answers, {})
     assert np.allclose(load_panel(study).score(rows_panel)[:40], np.linspace(0, 1, 40))
@@ -283,7 +284,10 @@ def test_one_judge_is_a_panel_whose_record_can_be_read(study, tmp_path, rows_pan
 def test_another_panel_or_none(judged, rows_panel, tmp_path):
     with pytest.raises(MissingInputError, match="12_judges"):
         load_panel(judged)
-    Panel(judged).save(Panel(judged).ask(rows_panel), {})
+    board = Panel(judged)
+    answers = board.ask(rows_panel)
+    board.merge_all(answers, rows_panel.index)
+    board.save(answers, {})
     other = with_judges(judged, tmp_path, rows_panel, {"new": np.full(40, 0.3)})
     with pytest.raises(DataError, match="expected the judges new, found the record of j0, j1, j2"):
         load_panel(other)
@@ -317,10 +321,10 @@ def test_the_critics_rules_are_read_off_the_panels_scores(judged):
 def test_a_panel_filters_in_the_critics_place(judged, rows_panel):
     board = Panel(judged)
     answers = board.ask(rows_panel)
-    board.fit(answers, rows_panel.index)
+    board.merge_all(answers, rows_panel.index)
     board.save(answers, {"distill": 0.5, "dataset": 0.8})
     scorer = distill.load_scorer(judged)
-    assert isinstance(scorer.critic, Panel)
+    assert isinstance(scorer.score.__self__, Panel)
     candidates = rows_panel.assign(nli_kept=True, candidate=0, source="s", action_id="a")
     flagged, _, dropped = distill.apply_filters(judged, candidates, scorer, "distill", ("nli",))
     scored = flagged["critic_score"]
@@ -340,7 +344,10 @@ def test_a_panel_that_answers_nothing_and_a_panel_that_is_asked_nothing(study, t
     study = with_judges(study, tmp_path, rows_panel, {name: np.full(40, np.nan) for name in ("a", "b")})
     board = Panel(study)
     answers = board.ask(rows_panel)
-    assert np.isnan(board.fit(answers, rows_panel.index)).all() and "0 of 2 judges" in board.reliability.note
+    assert (
+        np.isnan(board.merge_all(answers, rows_panel.index)).all(axis=None)
+        and "0 of 2 judges" in board.reliability.note
+    )
     scores = spread(answers, rows_panel.index)
     standing = consensus.describe_judges(scores, np.full(41, np.nan), board.reliability)
     assert standing["scored"].tolist() == [0, 0] and not standing["far"].any()

@@ -39,20 +39,21 @@ def server(tmp_path_factory):
     before = set(psutil.Process().children())
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(kernels.KERNELS, raising=False)
-        with kernels.kernel_server(folder / "socket", dict(os.environ), []) as served:
+        with kernels.kernel_server(folder / "socket", dict(os.environ)) as served:
             (process,) = set(psutil.Process().children()) - before
             patch.setenv(kernels.KERNELS, served[kernels.KERNELS])
             yield process
     wait_until(lambda: is_gone(process))
 
 
-def open_kernel(server, tmp_path):
-    """Ask for a kernel without a manager; return what asked, and the kernel."""
+def open_kernel(server, tmp_path, *manager):
+    """Ask for a kernel without a manager, or through a command; return what was started, and the kernel."""
     file = tmp_path / "connection.json"
     ports = {f"{name}_port": 0 for name in ("shell", "iopub", "stdin", "control", "hb")}
     file.write_text(json.dumps({"transport": "tcp", "ip": "127.0.0.1", "key": "", **ports}))
     before = set(server.children())
-    asker = subprocess.Popen([part.format(connection_file=file) for part in kernels.kernel_command()])
+    command = [part.format(connection_file=file) for part in kernels.kernel_command()]
+    asker = subprocess.Popen([*manager, *command])
     wait_until(lambda: set(server.children()) - before)
     (kernel,) = set(server.children()) - before
     return asker, kernel
@@ -86,6 +87,14 @@ def test_what_asked_ends_with_its_kernel_and_takes_it_along(server, tmp_path):
     asker.wait()
 
 
+def test_a_kernel_ends_with_its_manager(server, tmp_path):
+    start = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    manager, kernel = open_kernel(server, tmp_path, sys.executable, "-c", start)
+    manager.kill()
+    manager.wait()
+    wait_until(lambda: is_gone(kernel))
+
+
 def test_without_its_server_a_kernel_is_fresh(tmp_path, monkeypatch):
     monkeypatch.setenv(kernels.KERNELS, str(tmp_path / "socket"))
     source = "import sys\nprint('torch' in sys.modules)"
@@ -95,7 +104,7 @@ def test_without_its_server_a_kernel_is_fresh(tmp_path, monkeypatch):
 
 def test_fresh_kernels_by_choice(tmp_path, monkeypatch):
     monkeypatch.setenv(kernels.KERNELS, "fresh")
-    with kernels.kernel_server(tmp_path / "socket", {}, []) as served:
+    with kernels.kernel_server(tmp_path / "socket", {}) as served:
         assert served == {}
     assert kernels.kernel_command()[1:3] == ["-m", "ipykernel_launcher"]
 

@@ -3,6 +3,7 @@
 import json
 from xml.etree import ElementTree as ET
 
+import pandas as pd
 import pytest
 import servers
 from conftest import FORM, NASTY
@@ -34,7 +35,7 @@ def exported(key, answers, annotator=1, **fields):
 def read(tmp_path, content):
     path = tmp_path / "export.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return labelstudio.read(FORM, path)
+    return pd.DataFrame(labelstudio.read(FORM, path))
 
 
 CHOICES = [{"q1": "Y", "q2": c, "q3": "N", "q4": "Y"} for c in ("Y", "S", "N", "Y", "S")]
@@ -55,10 +56,10 @@ def test_the_project_shows_the_texts_and_nothing_else(nasty, tmp_path):
 @pytest.mark.parametrize("as_text", [False, True])
 def test_an_export_comes_back(key, tmp_path, as_text):
     given = [{q: FORM.questions[q].answers[c] if as_text else c for q, c in choice.items()} for choice in CHOICES]
-    filled = read(tmp_path, exported(key, given))
-    assert filled.votes["row_id"].tolist() == key["row_id"].tolist() and filled.counts == {"skipped": 0}
-    assert filled.votes[list(FORM.questions)].to_dict("records") == CHOICES
-    assert filled.votes["where"][2].endswith("task 2, annotation 12") and set(filled.votes["annotator"]) == {"1"}
+    votes = read(tmp_path, exported(key, given))
+    assert votes["row_id"].tolist() == key["row_id"].tolist() and "left_out" not in votes
+    assert votes[list(FORM.questions)].to_dict("records") == CHOICES
+    assert votes["where"][2].endswith("task 2, annotation 12") and set(votes["annotator"]) == {"1"}
 
 
 def test_an_export_of_the_small_kind_comes_back(key, tmp_path):
@@ -70,7 +71,7 @@ def test_an_export_of_the_small_kind_comes_back(key, tmp_path):
     del small[0]["q3"]
     small[1]["q4"] = {"choices": ["Y", "N"]}
     nobody = {**rows[0], "id": 9, "annotator": None, "annotation_id": None}
-    votes = read(tmp_path, [*small, nobody]).votes
+    votes = read(tmp_path, [*small, nobody])
     assert len(votes) == len(key)
     assert votes["q2"].tolist() == [c["q2"] for c in CHOICES] and set(votes["annotator"]) == {"3"}
     assert votes["q3"][0] == "" and votes["q4"][1] == "Y+N"
@@ -81,10 +82,10 @@ def test_skipped_tasks_are_counted_and_unanswered_ones_hold_nothing(key, tmp_pat
     tasks[0]["annotations"][0]["was_cancelled"] = True
     tasks[1]["annotations"] = []
     tasks[2]["annotations"][0]["result"] = []
-    filled = read(tmp_path, tasks)
-    assert filled.counts == {"skipped": 1} and len(filled.votes) == 3
-    assert filled.votes.loc[0, list(FORM.questions)].tolist() == [""] * 4
-    assert set(filled.votes["annotator"]) == {"ann@example.org"}
+    votes = read(tmp_path, tasks)
+    assert votes["left_out"].tolist()[:1] == ["skipped"] and votes["left_out"].count() == 1 and len(votes) == 4
+    assert votes.loc[1, list(FORM.questions)].tolist() == [""] * 4
+    assert set(votes["annotator"][1:]) == {"ann@example.org"}
 
 
 @pytest.mark.parametrize(

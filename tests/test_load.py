@@ -90,16 +90,12 @@ def test_a_student_whose_logits_are_capped_is_refused(tmp_path):
         load.load_folder(tmp_path, "student")
 
 
-def test_module_round_trip(tmp_path):
+def test_a_module_and_its_settings_are_saved(tmp_path):
     layer = torch.nn.Linear(3, 2)
     load.save_module(layer, {"head": "shift"}, tmp_path)
-    other = torch.nn.Linear(3, 2)
-    load.load_module(other, tmp_path)
-    assert (
-        torch.equal(layer.weight, other.weight)
-        and json.loads((tmp_path / "settings.json").read_text())["head"] == "shift"
-    )
-    assert set(load_file(tmp_path / "model.safetensors")) == {"weight", "bias"}
+    assert json.loads((tmp_path / "settings.json").read_text())["head"] == "shift"
+    saved = load_file(tmp_path / "model.safetensors")
+    assert set(saved) == {"weight", "bias"} and torch.equal(layer.weight, saved["weight"])
 
 
 def test_describe_knows_hashes_of_packages_only():

@@ -54,7 +54,7 @@ def plain(choice):
 
 def read(tmp_path, frame):
     frame.to_csv(tmp_path / "Batch_1_batch_results.csv", index=False)
-    return mturk.read(FORM, tmp_path / "Batch_1_batch_results.csv")
+    return pd.DataFrame(mturk.read(FORM, tmp_path / "Batch_1_batch_results.csv"))
 
 
 def test_a_hit_shows_the_texts_as_they_are_and_nothing_else(nasty, tmp_path):
@@ -76,24 +76,24 @@ def test_a_hit_shows_the_texts_as_they_are_and_nothing_else(nasty, tmp_path):
 @pytest.mark.parametrize("spell", [flat, nested, plain])
 def test_results_come_back_in_every_spelling(key, tmp_path, spell):
     choices = [{"q1": "Y", "q2": c, "q3": "N", "q4": "Y"} for c in ("Y", "S", "N", "Y", "S")]
-    filled = read(tmp_path, batch(key, [spell(c) for c in choices]))
-    assert filled.votes["row_id"].tolist() == key["row_id"].tolist()
-    assert filled.votes[list(FORM.questions)].to_dict("records") == choices
-    assert set(filled.votes["annotator"]) == {"W1"} and filled.counts == {"rejected": 0}
+    votes = read(tmp_path, batch(key, [spell(c) for c in choices]))
+    assert votes["row_id"].tolist() == key["row_id"].tolist()
+    assert votes[list(FORM.questions)].to_dict("records") == choices
+    assert set(votes["annotator"]) == {"W1"} and "left_out" not in votes
 
 
 def test_rejected_assignments_are_left_out_and_counted(key, tmp_path):
     frame = batch(key, [flat(dict.fromkeys(FORM.questions, "Y"))] * 5)
     frame["AssignmentStatus"] = ["Submitted", "Rejected", "Approved", "Submitted", "Submitted"]
     frame.loc[4, "Reject"] = "too fast"
-    filled = read(tmp_path, frame)
-    assert filled.counts == {"rejected": 2}
-    assert filled.votes["row_id"].tolist() == key["row_id"].iloc[[0, 2, 3]].tolist()
+    votes = read(tmp_path, frame)
+    assert votes["left_out"].fillna("").tolist() == ["", "rejected", "", "", "rejected"]
+    assert votes["row_id"].dropna().tolist() == key["row_id"].iloc[[0, 2, 3]].tolist()
 
 
 def test_missing_and_double_answers(key, tmp_path):
     answers = [flat({"q1": "Y", "q2": "Y", "q3": "Y"})] * 5
-    votes = read(tmp_path, batch(key, answers).assign(**{"Answer.q1.N": "true", "Answer.q2.Y": "false"})).votes
+    votes = read(tmp_path, batch(key, answers).assign(**{"Answer.q1.N": "true", "Answer.q2.Y": "false"}))
     assert votes.loc[0, ["q1", "q2", "q3", "q4"]].tolist() == ["Y+N", "", "Y", ""]
 
 

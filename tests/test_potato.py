@@ -27,7 +27,7 @@ def read(tmp_path, content):
     path = tmp_path / "annotation_output" / "ann" / "user_state.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return potato.read(FORM, path)
+    return pd.DataFrame(potato.read(FORM, path))
 
 
 def test_the_project_shows_the_texts_as_they_are_and_nothing_else(nasty, tmp_path):
@@ -47,7 +47,7 @@ def test_the_project_shows_the_texts_as_they_are_and_nothing_else(nasty, tmp_pat
 
 def test_answers_come_back(key, tmp_path):
     choices = [{"q1": "Y", "q2": c, "q3": "N", "q4": "Y"} for c in ("Y", "S", "N", "Y", "S")]
-    votes = read(tmp_path, state(key, choices)).votes
+    votes = read(tmp_path, state(key, choices))
     assert votes["row_id"].tolist() == key["row_id"].tolist() and set(votes["annotator"]) == {"ann"}
     assert votes[list(FORM.questions)].to_dict("records") == choices
 
@@ -56,7 +56,7 @@ def test_gaps_and_double_answers(key, tmp_path):
     content = state(key, [{"q1": "Y"}])
     labels = content["instance_id_to_label_to_value"][key["row_id"][0]]
     labels += [[{"schema": "q2", "name": "Y"}, "false"], [{"schema": "q3", "name": "Y"}, "Y"], [{"schema": "q3", "name": "N"}, "N"]]  # fmt: skip
-    row = read(tmp_path, content).votes.iloc[0]
+    row = read(tmp_path, content).iloc[0]
     assert row[["q1", "q2", "q3", "q4"]].tolist() == ["Y", "", "Y+N", ""]
 
 
@@ -71,7 +71,7 @@ def test_what_is_no_state(tmp_path, content):
 
 
 def test_an_annotator_who_has_not_begun(tmp_path):
-    assert read(tmp_path, {"user_id": "ann", "instance_id_to_label_to_value": {}}).votes.empty
+    assert read(tmp_path, {"user_id": "ann", "instance_id_to_label_to_value": {}}).empty
 
 
 @pytest.mark.slow

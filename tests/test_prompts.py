@@ -42,4 +42,4 @@ def test_cut_off_student_answers_do_not_parse(text):
 
 def test_no_other_direction():
     with pytest.raises(KeyError):
-        prompts.direction(0)
+        prompts.teacher_prompt("Lying", 0)

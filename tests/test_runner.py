@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import run_study, write_params
+from hypothesis import given
+from hypothesis import strategies as st
 
 from drot_utils.data.table import CANDIDATES, check_candidates, read_table
 from drot_utils.study import graph, runner
@@ -18,6 +20,7 @@ from drot_utils.study.errors import DrotError
 from drot_utils.study.graph import Stage, list_stages
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import ROOT, Run, exclusive
+from drot_utils.study.runner import time_left
 
 
 def stage(name, smoke):
@@ -61,7 +64,7 @@ def test_a_malformed_corpus_stops_with_file_and_line(tmp_path, output):
     corpus.write_text("action\tsplit\trot\trot-judgment\nLying\ttrain\tr\n")
     params = write_params(tmp_path / "p.yaml", "smoke", corpus__actions=str(corpus), teacher__recorded=None)
     done = run("01_seed_generation", str(params))
-    assert done.returncode == 1 and "line 2 has 3 fields instead of 4" in done.stderr and str(corpus) in done.stderr
+    assert done.returncode == 1 and "Row #2: Expected 4 columns, got 3" in done.stderr and str(corpus) in done.stderr
 
 
 def test_no_key_no_recorded_response(tmp_path, smoke):
@@ -155,10 +158,6 @@ def test_threads_that_wait_sleep_unless_the_user_says_otherwise(monkeypatch, min
 
 @pytest.mark.parametrize("home", [None, "/nonexistent"])
 def test_caches_of_a_user_without_name_and_home_go_below_work(monkeypatch, output, home):
-    def unknown():
-        raise KeyError("getpwuid(): uid not found: 12345")
-
-    monkeypatch.setattr("getpass.getuser", unknown)
     monkeypatch.setattr("os.path.expanduser", lambda path: path.replace("~", home) if home else path)
     for name in ("USER", "HF_HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
@@ -187,6 +186,45 @@ def test_models_of_the_hub_and_the_token_stay_in_a_home_that_is_there(monkeypatc
     found = runner.run_environment(Run("smoke"))
     assert found["HF_HOME"] == str(tmp_path / ".cache" / "huggingface") and found["HOME"] == str(tmp_path)
     assert Path(found["XDG_CACHE_HOME"]).is_relative_to(output)
+
+
+PLAN = [Stage("a", (), (), 10), Stage("b", ("a",), (), 100), Stage("c", ("b", "not planned"), (), 50)]
+
+
+def test_time_left_is_the_usual_time_at_the_pace_of_what_is_finished():
+    # a took twice its usual time, so b and c will too; b has run 30 s.
+    assert time_left(PLAN, {"a": 20}, {"b": (30, 0)}, 1) == 200 - 30 + 100
+    assert time_left(PLAN, {"a": 20}, {}, 1) == 300
+
+
+def test_a_stage_has_at_least_what_is_left_of_its_bar():
+    assert time_left(PLAN, {"a": 10}, {"b": (80, 300)}, 1) == 350
+    assert time_left(PLAN, {"a": 10}, {"b": (80, 3)}, 1) == 70
+
+
+def test_a_late_stage_sets_the_pace_of_those_that_follow():
+    assert time_left(PLAN, {"a": 10}, {"b": (210, 70)}, 1) == 70 + 100
+    assert time_left(PLAN, {"a": 10}, {"b": (210, 0)}, 1) == 100
+    assert time_left(PLAN, {"a": 10, "b": 100}, {"c": (60, 0)}, 1) == 0  # not known
+
+
+def test_stages_side_by_side():
+    plan = [Stage("a", (), (), 10), Stage("b", (), (), 100), Stage("c", (), (), 50), Stage("d", ("b", "c"), (), 20)]
+    assert time_left(plan, {"a": 10}, {"b": (0, 0), "c": (0, 0)}, 2) == 120
+    assert time_left(plan, {"a": 10}, {}, 1) == 170
+
+
+@given(
+    st.lists(st.integers(1, 10_000), min_size=2, max_size=6), st.floats(0, 1e4), st.floats(0, 1e4), st.integers(1, 3)
+)
+def test_time_left_shrinks_as_time_goes_by_until_a_stage_is_late(usual, so_far, bar, cores):
+    plan = [Stage(str(k), (), (), seconds) for k, seconds in enumerate(usual)]
+    so_far = min(so_far, max(usual[1] - 60, 0))
+    now, later = (
+        time_left(plan, {"0": usual[0]}, {"1": (so_far + more, max(bar - more, 0))}, cores) for more in (0, 60)
+    )
+    assert so_far + 60 > usual[1] or later <= now + 1e-6
+    assert now >= (sum(usual) - usual[0] - usual[1]) / cores - 1e-6
 
 
 FIGURES = [

@@ -80,7 +80,7 @@ def work_shards(part: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def run_shards(rows, folder, size=3, do=work_shards):
-    return map_shards(rows, size, lambda: do, folder, seed=7, stage="test")
+    return map_shards(rows, size, lambda: do, folder, seed=7, stage="test", executor=LOCAL)
 
 
 @given(st.integers(0, 30), st.integers(1, 12))
@@ -160,11 +160,6 @@ def test_a_full_disk_loses_no_finished_shard(tmp_path, full_disk):
     pd.testing.assert_frame_equal(run_shards(rows, tmp_path / "full", do=grows), whole)
 
 
-def test_a_shard_needs_a_row(tmp_path):
-    with pytest.raises(ValueError, match="at least one row"):
-        run_shards(pd.DataFrame({"x": [1]}), tmp_path, size=0)
-
-
 def test_seeds_differ_by_each_part():
     seeds = {derive_seed(*key) for key in [(1, "a", 0), (2, "a", 0), (1, "b", 0), (1, "a", 1)]}
     assert len(seeds) == 4 and all(0 <= s < 2**32 for s in seeds)
@@ -183,17 +178,15 @@ PROCESSES = Executor(kind="processes", workers=2, address=None)
 @pytest.fixture
 def judges(study):
     """An untrained critic and entailment model in the run directory, and both as they are used without shards."""
-    settings, place = study.params.critic, (CPU, torch.float32)
+    heads = {"classes": 3, "pooling": "mean", "hidden": study.params.critic.hidden, "dropout": 0.1}, nli.HEAD
     torch.manual_seed(0)
-    base, tokenizer = build_tiny("tiny-bert")
-    model = classifier.PairClassifier(
-        base, critic.HEADS[settings.head].classes, settings.pooling, settings.hidden, settings.dropout
-    )
-    one = critic.Critic(model.eval(), tokenizer, settings, *place)
+    made = []
+    for head, length in zip(heads, (study.params.critic.max_length, study.params.nli.max_length), strict=True):
+        base, tokenizer = build_tiny("tiny-bert")
+        model = classifier.PairClassifier(base, **head).eval()
+        made.append(classifier.Classifier(model, tokenizer, length, CPU, torch.float32))
+    one, two = critic.Critic(made[0], study.params.critic.head), nli.Nli(made[1], nli.ENTAILMENT)
     one.save(study.run.model("critic"), {})
-    base, tokenizer = build_tiny("tiny-bert")
-    model = classifier.PairClassifier(base, len(nli.LABELS), **nli.HEAD)
-    two = nli.Nli(model.eval(), tokenizer, 2, study.params.nli.max_length, *place)
     nli.save_nli(study, two, {})
     return one, two
 
@@ -218,21 +211,21 @@ def shards_of(study):
 @pytest.mark.parametrize("executor", [None, PROCESSES])
 def test_a_critics_shards_give_its_scores(study, judges, rows, executor):
     change(study, shard_rows=16, **({"executor": executor} if executor else {}))
-    scores = critic.ShardedCritic(study).score(rows)
+    scores = critic.score_contexts(study, "critic", rows)
     np.testing.assert_allclose(scores, judges[0].score(rows), atol=1e-6)
     assert np.flatnonzero(np.isnan(scores)).tolist() == [7, 31] and len(shards_of(study)) == 3
 
 
 def test_what_was_scored_is_not_scored_again_unless_something_changed(study, judges, rows, monkeypatch):
     change(study, shard_rows=16)
-    first = critic.ShardedCritic(study).score(rows)
+    first = critic.score_contexts(study, "critic", rows)
     shards_of(study)[1].write_bytes(b"PAR1 cut")
     opened = []
     monkeypatch.setattr(critic, "load_critic", lambda *a: opened.append(a) or load_critic(*a))
-    np.testing.assert_array_equal(critic.ShardedCritic(study).score(rows), first)
-    np.testing.assert_array_equal(critic.ShardedCritic(study).score(rows), first)
+    np.testing.assert_array_equal(critic.score_contexts(study, "critic", rows), first)
+    np.testing.assert_array_equal(critic.score_contexts(study, "critic", rows), first)
     assert len(opened) == 1  # for the broken shard
-    critic.ShardedCritic(study).score(rows.assign(context="at night"))
+    critic.score_contexts(study, "critic", rows.assign(context="at night"))
     assert len(opened) == 2
 
 
@@ -251,7 +244,7 @@ def test_the_filters_shards_give_its_decisions(study, judges, executor):
 
 def test_the_models_must_be_there(study):
     with pytest.raises(MissingInputError, match="02_critic"):
-        critic.ShardedCritic(study)
+        critic.score_contexts(study, "critic", pd.DataFrame())
     with pytest.raises(MissingInputError, match="03_nli_filter"):
         nli.filter_groups(study, [["at night"]])
 
@@ -278,9 +271,9 @@ def test_recorded_toxicity_is_read_again_when_the_record_changes(study, tmp_path
 
 
 def test_nothing_to_score(study, judges):
-    assert critic.ShardedCritic(study).score(pd.DataFrame(columns=["action", "moral_variance", "context"])).shape == (
-        0,
-    )
+    assert critic.score_contexts(
+        study, "critic", pd.DataFrame(columns=["action", "moral_variance", "context"])
+    ).shape == (0,)
     assert nli.filter_groups(study, []).kept == []
 
 

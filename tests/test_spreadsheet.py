@@ -21,7 +21,7 @@ def test_a_filled_copy_comes_back_with_its_gaps(nasty, tmp_path):
     assert sorted(form["context"]) == [f"{NASTY}{i}".replace("\t", " ") for i in range(len(key))]
     path = tmp_path / f"{FORM.name}-ann.csv"
     form.assign(q1="Y", q2=["", *"YSNY"]).to_csv(path, index=False, encoding="utf-8-sig")
-    votes = spreadsheet.read(FORM, path).votes
+    votes = pd.DataFrame(spreadsheet.read(FORM, path))
     assert votes["row_id"].tolist() == key["row_id"].tolist() and set(votes["annotator"]) == {"ann"}
     assert votes["q2"].tolist() == ["", *"YSNY"] and (votes["q3"] == "").all()
     assert votes["where"][0] == f"{path}, line 2"
@@ -44,7 +44,7 @@ SPELLINGS = [
 def test_a_form_as_programs_and_countries_write_it(tmp_path, spell):
     path = tmp_path / f"{FORM.name}-ann.csv"
     path.write_bytes(spell('row_id,action,q1,q2,q3,q4\nx,café – é,Y,S,N,\ny,"“”",Y,,N,S\n'))
-    votes = spreadsheet.read(FORM, path).votes
+    votes = pd.DataFrame(spreadsheet.read(FORM, path))
     assert votes["row_id"].tolist() == ["x", "y"]
     assert votes[list(FORM.questions)].to_numpy().tolist() == [["Y", "S", "N", ""], ["Y", "", "N", "S"]]
 

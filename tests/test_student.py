@@ -44,8 +44,8 @@ def test_writing_is_resumable_and_counted(student_on_disk, actions):
 
 
 def test_base_model_is_asked_the_teachers_prompt(study):
-    author = student.open_author(study, "base")
-    assert author.writer.tokenizer.decode(author.ask("Lying", -1)).startswith("Given an action")
+    author, ask, _ = student.open_author(study, "base", study.params.student.base)
+    assert author.tokenizer.decode(ask("Lying", -1)).startswith("Given an action")
 
 
 BOS = "<unk>"  # the tiny tokenizer has no other to spare
@@ -61,16 +61,16 @@ def test_a_chat_prompt_has_the_special_tokens_of_its_template_only(study, monkey
     assert tokenizer("Lying")["input_ids"][0] == tokenizer.bos_token_id
     tokenizer.chat_template = "{{ bos_token }}" * writes_bos + "{{ messages[0]['content'] }}!"
     monkeypatch.setattr(load, "load_model", lambda *a: (model, tokenizer))
-    author, read = student.open_author(study, "base"), []
+    (author, ask, _), read = student.open_author(study, "base", study.params.student.base), []
     monkeypatch.setattr(writer, "write_sequences", lambda model, prompts, *a, **k: read.extend(prompts) or [[1]])
-    author.writer.write([author.ask("Lying", -1)], 1, "greedy")
+    author.write([ask("Lying", -1)], 1, "greedy")
     monkeypatch.setattr(
         judges, "_next_logits", lambda model, tokenizer, prompts: read.extend(prompts) or torch.zeros(1, 600)
     )
     judges.yes_and_no(model, tokenizer, ["Lying"])
     assert [ids.count(tokenizer.bos_token_id) for ids in read] == [int(writes_bos)] * 2
     tokenizer.chat_template = None
-    assert author.ask("Lying", -1).count(tokenizer.bos_token_id) == 1
+    assert ask("Lying", -1).count(tokenizer.bos_token_id) == 1
 
 
 def test_a_student_that_does_not_exist_names_its_notebook(study, actions):

@@ -67,7 +67,7 @@ def test_a_word_list_with_a_byte_order_mark(tmp_path):
 
 
 def test_word_lists_must_exist_and_hold_something(tmp_path):
-    with pytest.raises(DataError, match="no such word list"):
+    with pytest.raises(DataError, match="No such file"):
         toxicity.read_words(str(tmp_path / "none.txt"))
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(DataError, match="holds no word"):

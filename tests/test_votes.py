@@ -15,7 +15,6 @@ from drot_utils.people.votes import (
     AGREEMENT,
     HUMAN_COLUMNS,
     agree_on_gold,
-    as_invalid,
     human_table2,
     judge_rows,
     majority,
@@ -78,6 +77,11 @@ def test_table4_and_table2_from_filled_forms(key, tmp_path):
     row = human_table2(both, lambda p, h: np.zeros(len(p)), 0.5).iloc[0]
     assert row["human_vld"] == pytest.approx(4 / 5) and row["human_defease"] == pytest.approx((3 + 0.5) / 5)
     assert row["human_n_vld"] == 2 and list(row.index) == ["model", *HUMAN_COLUMNS]
+
+
+def as_invalid(rows):
+    """Rows that nobody was asked about, as there is no context to show."""
+    return rows.assign(q1=None, q2="N", q3=None, q4=None)
 
 
 def test_unparsed_rows_count_as_not_valid(candidates):

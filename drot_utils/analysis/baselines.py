@@ -23,15 +23,8 @@ def write_baseline(
 ) -> pd.DataFrame:
     """Let a baseline write its best context for the first `count` test actions, in both directions.
 
-    A local model writes greedily, an endpoint at temperature 0; of recorded responses the first choice counts.
-
-    Parameters
-    ----------
-    baseline : Respondent
-    actions : DataFrame
-        As `corpora.read_actions` returns it.
-    test : DataFrame
-        All test actions. What the student's base model has written for them is not written again.
+    A local model writes greedily, an endpoint at temperature 0; of recorded responses the first choice counts. What the
+    student's base model has written for all test actions is not written again.
 
     Returns
     -------
@@ -43,7 +36,7 @@ def write_baseline(
     DataError
         Recorded responses that lack one of the prompts, or as `corpora.read_recorded`.
     ModelError
-        A model that cannot be loaded; the baseline is named.
+        A model that cannot be loaded.
     """
     chosen = test.head(count)
     if baseline.recorded:
@@ -62,28 +55,19 @@ def write_baseline(
 
 
 def fill_table3(ours: pd.DataFrame) -> pd.DataFrame:
-    """Put our rows beside the paper's table 3.
+    """Put our rows (``model`` and our columns) beside the paper's table 3; null where one side has no number.
 
-    Parameters
-    ----------
-    ours : DataFrame
-        ``model`` and our columns. A model that has the name of the paper's (``falcon-7b-instruct``, ``gpt-3.5``, ``gpt-4``, any case)
-        takes its place in the table, as ``teacher`` and ``distill_final`` do; any other one is a row of its own.
-
-    Returns
-    -------
-    DataFrame
-        ``baseline ours paper_auto_vld paper_auto_avg`` and our columns; null where one side has no number.
+    A model that has the name of the paper's (``falcon-7b-instruct``, ``gpt-3.5``, ``gpt-4``, any case) takes its place in the
+    table, as ``teacher`` and ``distill_final`` do; any other one is a row of its own.
     """
-    places = TABLE3["ours"].str.lower()
     keyed = ours.assign(place=ours["model"].str.lower()).rename(columns={"model": "ours"})
-    paper = TABLE3.drop(columns="ours").assign(place=places)
+    paper = TABLE3.rename(columns={"ours": "place"})
     both = paper.merge(keyed, on="place", how="left")
-    others = keyed[~keyed["place"].isin(places)]
+    others = keyed[~keyed["place"].isin(paper["place"])]
     others = others.assign(baseline=others["ours"] + ", zero-shot")
     table = pd.concat([both, others], ignore_index=True).drop(columns="place")
-    first = ["baseline", "ours", "paper_auto_vld", "paper_auto_avg"]
-    return table[[*first, *(c for c in table if c not in first)]]
+    table.insert(1, "ours", table.pop("ours"))
+    return table
 
 
 def _look_up(baseline: Respondent, actions: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
@@ -92,12 +76,10 @@ def _look_up(baseline: Respondent, actions: pd.DataFrame, chosen: pd.DataFrame) 
     rows = list_prompts(chosen).merge(first, on=PROMPT, how="left", validate="one_to_one")
     missing = rows["context"].isna()
     if missing.any():
-        raise DataError(
-            f"{int(missing.sum())} of {len(rows)} test prompts have no recorded response of the baseline "
-            f"{baseline.name!r}; the first is {dict(rows.loc[missing, ['action', 'moral_variance']].iloc[0])}",
-            where=baseline.recorded,
-            todo="record them, ask for fewer (`evaluation.baseline_actions`), or take the baseline out",
-        )
+        found = f"{int(missing.sum())} of {len(rows)} test prompts have no recorded response of the baseline"
+        first = dict(rows.loc[missing, ["action", "moral_variance"]].iloc[0])
+        todo = "record them, ask for fewer (`evaluation.baseline_actions`), or take the baseline out"
+        raise DataError(f"{found} {baseline.name!r}; the first is {first}", where=baseline.recorded, todo=todo)
     raw = [teacher_response(c, r) for c, r in zip(rows["context"], rows["rationale"], strict=True)]
     return empty_columns(rows.assign(candidate=0, source=baseline.name, raw=raw))
 

@@ -9,8 +9,7 @@ from scipy.spatial.distance import cdist
 from drot_utils.data.table import make_table
 
 #: Columns of a comparison of groups.
-NUMBERS = ["distance", "expected", "p_value", "p_holm"]
-COLUMNS = {"group": "str", "texts": "int64"} | dict.fromkeys(NUMBERS, "float64")
+COLUMNS = {"group": "str", "texts": "int64"} | dict.fromkeys(["distance", "expected", "p_value", "p_holm"], "float64")
 
 
 def probe_actions(action: str, countries: list[str]) -> pd.DataFrame:
@@ -31,20 +30,18 @@ def compare_groups(
 
     The measure is the energy distance (Székely and Rizzo, 2013) between the group's embeddings and the others', 0 when both
     are samples of one distribution; the test shuffles the group labels. P-values are corrected for the number of groups
-    (Holm).
+    (Holm). Fewer than two groups have nothing to be compared with: the numbers are null, and a sentence says so.
 
     Parameters
     ----------
     embeddings : ndarray of float, shape (texts, width)
     groups : ndarray of str, shape (texts,)
-    permutations : int
 
     Returns
     -------
     table : DataFrame
-        One row a group, the farthest first: ``group texts distance expected p_value p_holm``; `expected` is the mean
-        distance under shuffled labels, which is above 0 for samples of this size. Fewer than two groups have nothing to be
-        compared with: distances and p-values are null, and a sentence is printed that says so.
+        `COLUMNS`, one row a group, the farthest first; `expected` is the mean distance under shuffled labels, which is
+        above 0 for samples of this size.
     pairs : ndarray of float, shape (groups, groups)
         Energy distance of each pair of groups, in the order of first appearance.
     """
@@ -74,8 +71,7 @@ def compare_groups(
 
 def _energy_to_rest(distances: np.ndarray, member: np.ndarray) -> np.ndarray:
     inside = member / member.sum(axis=1, keepdims=True)
-    outside = 1 - member
-    outside = outside / outside.sum(axis=1, keepdims=True)
+    outside = (1 - member) / (1 - member).sum(axis=1, keepdims=True)
     to_inside = inside @ distances
     cross, within = (to_inside * outside).sum(axis=1), (to_inside * inside).sum(axis=1)
     return 2 * cross - within - ((outside @ distances) * outside).sum(axis=1)

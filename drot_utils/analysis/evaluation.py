@@ -12,9 +12,12 @@ from drot_utils.method.nli import Entails, filter_unique
 from drot_utils.study.graph import in_order
 
 METRICS = ["vld", "avg", "n_vld", "n_unq_vld"]
+MEASURES = ("accuracy", "f1", "pr_auc", "roc_auc")
+#: Of a column's name: the number, and the ends of its 95% interval.
+ENDS = ("", "_low", "_high")
 #: Columns of `paired_differences`.
 DIFFERENCES = dict.fromkeys(["earlier", "later", "metric"], "str") | dict.fromkeys(
-    ["difference", "low", "high"], "float64"
+    ["difference", "low", "high"], "float"
 )
 
 
@@ -26,46 +29,35 @@ def score_models(
     entails: Entails,
     nli_threshold: float,
 ) -> dict[str, pd.DataFrame]:
-    """Return all metrics of several models by action: of their greedy contexts, and of their samples where there are some.
+    """Return each model's `METRICS` by ``action_id``: of its greedy contexts, and of its samples where there are some.
 
     Parameters
     ----------
     score : callable
         Gives rows their scores: a critic's or a panel's.
     greedy, samples : dict of DataFrame
-        Model name to what it wrote; rows as for `score_greedy` and `score_sampled`.
-
-    Returns
-    -------
-    dict of DataFrame
-        Model name to a table indexed by ``action_id`` with some of `METRICS`.
+        Model name to what it wrote.
     """
     out = {}
     for name, rows in greedy.items():
         out[name] = score_greedy(rows, score(rows), threshold)
-        if name in samples:
-            ten = samples[name]
+        if (ten := samples.get(name)) is not None:
             out[name] = out[name].join(score_sampled(ten, score(ten), threshold, entails, nli_threshold))
     return out
 
 
 def score_greedy(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> pd.DataFrame:
-    """Return Vld and Avg of top-1 contexts for each action (section 4.2).
+    """Return Vld and Avg of top-1 contexts, as ``vld`` and ``avg`` by ``action_id`` (section 4.2).
 
     Parameters
     ----------
     rows : DataFrame
         One row an action and moral variance.
     scores : ndarray of float, shape (rows,)
-        Scores; NaN where the text did not parse, which is not valid and has no score to average, or where the judges gave
-        none, which is left out.
+        NaN where the text did not parse, which is not valid and has no score to average, or where the judges gave none,
+        which is left out.
     threshold : float
         A context is valid if its score is at or above it.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by ``action_id``: ``vld`` and ``avg``.
     """
     frame = pd.DataFrame({"action_id": rows["action_id"], "vld": _valid(rows, scores, threshold), "avg": scores})
     return frame.groupby("action_id").mean()
@@ -74,16 +66,11 @@ def score_greedy(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> pd
 def score_sampled(
     rows: pd.DataFrame, scores: np.ndarray, threshold: float, entails: Entails, nli_threshold: float
 ) -> pd.DataFrame:
-    """Return #Vld and #Unq.Vld, out of the candidates of a prompt, for each action (section 4.2).
+    """Return #Vld and #Unq.Vld out of a prompt's candidates, as ``n_vld`` and ``n_unq_vld`` by ``action_id`` (section 4.2).
 
     A valid context is unique if the paper's filter accepts it among the valid ones of its prompt. A context without a score
     counts as the scored ones of its prompt do; a prompt with fewer than half scored has no #Vld, one with any unscored no
-    #Unq.Vld.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by ``action_id``: ``n_vld`` and ``n_unq_vld``, means over the two moral variances.
+    #Unq.Vld. Both are means over the two moral variances.
     """
     valid = rows.assign(valid=_valid(rows, scores, threshold))
     prompts = [prompt for _, prompt in valid.groupby(PROMPT, sort=False)]
@@ -105,7 +92,7 @@ def make_table2(
     ----------
     per_action : dict
         Prefix of the columns (who scored) to what `score_models` returned.
-    train_rows : dict of int
+    train_rows : dict
         Model to the number of rows that it has learnt from, None where it has not.
     """
     models = in_order(train_rows)
@@ -124,7 +111,7 @@ def summarize(
     for model, table in per_action.items():
         found = [bootstrap_mean(table[m].to_numpy() if m in table else np.array([]), draws, seed) for m in metrics]
         rows.append((model, *(number for numbers in found for number in numbers)))
-    columns = [f"{prefix}{metric}{end}" for metric in metrics for end in ("", "_low", "_high")]
+    columns = [f"{prefix}{metric}{end}" for metric in metrics for end in ENDS]
     return pd.DataFrame(rows, columns=["model", *columns])
 
 
@@ -142,7 +129,7 @@ def paired_differences(
 
 
 def compare_with_gold(scores: pd.DataFrame, valid: np.ndarray, draws: int, seed: int) -> pd.DataFrame:
-    """Return how far judges, and what is merged from them, agree with the gold, with 95% bootstrap intervals over rows.
+    """Return how far judges, and what is merged from them, agree with the gold.
 
     Parameters
     ----------
@@ -153,74 +140,57 @@ def compare_with_gold(scores: pd.DataFrame, valid: np.ndarray, draws: int, seed:
     Returns
     -------
     DataFrame
-        ``judge scored unscored``, and ``accuracy`` (at .5) and ``roc_auc`` with their ``_low`` and ``_high``; NaN where the
-        rows do not define it.
+        ``judge scored unscored``, and ``accuracy`` (at .5) and ``roc_auc`` as `bootstrap_metrics` gives them.
     """
     rows = []
-    for judge in scores.columns:
-        seen = scores[judge].notna().to_numpy()
-        truth, values = valid[seen], scores[judge].to_numpy(dtype=float, na_value=np.nan)[seen]
-        row = {"judge": judge, "scored": int(seen.sum()), "unscored": int((~seen).sum())}
-        found = bootstrap_metrics(truth, values, 0.5, draws, seed, ("accuracy", "roc_auc"))
-        for name, (point, low, high) in found.items():
-            row |= {name: point, f"{name}_low": low, f"{name}_high": high}
-        rows.append(row)
+    for judge, given in scores.items():
+        seen = given.notna().to_numpy()
+        values = given.to_numpy(dtype=float, na_value=np.nan)[seen]
+        found = bootstrap_metrics(valid[seen], values, 0.5, draws, seed, ("accuracy", "roc_auc"))
+        rows.append({"judge": judge, "scored": int(seen.sum()), "unscored": int((~seen).sum()), **found})
     return pd.DataFrame(rows)
 
 
 def bootstrap_mean(values: np.ndarray, draws: int, seed: int) -> tuple[float, float, float]:
-    """Return the mean of per-action values with its 95% percentile interval over resampled actions.
-
-    NaN values are left out; all three numbers are NaN where there is no other.
-    """
+    """Return the mean of what is not NaN, with its 95% percentile interval over resampled actions; NaN of nothing."""
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
     if not len(values):
-        return (float("nan"),) * 3
+        return (np.nan,) * 3
     index = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    low, high = np.quantile(values[index].mean(axis=1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
+    return _with_interval(values.mean(), values[index].mean(axis=1))
 
 
 def bootstrap_metrics(
-    valid: np.ndarray,
-    scores: np.ndarray,
-    threshold: float,
-    draws: int,
-    seed: int,
-    names: Sequence[str] = ("accuracy", "f1", "pr_auc", "roc_auc"),
-) -> dict[str, tuple[float, float, float]]:
-    """Return accuracy, F1, average precision and ROC AUC of a critic with 95% intervals over rows (table 5).
+    valid: np.ndarray, scores: np.ndarray, threshold: float, draws: int, seed: int, names: Sequence[str] = MEASURES
+) -> dict[str, float]:
+    """Return some of `MEASURES` with the ends of their 95% intervals over rows, ``_low`` and ``_high`` (table 5).
 
     A metric that the rows do not define (none, or one class only) is NaN. All resamples are measured at once, some
     hundred times as fast as by sklearn's functions in a loop (the tests compare the two).
 
     Parameters
     ----------
-    valid : ndarray of bool, shape (rows,)
-    scores : ndarray of float, shape (rows,)
-    names : sequence of str
-        Which of them.
+    valid, scores : ndarray of bool and of float, shape (rows,)
     """
-    rows = len(valid)
+    rows, out = len(valid), {}
     if not rows:
-        return dict.fromkeys(names, (np.nan,) * 3)
+        return {f"{name}{end}": np.nan for name in names for end in ENDS}
     rng = np.random.default_rng(seed)
     together = max(1, 1_000_000 // rows)  # resamples, so that memory stays within bounds
     points = _measure(valid, scores, threshold, np.ones((1, rows), dtype=int))
-    parts = [
-        _measure(valid, scores, threshold, _draw(rng, min(together, draws - start), rows))
-        for start in range(0, draws, together)
-    ]
-    out = {}
+    sizes = [min(together, draws - start) for start in range(0, draws, together)]
+    parts = [_measure(valid, scores, threshold, _draw(rng, size, rows)) for size in sizes]
     for name in names:
-        (point,), drawn = points[name], np.concatenate([part[name] for part in parts])
-        drawn = drawn[~np.isnan(drawn)]
-        low, high = np.nan, np.nan
-        if len(drawn) and not np.isnan(point):
-            low, high = np.quantile(drawn, [0.025, 0.975])
-        out[name] = (float(point), float(low), float(high))
+        found = _with_interval(points[name][0], np.concatenate([part[name] for part in parts]))
+        out |= {f"{name}{end}": number for end, number in zip(ENDS, found, strict=True)}
     return out
+
+
+def _with_interval(point: float, drawn: np.ndarray) -> tuple[float, float, float]:
+    drawn = drawn[~np.isnan(drawn)]
+    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) and not np.isnan(point) else (np.nan, np.nan)
+    return float(point), float(low), float(high)
 
 
 def _valid(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> np.ndarray:
@@ -245,13 +215,12 @@ def _measure(valid: np.ndarray, scores: np.ndarray, threshold: float, counts: np
     no = seen - yes
     no_here = np.diff(no, axis=1, prepend=0)
     all_yes, all_no, called = yes[:, -1], no[:, -1], scores >= threshold
-    hits = counts @ (valid & called)
     with np.errstate(invalid="ignore"):  # 0 / 0 where a resample has one class only
         # Precision at each score times the recall won there; pairs of a valid and an invalid row in order, ties half.
         precision = np.where(seen > 0, yes / seen, 0)
         pr_auc = (here * precision).sum(axis=1) / all_yes
         roc_auc = (here * (all_no[:, None] - no + no_here / 2)).sum(axis=1) / (all_yes * all_no)
-        f1 = 2 * hits / (all_yes + counts @ called)
+        f1 = 2 * (counts @ (valid & called)) / (all_yes + counts @ called)
     return {
         "accuracy": counts @ (valid == called) / counts.sum(axis=1),
         "f1": np.nan_to_num(f1),
@@ -261,19 +230,12 @@ def _measure(valid: np.ndarray, scores: np.ndarray, threshold: float, counts: np
 
 
 def measure_critic(parts: dict[str, pd.DataFrame], threshold: float, draws: int, seed: int) -> pd.DataFrame:
-    """Measure a critic on held-out gold, over all rows and by source of the rows (table 5).
-
-    Parameters
-    ----------
-    parts : dict of DataFrame
-        Such as dev and test, with ``source``, ``valid`` and ``score``.
-    threshold : float
-        For accuracy and F1.
+    """Measure a critic on parts of the gold (``source valid score``), over all rows and by source (table 5).
 
     Returns
     -------
     DataFrame
-        ``part source rows share_valid majority_accuracy`` and the metrics of `bootstrap_metrics` with ``_low`` and ``_high``.
+        ``part source rows share_valid majority_accuracy`` and what `bootstrap_metrics` gives.
     """
     records = []
     for name, rows in parts.items():
@@ -281,8 +243,5 @@ def measure_critic(parts: dict[str, pd.DataFrame], threshold: float, draws: int,
             truth = group["valid"].to_numpy()
             record = {"part": name, "source": source, "rows": len(group), "share_valid": truth.mean()}
             record["majority_accuracy"] = max(truth.mean(), 1 - truth.mean())
-            metrics = bootstrap_metrics(truth, group["score"].to_numpy(), threshold, draws, seed)
-            for key, values in metrics.items():
-                record |= dict(zip((key, f"{key}_low", f"{key}_high"), values, strict=True))
-            records.append(record)
+            records.append(record | bootstrap_metrics(truth, group["score"].to_numpy(), threshold, draws, seed))
     return pd.DataFrame(records)

@@ -10,18 +10,9 @@ WIDEST = 1 << 21  # so many different words that three numbers below it still fi
 
 
 def table1(rows: pd.DataFrame) -> pd.DataFrame:
-    """Count the data set as table 1 does.
+    """Count the kept rows as table 1 does: ``type polarity entries trigrams mean_words``.
 
-    Parameters
-    ----------
-    rows : DataFrame
-        ``action moral_variance context rationale`` of the kept rows.
-
-    Returns
-    -------
-    DataFrame
-        ``type polarity entries trigrams mean_words``: actions, then contexts and rationales (all, strengthening,
-        weakening). Validity and language (% Vld., % Lan.) are human judgments: see `11_human_evaluation`.
+    Validity and language (% Vld., % Lan.) are human judgments: see `11_human_evaluation`.
     """
     actions = rows["action"].drop_duplicates()
     out = [("Action", "all", len(actions), count_trigrams(actions), mean_words(actions))]
@@ -37,12 +28,7 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def count_trigrams(texts: pd.Series) -> int:
-    """Return the number of different word 3-grams in `texts` (lower case, punctuation aside).
-
-    Parameters
-    ----------
-    texts : Series of str, shape (rows,)
-    """
+    """Return the number of different word 3-grams in `texts` (lower case, punctuation aside)."""
     return len(_distinct(_trigrams(texts)[0]))
 
 
@@ -55,10 +41,11 @@ def mean_words(texts: pd.Series) -> float:
 
 def _trigrams(texts: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Return a number for each 3-gram of each text, the same for the same three words, and the text's row."""
-    words = _words(texts)
+    lower = pc.utf8_lower(_column(texts.fillna("")))
+    words = pc.split_pattern(pc.utf8_trim(pc.replace_substring_regex(lower, BLANK, " "), " "), " ")
     row = pc.list_parent_indices(words).to_numpy().astype(np.int32)
     coded = words.flatten().dictionary_encode()
-    del words  # some hundred megabytes a million rows
+    del lower, words  # some hundred megabytes a million rows
     number, size = coded.indices.to_numpy(), len(coded.dictionary)
     pair = number[:-2].astype(np.int64)
     pair *= size
@@ -69,11 +56,6 @@ def _trigrams(texts: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     pair += number[2:]
     whole = row[:-2] == row[2:]  # a 3-gram does not run over into the next text
     return pair[whole], row[:-2][whole]
-
-
-def _words(texts: pd.Series) -> pa.LargeListArray:
-    lower = pc.utf8_lower(_column(texts.fillna("")))
-    return pc.split_pattern(pc.utf8_trim(pc.replace_substring_regex(lower, BLANK, " "), " "), " ")
 
 
 def _column(texts: pd.Series) -> pa.LargeStringArray:

@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import CountVectorizer
 
-from drot_utils.data.table import make_table
+from drot_utils.data.table import DIRECTIONS, make_table
 from drot_utils.engine import classifier, load
 from drot_utils.engine.shards import Work, map_rows, source_hash
 from drot_utils.study.params import ModelRef
 from drot_utils.study.params import Topics as Settings
 from drot_utils.study.record import Study
 
-#: Columns of a topic table.
 COLUMNS = {"topic": "str", "count": "int64", "words": "str", "example": "str"}
 #: Dimensions that UMAP leaves, and what BERTopic takes out of English texts before it looks for words.
 DIMENSIONS, NO_WORD = 5, re.compile(r"[^A-Za-z0-9 ]+")
@@ -24,24 +23,16 @@ DIMENSIONS, NO_WORD = 5, re.compile(r"[^A-Za-z0-9 ]+")
 def find_topics(
     texts: list[str], embeddings: np.ndarray, settings: Settings, seed: int
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Cluster texts into topics.
+    """Cluster texts by their embeddings (see `embed`) into topics.
 
-    UMAP is seeded, which makes it use one thread and give the same topics each time. Where there is no topic (too few texts,
-    none large enough, no words to name one by), a sentence is printed that says why, and the table is empty.
-
-    Parameters
-    ----------
-    texts : list of str
-    embeddings : ndarray of float32, shape (texts, width)
-    settings : Topics
-        Neighbours (UMAP) and smallest topic (HDBSCAN).
+    UMAP is seeded, which makes it use one thread and give the same topics each time. Words are English ones: a cluster of
+    texts in another script, or of stop words only, is no topic. Where there is none, a sentence is printed that says why.
 
     Returns
     -------
     topics : DataFrame
         ``topic`` (its most typical word that no larger topic has), ``count``, ``words`` (five of them) and ``example``
-        (the text nearest to the topic's centre); most frequent first. Texts that belong to no topic are not counted. Words
-        are English ones: a cluster of texts in another script, or of stop words only, is no topic.
+        (the text nearest to the topic's centre); most frequent first.
     member : ndarray of int, shape (texts,)
         Row of `topics` that a text belongs to; -1 for none.
     """
@@ -75,18 +66,11 @@ def count_directions(variance: pd.Series, topics: pd.DataFrame, member: np.ndarr
     inside = member >= 0
     named = pd.DataFrame({"topic": topics["topic"].to_numpy()[member[inside]], "variance": variance[inside]})
     counts = named.groupby(["topic", "variance"]).size().unstack(fill_value=0)
-    counts = counts.reindex(index=topics["topic"], columns=[1, -1], fill_value=0)
-    return counts.rename(columns={1: "strengthening", -1: "weakening"})
+    return counts.reindex(index=topics["topic"], columns=[*DIRECTIONS], fill_value=0).rename(columns=DIRECTIONS)
 
 
 def embed(study: Study, texts: list[str], ref: ModelRef, what: str = "embedding") -> np.ndarray:
-    """Embed texts with a sentence encoder; what was embedded before in this run is read from its shards.
-
-    Returns
-    -------
-    ndarray of float32, shape (texts, width)
-        Rows of unit length.
-    """
+    """Embed texts with a sentence encoder, in float32 and rows of unit length; what this run has embedded before is read."""
     if not texts:  # an empty shard does not know the width
         return embed(study, [""], ref, what)[:0]
     asked = pd.DataFrame({"text": texts})
@@ -121,7 +105,6 @@ def _cluster(
         umap_model=UMAP(**few, random_state=seed, n_jobs=1),
         hdbscan_model=HDBSCAN(min_cluster_size=settings.min_topic_size, core_dist_n_jobs=1),
         vectorizer_model=words,
-        calculate_probabilities=False,
     )
     return model, np.asarray(model.fit_transform(texts, embeddings)[0])
 

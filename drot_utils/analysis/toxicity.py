@@ -6,8 +6,9 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
-from drot_utils.data.corpora import read_tsv, refuse
+from drot_utils.data.corpora import read_lines, read_tsv, refuse
 from drot_utils.engine import classifier, load
 from drot_utils.engine.shards import Work, map_rows, source_hash
 from drot_utils.study.errors import DataError, ModelError
@@ -22,13 +23,7 @@ Scorer = Callable[[list[str]], np.ndarray]
 
 
 def score_toxicity(study: Study, texts: list[str], what: str = "toxicity") -> np.ndarray:
-    """Score texts with the scorer that the parameters name.
-
-    Returns
-    -------
-    ndarray of float64, shape (texts,)
-        0 to 1; NaN (null) where there is no score.
-    """
+    """Score texts from 0 to 1 with the scorer that the parameters name; NaN where there is no score."""
     settings = study.params.toxicity
     recorded = sha256(resolve(settings.recorded)) if settings.scorer == "recorded" else None
     asked = pd.DataFrame({"text": texts})
@@ -40,15 +35,8 @@ def score_toxicity(study: Study, texts: list[str], what: str = "toxicity") -> np
 def open_scorer(study: Study) -> Scorer:
     """Load the scorer that the parameters name.
 
-    ``scorer: none`` scores nothing; ``recorded`` reads a TSV with ``text`` and ``toxicity``; ``model`` runs a pinned local
-    classifier.
-
-    Raises
-    ------
-    DataError
-        A recorded score that is not from 0 to 1.
-    ModelError
-        A classifier without a label of `LABELS`.
+    ``scorer: none`` scores nothing; ``recorded`` reads a TSV with ``text`` and ``toxicity`` (from 0 to 1, or empty);
+    ``model`` runs a pinned local classifier, which must have one of `LABELS`.
     """
     settings = study.params.toxicity
     if settings.scorer == "none":
@@ -60,20 +48,10 @@ def open_scorer(study: Study) -> Scorer:
 
 
 def read_words(path: str) -> list[str]:
-    """Read a word list: one word a line, ``#`` for comments.
-
-    Raises
-    ------
-    DataError
-        A missing or empty file.
-    """
-    try:
-        lines = resolve(path).read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise DataError("no such word list", where=str(resolve(path)), todo="set `toxicity.word_list`") from error
-    words = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    """Read a word list: one word a line, ``#`` for comments. None is a `DataError`."""
+    words = [line.strip() for line in read_lines(path) if line.strip() and not line.startswith("#")]
     if not words:
-        raise DataError("holds no word", where=str(resolve(path)), todo="write one word a line")
+        raise DataError("holds no word", where=path, todo="write one word a line, or set `toxicity.word_list`")
     return words
 
 
@@ -83,13 +61,7 @@ def has_profanity(texts: pd.Series, words: list[str]) -> pd.Series:
 
 
 def share_profane(profane: pd.DataFrame) -> pd.DataFrame:
-    """Return how many texts are profane: ``text rows found percent percent_low percent_high`` (95% Wilson intervals).
-
-    Parameters
-    ----------
-    profane : DataFrame of bool
-        As `has_profanity` returns it, a column a kind of text.
-    """
+    """Return how many texts of each kind (a column of `has_profanity`) are profane, with 95% Wilson intervals in per cent."""
     from statsmodels.stats.proportion import proportion_confint
 
     shares = pd.DataFrame({"text": list(profane), "rows": len(profane), "found": profane.sum().to_numpy()})
@@ -129,10 +101,10 @@ def _open_classifier(study: Study) -> Scorer:
 
     def score(texts: list[str]) -> np.ndarray:
         rows = classifier.encode(tokenizer, (texts, None), 256)
-        logits = classifier.predict(model, tokenizer, rows, study.device)
+        logits = classifier.predict(model, tokenizer, rows, study.device).astype(np.float64)
         if one_label:
-            return classifier.softmax(logits)[:, column]
-        return 1 / (1 + np.exp(-logits[:, column].astype(np.float64)))  # one yes or no a label
+            return softmax(logits, axis=-1)[:, column]
+        return 1 / (1 + np.exp(-logits[:, column]))  # one yes or no a label
 
     return score
 

@@ -6,7 +6,6 @@ The published, hyphenated column names live in this module only.
 import codecs
 import csv
 import json
-import mmap
 import re
 import unicodedata
 from pathlib import Path
@@ -22,31 +21,17 @@ from drot_utils.study.errors import DataError
 from drot_utils.study.params import Corpus, Params
 from drot_utils.study.paths import Run, require, resolve
 
-#: The columns of the published Social-Chem-101 (Forbes et al., 2020), of which `read_actions` needs four.
-SOCIAL_CHEM = [
-    "area", "m", "split", "rot-agree", "rot-categorization", "rot-moral-foundations", "rot-char-targeting",
-    "rot-bad", "rot-judgment", "action", "action-agency", "action-moral-judgment", "action-agree",
-    "action-legal", "action-pressure", "action-char-involved", "action-hypothetical", "situation",
-    "situation-short-id", "rot", "rot-id", "rot-worker-id", "breakdown-worker-id", "n-characters",
-    "characters",
-]  # fmt: skip
 #: What is the same to a reader of an action: the forms of quotation marks and of hyphens.
 _ALIKE = INVISIBLE | str.maketrans("‘’‚‛ʼʹ′´`＇“”„‟″«»＂‐‑‒–—", "'" * 10 + '"' * 8 + "-" * 5)
-_QUOTED = re.compile(rb'"((?:[^"]++|"")*+)"(?=[\t\r\n]|\Z)')
+_QUOTED = re.compile(rb'(?:(?<=[\t\r\n])|\A)"((?:[^"]++|"")*+)"(?=[\t\r\n]|\Z)')
 
 
 def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
     """Read a tab-separated file with a header; every value stays text.
 
-    Quotation marks are characters like any other, as in the published files, unless the file as a whole was written
-    with quoted fields, as pandas writes it (see `_has_quoted_fields`).
-
-    Parameters
-    ----------
-    path : str or Path
-        UTF-8, with or without a byte order mark; relative paths are relative to the checkout.
-    required : list of str
-        Columns that must be there.
+    It is UTF-8, with or without a byte order mark; relative paths are relative to the checkout. Quotation marks are
+    characters like any other, as in the published files, unless the file as a whole was written with quoted fields, as
+    pandas writes it (see `_has_quoted_fields`).
 
     Returns
     -------
@@ -60,37 +45,22 @@ def read_tsv(path: str | Path, required: list[str]) -> pd.DataFrame:
         A missing file, wrong encoding, a line with too few or too many fields (named by number), a missing column.
     """
     path = resolve(path)
-    bad_lines: list[str] = []
-
-    def note(row: arrow_csv.InvalidRow) -> str:
-        number = f"{'row' if quoted else 'line'} {row.number}" if row.number is not None else "a line"
-        fields = f"{row.actual_columns} fields instead of {row.expected_columns}"
-        bad_lines.append(f"{number} has {fields}: {row.text[:60]!r}")
-        return "skip"
-
     try:
         quoted = _has_quoted_fields(path)
-        names = _header(path, quoted)
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            rows = csv.reader(handle, delimiter="\t", quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+            texts = dict.fromkeys(next(rows, []), pa.string())
         table = arrow_csv.read_csv(
             path,
-            read_options=arrow_csv.ReadOptions(use_threads=False),  # so that rows carry their numbers
-            parse_options=arrow_csv.ParseOptions(
-                delimiter="\t", quote_char='"' if quoted else False, newlines_in_values=quoted,
-                invalid_row_handler=note, ignore_empty_lines=False,  # so that they are counted
+            arrow_csv.ReadOptions(use_threads=False),  # so that errors name the row
+            arrow_csv.ParseOptions(
+                delimiter="\t", quote_char=quoted and '"', newlines_in_values=quoted, ignore_empty_lines=False
             ),
-            convert_options=arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False, check_utf8=True
-            ),
-        )  # fmt: skip
-    except FileNotFoundError as error:
-        raise DataError("no such file", where=str(path), todo="check the path in the parameters") from error
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"cannot be read as UTF-8 tab-separated text: {error}", where=str(path), todo="save it as UTF-8"
-        ) from error
-    if bad_lines:
-        found = f"{len(bad_lines)} malformed lines; {bad_lines[0]}"
-        raise DataError(found, where=str(path), todo="mend or remove these lines")
+            arrow_csv.ConvertOptions(column_types=texts, strings_can_be_null=False),
+        )
+    except (OSError, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        todo = "check the path, that the file was saved as UTF-8, and that each row has as many fields as the header"
+        raise DataError(f"cannot be read as UTF-8 tab-separated text: {error}", where=str(path), todo=todo) from error
     frame = table.to_pandas()
     check_columns(frame, required, str(path))
     if quoted:  # a field may have several lines
@@ -122,35 +92,24 @@ def action_keys(actions: pd.Series) -> pd.Series:
 
 
 def read_actions(path: str | Path) -> pd.DataFrame:
-    """Read the actions of Social-Chem-101, or of the built-in data, each once.
+    """Read the actions of Social-Chem-101 (Forbes et al., 2020), or of the built-in data, each once.
 
     The published file holds an action in several rows. "Sampled without replacement" (section 3.1) is about actions, so
     rows whose action has the same `action_key` are one; the first row speaks for it. An action that also occurs in
     another split than ``train`` is not a training action.
 
-    Parameters
-    ----------
-    path : str or Path
-        A TSV with at least the columns ``action split rot rot-judgment``.
-
     Returns
     -------
     DataFrame
         ``action_id``, ``action``, ``split`` and the other columns in snake_case, one row an action.
-
-    Raises
-    ------
-    DataError
-        As `read_tsv`; also for a duplicate ``action-id``.
     """
     frame = read_tsv(path, ["action", "split", "rot", "rot-judgment"])
     frame["action"] = frame["action"].str.split().str.join(" ").str.removesuffix(".").str.strip()
     key = action_keys(frame["action"])
     frame, key = frame[key != ""], key[key != ""]
     in_train_only = frame["split"].eq("train").groupby(key).transform("all")
-    frame = frame.assign(_order=in_train_only | frame["split"].ne("train"))
-    frame = frame.sort_values("_order", ascending=False, kind="stable")
-    frame = frame[~key.loc[frame.index].duplicated()].sort_index().drop(columns="_order").reset_index(drop=True)
+    repeated = key[in_train_only | frame["split"].ne("train")].duplicated()
+    frame = frame.loc[repeated.index[~repeated]].reset_index(drop=True)
     if "action_id" not in frame:
         frame.insert(0, "action_id", [f"sc{i:06d}" for i in range(len(frame))])
     doubled = frame["action_id"].duplicated()
@@ -160,18 +119,10 @@ def read_actions(path: str | Path) -> pd.DataFrame:
 
 
 def read_recorded(path: str | Path, actions: pd.DataFrame) -> pd.DataFrame:
-    """Read recorded teacher responses (``action-id moral-variance choice context rationale``).
+    """Read recorded teacher responses, ``action-id moral-variance choice context rationale``, and join their actions.
 
-    Returns
-    -------
-    DataFrame
-        One row a response, with ``action`` joined in.
-
-    Raises
-    ------
-    DataError
-        An unknown action, a moral variance other than 1 and -1, an empty context, a choice that is not a whole number,
-        a duplicate choice.
+    An unknown action, a moral variance other than 1 and -1, an empty context, a choice that is not a whole number, and
+    a duplicate choice are each a `DataError`.
     """
     frame = read_tsv(path, ["action-id", "moral-variance", "choice", "context", "rationale"])
     frame = with_variance(frame, str(path))
@@ -188,18 +139,9 @@ def read_groups(path: str | Path) -> pd.DataFrame:
     -------
     DataFrame
         ``group split premise hypothesis label`` with label 0 contradiction, 1 neutral, 2 entailment.
-
-    Raises
-    ------
-    DataError
-        A file that cannot be read, a line that is not a JSON object with the promised keys.
     """
-    try:
-        lines = resolve(path).read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028, too
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read as UTF-8 text: {error}", where=str(path)) from error
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -214,6 +156,14 @@ def read_groups(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["group", "split", "premise", "hypothesis", "label"])
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """Return the lines of a UTF-8 text, with or without a byte order mark."""
+    try:
+        return resolve(path).read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028, too
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read as UTF-8 text: {error}", where=str(path)) from error
+
+
 def with_variance(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     """Check moral variances and contexts, and return the former as numbers."""
     variance = read_whole(frame, "moral_variance", where, (1, -1))
@@ -223,13 +173,7 @@ def with_variance(frame: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def read_whole(frame: pd.DataFrame, column: str, where: str, allowed: tuple[int, int] | None = None) -> pd.Series:
-    """Return a column's whole numbers, also where they are written as ``0.0``.
-
-    Raises
-    ------
-    DataError
-        Another value than the `allowed` ones; by default, than a whole number from 0.
-    """
+    """Return a column's whole numbers (0 and above, or the `allowed` ones), also where they are written as ``0.0``."""
     numbers = pd.to_numeric(frame[column], errors="coerce").astype(float)
     good = numbers.isin(allowed) if allowed else numbers.ge(0) & numbers.mod(1).eq(0)
     expected = f"{allowed[0]} and {allowed[1]}" if allowed else "a whole number"
@@ -259,34 +203,17 @@ def _has_quoted_fields(path: Path) -> bool:
     """Tell whether a file was written with quoted fields.
 
     In such a file every quotation mark belongs to a field that is quoted as a whole, those within it doubled; and
-    either the header is quoted, or some field had to be, as it holds a quotation mark, a tab or a line end. In files
-    without quoting, marks stand anywhere, and the first that does not fit decides.
+    either the header is quoted, or some field had to be, as it holds a quotation mark, a tab or a line end.
     """
-    with path.open("rb") as handle:
-        first = len(codecs.BOM_UTF8) if handle.read(3) == codecs.BOM_UTF8 else 0
-        handle.seek(first)
-        needed, start = handle.read(1) == b'"', 0
-        handle.seek(0)
-        while b'"' not in (block := handle.read(1 << 20)):
-            if not block:
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    needed, end = data.startswith(b'"'), 0
+    for mark in re.finditer(b'"', data):
+        if mark.start() >= end:  # not within the field before
+            field = _QUOTED.match(data, mark.start())
+            if not field:
                 return False
-            start += len(block)
-        with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for mark in re.compile(b'"').finditer(data, start):
-                if mark.start() < start:  # within the field before
-                    continue
-                field = _QUOTED.match(data, mark.start())
-                begins = mark.start() == first or data[mark.start() - 1 : mark.start()] in b"\t\r\n"
-                if not field or not begins:
-                    return False
-                needed, start = needed or bool(re.search(rb'["\t\r\n]', field[1])), field.end()
+            needed, end = needed or bool(re.search(rb'["\t\r\n]', field[1])), field.end()
     return needed
-
-
-def _header(path: Path, quoted: bool) -> list[str]:
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        how = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-        return next(csv.reader(handle, delimiter="\t", quoting=how), [])
 
 
 def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, pd.DataFrame]:
@@ -295,32 +222,20 @@ def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, 
     Returns
     -------
     dict of DataFrame
-        ``seed``, ``round_1``, ``round_2`` and so on, ``final`` and ``test``: no action is in two of them.
-
-    Raises
-    ------
-    DataError
-        When a split holds fewer actions than asked for.
+        ``seed``, ``round_1``, ``round_2`` and so on, ``final`` and ``test``: no action is in two of them, and none is empty, as a
+        split with fewer actions than asked for is a `DataError`.
     """
     rng = np.random.default_rng(seed)
-    train, test = actions[actions["split"] == "train"], actions[actions["split"] == "test"]
-    train, test = (part.iloc[rng.permutation(len(part))].reset_index(drop=True) for part in (train, test))
+    train, test = (actions[actions["split"] == split] for split in ("train", "test"))
+    train, test = (part.iloc[rng.permutation(len(part))] for part in (train, test))
     sizes = {"seed": plan.seed_actions, **{f"round_{i}": n for i, n in enumerate(plan.round_actions, start=1)}}
-    sizes["final"] = plan.final_actions if plan.final_actions is not None else max(0, len(train) - sum(sizes.values()))
-    tested = plan.test_actions if plan.test_actions is not None else len(test)
+    sizes["final"] = plan.final_actions or max(1, len(train) - sum(sizes.values()))
+    tested = plan.test_actions or max(1, len(test))
     for split, wanted, found in (("train", sum(sizes.values()), len(train)), ("test", tested, len(test))):
-        if wanted > found or wanted == 0:
-            raise DataError(
-                f"asked for {wanted} actions of the {split} split, found {found}",
-                where=plan.actions,
-                todo="ask for fewer under `corpus` in the parameters, or give a larger file",
-            )
-    if sizes["final"] == 0:
-        raise DataError(
-            f"no action remains for the final data set: {len(train)} of the train split are all used by A0 and the rounds",
-            where=plan.actions,
-            todo="ask for fewer under `corpus` in the parameters",
-        )
+        if wanted > found:
+            todo = "ask for fewer under `corpus` in the parameters, or give a larger file"
+            asked = f"asked for {wanted} actions of the {split} split, found {found}"
+            raise DataError(asked, where=plan.actions, todo=todo)
     parts, start = {}, 0
     for name, size in sizes.items():
         parts[name], start = train.iloc[start : start + size].reset_index(drop=True), start + size

@@ -13,7 +13,6 @@ from drot_utils.study.errors import DataError
 VOTES = {"Y": "as_asked", "N": "neutral", "O": "opposite"}
 #: Columns of the single votes as scores: 1 for Y, 0 for N and O; null where there are not three of them.
 ANNOTATORS = ["annotator 1", "annotator 2", "annotator 3"]
-#: Columns of `read_gold`.
 COLUMNS = [
     "action_id", "action", "moral_variance", "context", "rationale", "source", "valid", "shift", "votes", "agreed",
     "split", *ANNOTATORS,
@@ -31,8 +30,8 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
     paths : list of str
         TSVs with ``q1-a1 q1-a2 q1-a3``, with a single ``q1``, or with ``context-quality``.
     actions : DataFrame
-        As `read_actions` returns it; joined where a file has ``action-id`` but no ``action``. A file with actions only
-        gets their ids; those of actions that are not among them begin with g.
+        Joined where a file has ``action-id`` but no ``action``. A file with actions only gets their ids; those of
+        actions that are not among them begin with g.
 
     Returns
     -------
@@ -44,8 +43,8 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        As `read_tsv`; also for a vote that is not Y, N or O, a ``context-quality`` other than 0 and 1, or without a
-        ``split`` of train, dev and test, and a row without an action.
+        A vote that is not Y, N or O, a ``context-quality`` other than 0 and 1, or without a ``split`` of train, dev and
+        test, a row without an action, or as `read_tsv`.
     """
     gold = pd.concat([_read_gold_file(path, actions) for path in paths], ignore_index=True)
     if gold["action_id"].isna().any():
@@ -57,13 +56,7 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_votes(path: str) -> pd.DataFrame:
-    """Read the single votes of an annotation file, for their agreement.
-
-    Returns
-    -------
-    DataFrame
-        ``file row source question annotator answer``, a row a vote; empty where a row has one vote.
-    """
+    """Read single votes, ``file row source question annotator answer``; none where an annotation has only one."""
     frame = read_tsv(path, ["context"])
     columns = [name for name in frame if re.fullmatch(r"q\d_a\d", name)]
     if not columns:
@@ -82,12 +75,12 @@ def _read_gold_file(path: str, actions: pd.DataFrame) -> pd.DataFrame:
     refuse(frame, action_keys(frame["action"]) == "", "have no action", path, "action")
     if "context_quality" in frame:
         check_columns(frame, ["split"], path)
-        splits = ["train", "dev", "test"]
-        refuse(frame, ~frame["split"].isin(splits), f"have a split that is none of {splits}", path, "split")
+        unknown = ~frame["split"].isin(["train", "dev", "test"])
+        refuse(frame, unknown, "have a split other than train, dev and test", path, "split")
         valid = read_whole(frame, "context_quality", path, (0, 1)).astype(bool)
-        frame = frame.assign(valid=valid, shift=float("nan"), votes=3)
-        frame["agreed"] = frame["split"] != "train"  # the published dev and test splits hold full agreement only
-        frame["source"] = frame.get("source", "gpt-3")
+        agreed = frame["split"] != "train"  # the published dev and test splits hold full agreement only
+        source = frame.get("source", "gpt-3")
+        frame = frame.assign(valid=valid, shift=float("nan"), votes=3, agreed=agreed, source=source)
     else:
         frame = _vote(frame, path)
     return frame.reindex(columns=COLUMNS)
@@ -120,12 +113,7 @@ def count_valid(valid: pd.Series, written: pd.Series, least: float = 0.0) -> flo
     written : Series of bool, shape (rows,)
         Whether there is a text to judge; where not, the row is not valid.
     least : float
-        The share of the written rows that must be judged.
-
-    Returns
-    -------
-    float
-        NaN where none is judged, or fewer than `least`, or there are no rows.
+        The share of the written rows that must be judged: where fewer are, or none, the number is NaN.
     """
     if not written.any():
         return 0.0 if len(written) else np.nan

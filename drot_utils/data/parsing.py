@@ -40,12 +40,8 @@ _END = re.compile(_MARK)
 def unwrap(text: str) -> str | None:
     """Return what a model answers, without its thoughts, other channels and special tokens.
 
-    Of several thoughts, what follows the closing mark of the last one is read, with or without an opening mark.
-
-    Returns
-    -------
-    str or None
-        None when a thought was begun and not ended: then there is no answer.
+    Of several thoughts, what follows the closing mark of the last one is read, with or without an opening mark. When a
+    thought was begun and not ended, there is no answer: None.
     """
     if _CHANNEL.search(text):
         finals = list(_FINAL.finditer(text))
@@ -55,19 +51,14 @@ def unwrap(text: str) -> str | None:
     closing = [mark.end() for mark in _THOUGHT.finditer(text) if "/" in mark[0] or mark["token"] == "end"]
     text = text[closing[-1] :] if closing else text
     text = text[_OPENING.match(text).end() :]
-    end = _END.search(text)
-    text = text[: end.start()] if end else text
+    text = _END.split(text, maxsplit=1)[0]
     return None if _THOUGHT.search(text) else text
 
 
 def clean(text: str) -> str:
-    """Take off what a text is wrapped in; what is clean stays as it is.
+    """Return a text as one line without emphasis, list signs, quotation marks around all of it, and final full stop.
 
-    Returns
-    -------
-    str
-        One line without emphasis, list signs, quotation marks around all of it, and final full stop; "" when no letter
-        or digit is left, or only a word for nothing ("N/A").
+    What is clean stays as it is; when no letter or digit is left, or only a word for nothing ("N/A"), it is "".
     """
     text = " ".join(text.split())
     before = None
@@ -121,24 +112,26 @@ _LABEL = re.compile(
 )
 #: A label within a line: what cannot be a word of the sentence, as it has a capital, signs, or a stop before it.
 _INNER_LABEL = re.compile(
-    r"(?:(?<!\w)(?:Explanation|EXPLANATION|Reason(?:ing)?|Rationale|Justification|Situation|SITUATION|Scenario|Context|Action)"
-    rf"|(?:(?<=[\"“'‘*_|])|(?<=[.!?;|]\s))(?i:{_NAMES}))\b{_NUMBER}{_COLON}"
+    r"(?:(?<=[\"“'‘*_|])|(?<=[.!?;|]\s)"
+    r"|(?<!\w)(?=(?:Explanation|EXPLANATION|Reason(?:ing)?|Rationale|Justification"
+    r"|Situation|SITUATION|Scenario|Context|Action)\b))"
+    rf"(?P<name>(?i:{_NAMES}))\b{_NUMBER}{_COLON}"
 )
-_NAME = re.compile(_NAMES, re.IGNORECASE)
 #: What begins an explanation without a label.
 _UNLABELLED = re.compile(r"[\s>*_-]*+(?:because|(?:this|that) (?:is because|makes|would make))\b", re.IGNORECASE)
 _PREAMBLE = re.compile(
-    r"(?:sure|certainly|of course|absolutely|okay|ok|great|understood)?\W*+here(?:'s| is| are)\b|given an action,",
+    r"(?:sure|certainly|of course|absolutely|okay|ok|great|understood)?\W*+here(?:['’]s| is| are)\b|given an action,",
     re.IGNORECASE,
 )
-_CANNOT = r"i(?:'m| am)?(?: can't| can ?not| won't| will not| unable to| not able to| not comfortable)"
+_CANNOT = r"i(?:['’]m| am)?(?: can['’]t| can ?not| won['’]t| will not| unable to| not able to| not comfortable)"
 _DECLINED = (
     r"(?:help(?: you)? with (?:this|that|your|such|creat|writ|generat)|help(?: you)?\W*$|assist|comply|fulfill?\b|condone|endorse|generat"
     r"|do (?:this|that)\W*$|(?:writ|creat|provid|giv|offer|suggest|com)\w*\b.{0,40}?\b(?:situation|scenario|context|content|example"
     r"|reason|justification|advice|instruction))"
 )
 _REFUSAL = re.compile(
-    rf"(?:i'm|i am) (?:very |so )?sorry,? but\b.{{0,40}}?(?:{_CANNOT}|\bai\b)|(?:i'm|i am|as) an? (?:ai|(?:large )?language model)\b"
+    rf"i(?:['’]m| am) (?:very |so )?sorry,? but\b.{{0,40}}?(?:{_CANNOT}|\bai\b)"
+    r"|(?:i['’]m|i am|as) an? (?:ai|(?:large )?language model)\b"
     rf"|(?:(?:sorry|(?:my )?apologies|i apologi[sz]e|unfortunately|no)\b.{{0,20}}?\b)?{_CANNOT} {_DECLINED}",
     re.IGNORECASE,
 )
@@ -177,14 +170,14 @@ class _Part:
         heading = bool(HEADING.match(line))
         if self.lines and (heading or BLANK.match(line) or ITEM.match(line)):
             self.closed = True
-            if self.opening and (not self.text or _PREAMBLE.match(self.text.replace("’", "'"))):
+            if self.opening and (not self.text or _PREAMBLE.match(self.text)):
                 self.lines, self.closed = [], False
         if not (self.closed or BLANK.match(line) or (heading and self.opening)):
             self.lines.append(line.strip())
 
 
 def parse_teacher(text: str) -> Parsed | None:
-    """Read the continuation of appendix A's prompt.
+    """Read the continuation of appendix A's prompt; None when there is no situation with an explanation (see `diagnose`).
 
     The labels may be in markdown, numbered, on lines of their own, called otherwise (Context, Scenario; Reason,
     Rationale, Because ...), repeated from the prompt, or keys of JSON; the first one may be missing, and without any
@@ -192,14 +185,9 @@ def parse_teacher(text: str) -> Parsed | None:
     pair is taken; of a text under a label its first paragraph or list item. What follows an ``Action:`` line after a
     situation is about another action and is not read. Thoughts and special tokens are left out (`unwrap`).
 
-    An answer that ends before its explanation has no context. An explanation need not end with a full stop (the
-    recorded ones do not), so one that stops in mid sentence shows only where its last word cannot be the last of a
-    sentence: then its whole sentences are kept, and without any the answer counts as cut off.
-
-    Returns
-    -------
-    Parsed or None
-        None when there is no situation with an explanation (`diagnose` says why); the caller keeps the raw text.
+    An explanation need not end with a full stop (the recorded ones do not), so one that stops in mid sentence shows only
+    where its last word cannot be the last of a sentence: then its whole sentences are kept, and without any the answer
+    counts as cut off.
     """
     return _read(text)[0]
 
@@ -210,14 +198,12 @@ def diagnose(text: str) -> str:
 
 
 def _read(text: str) -> tuple[Parsed | None, str]:
-    verdict = _read_once(text)
-    for _ in range(RENEWALS):
-        if verdict[0] is None:
+    before = None
+    for _ in range(1 + RENEWALS):
+        verdict = _read_once(text)
+        if verdict[0] is None or verdict == before:
             return verdict
-        again = _read_once(f" {verdict[0].context}\nExplanation: {verdict[0].rationale}")
-        if again == verdict:
-            return verdict
-        verdict = again
+        before, text = verdict, f" {verdict[0].context}\nExplanation: {verdict[0].rationale}"
     return None, "no explanation"
 
 
@@ -231,7 +217,7 @@ def _read_once(text: str) -> tuple[Parsed | None, str]:
         verdict = _first_pair(parts)
         if verdict[1] not in ("no situation", "no explanation"):
             return verdict
-    return (None, "refusal") if _refuses(text[:LONGEST].strip()) else verdict
+    return (None, "refusal") if _REFUSAL.match(text[:LONGEST].strip()) else verdict
 
 
 def _first_pair(parts: Iterable[_Part]) -> tuple[Parsed | None, str]:
@@ -253,16 +239,12 @@ def _first_pair(parts: Iterable[_Part]) -> tuple[Parsed | None, str]:
 
 
 def _check(context: str, rationale: str) -> tuple[Parsed | None, str]:
-    if _refuses(context):
+    if _REFUSAL.match(context):
         return None, "refusal"
     while _DANGLING.search(rationale):
         whole = _WHOLE.match(rationale)
         rationale = clean(whole[0]) if whole else ""
     return (Parsed(context, rationale), "parsed") if rationale else (None, "cut off")
-
-
-def _refuses(text: str) -> bool:
-    return bool(_REFUSAL.match(text.replace("’", "'")))
 
 
 def _label_parts(text: str, unlabelled: bool) -> Iterator[_Part]:
@@ -273,11 +255,11 @@ def _label_parts(text: str, unlabelled: bool) -> Iterator[_Part]:
         if unlabelled and not labels and part.kind == "situation" and part.lines and _UNLABELLED.match(line):
             yield part
             part = _Part("explanation")
-        for start, end, kind, number in labels:
+        for start, label in labels:
             if line[begin:start].strip():
                 part.add(line[begin:start])
             yield part
-            part, begin = _Part(kind, number), end
+            part, begin = _Part(_kind(label), label["number"]), label.end()
         part.add(line[begin:])
         if part.kind == "action":  # one line long
             yield part
@@ -285,8 +267,8 @@ def _label_parts(text: str, unlabelled: bool) -> Iterator[_Part]:
     yield part
 
 
-def _find_labels(line: str) -> Iterator[tuple[int, int, str, str | None]]:
-    """Yield where each label of a line starts and ends, its kind and its number."""
+def _find_labels(line: str) -> Iterator[tuple[int, re.Match[str]]]:
+    """Yield each label of a line, and where the signs before it start."""
     position = 0
     while True:
         signs = _PREFIX.match(line, position).end()
@@ -295,14 +277,14 @@ def _find_labels(line: str) -> Iterator[tuple[int, int, str, str | None]]:
         bare = label and label["bare"] is not None
         if not label or (bare and (position or not (label[0][0].isupper() or line[:signs].strip()))):
             break
-        yield position, label.end(), _kind(label["name"]), label["number"]
+        yield position, label
         position = label.end()
     for label in _INNER_LABEL.finditer(line, position):
-        yield label.start(), label.end(), _kind(_NAME.search(label[0])[0]), label["number"]
+        yield label.start(), label
 
 
-def _kind(name: str) -> str:
-    return next(kind for kind, names in _KINDS.items() if re.fullmatch(names, name, re.IGNORECASE))
+def _kind(label: re.Match[str]) -> str:
+    return next(kind for kind, names in _KINDS.items() if re.fullmatch(names, label["name"], re.IGNORECASE))
 
 
 def _json_parts(text: str) -> Iterator[_Part]:
@@ -324,7 +306,7 @@ def _flatten(value: object) -> Iterator[_Part]:
         for kind in ("situation", "explanation"):
             for label, item in labels:
                 item = item[0] if isinstance(item, list) and item else item
-                if label and _kind(label["name"]) == kind and isinstance(item, str):
+                if label and _kind(label) == kind and isinstance(item, str):
                     yield _Part(kind, label["number"], lines=item.split("\n"))
         value = list(value.values())
     for item in value if isinstance(value, list) else []:
@@ -349,17 +331,12 @@ _BRACES = re.compile(r"\{[^{}]*\}")
 
 
 def parse_score(text: str) -> float | None:
-    """Read a score from 0 to 1 in a model's own words.
+    """Read a score from 0 to 1 in a model's own words; None when there is none.
 
     Understood are the JSON asked for (also in a markdown fence or within prose, its number also as text), a number
     after the word score (probability, answer ...), and a number alone or in prose if it is the only one; each also as a
     per cent or a ratio ("8/10"). Thoughts are not read (`unwrap`). Nothing is guessed: a number outside the scale,
     several different ones, or words only ("probably") are no score.
-
-    Returns
-    -------
-    float or None
-        None when there is no score; the caller counts it and keeps the text.
     """
     text = (unwrap(text) or "").strip()
     for candidate in [*_FENCE.findall(text), text, *_BRACES.findall(text)]:

@@ -37,22 +37,13 @@ def check_columns(frame: pd.DataFrame, required: list[str], where: str) -> None:
     """Raise a `DataError` that lists the columns of `required` that `frame` lacks, and those it has."""
     missing = [name for name in required if name not in frame.columns]
     if missing:
-        raise DataError(
-            f"missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; found {', '.join(map(str, frame.columns))}",
-            where=where,
-            todo="check that the file is the one its section of the parameters asks for",
-        )
+        found = f"missing column{'s' * (len(missing) > 1)} {', '.join(missing)}; found {', '.join(map(str, frame))}"
+        todo = "check that the file is the one its section of the parameters asks for"
+        raise DataError(found, where=where, todo=todo)
 
 
 def check_candidates(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     """Check a candidate table and return it unchanged.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        Columns as in `CANDIDATES`; flags and scores may be null.
-    where : str
-        Named in the error.
 
     Raises
     ------
@@ -71,10 +62,8 @@ def check_candidates(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     for what, rows in problems.items():
         if rows.any():
             first = frame.loc[rows].iloc[0]
-            raise DataError(
-                f"{int(rows.sum())} rows with {what}; the first is {dict(first[KEY])}",
-                where=f"{where}, row {first.name}",
-            )
+            found = f"{int(rows.sum())} rows with {what}; the first is {dict(first[KEY])}"
+            raise DataError(found, where=f"{where}, row {first.name}")
     return frame
 
 
@@ -103,22 +92,13 @@ def write_frame(frame: pd.DataFrame, path: Path, schema: pa.Schema | None = None
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a parquet file, verifying its checksums.
-
-    Raises
-    ------
-    DataError
-        When the file is truncated or its bytes have changed.
-    """
+    """Read a parquet file; one that is truncated, or whose bytes have changed, is a `DataError`."""
     try:
         return to_pandas(pq.read_table(path, page_checksum_verification=True))
     # A changed footer leads to more than Arrow's own errors.
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"cannot be read as parquet: {error}",
-            where=str(path),
-            todo="remove the file and run the notebook that makes it",
-        ) from error
+        todo = "remove the file and run the notebook that makes it"
+        raise DataError(f"cannot be read as parquet: {error}", where=str(path), todo=todo) from error
 
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:
@@ -127,19 +107,11 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
 
 
 def for_reading(rows: pd.DataFrame, *columns: str, decimals: int = 2) -> Styler:
-    """Return rows as a notebook shows them: without index, texts on the left, directions in words, nothing for null.
-
-    Parameters
-    ----------
-    columns : str
-        Which are shown; by default all.
-    decimals : int
-        Of numbers that are no whole ones.
-    """
+    """Return rows (all or some columns) as a notebook shows them: without index, directions in words, nothing for null."""
     shown = (rows[list(columns)] if columns else rows).reset_index(drop=True)
     if "moral_variance" in shown:
-        shown = shown.assign(direction=shown["moral_variance"].map(DIRECTIONS))
-        shown = shown[["direction" if name == "moral_variance" else name for name in shown if name != "direction"]]
+        directions = shown["moral_variance"].map(DIRECTIONS)
+        shown = shown.assign(moral_variance=directions).rename(columns={"moral_variance": "direction"})
     # Names of columns in words; a model's name, such as Distill_base, stays.
     shown.columns = [name.replace("_", " ") if name.islower() else name for name in map(str, shown)]
     texts = [name for name in shown if not pd.api.types.is_numeric_dtype(shown[name])]

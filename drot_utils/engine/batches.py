@@ -19,7 +19,7 @@ MOST_TARGETS = 4
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt with all its targets, as token ids; every target ends with the end token."""
+    """A prompt with its targets, as token ids; every target ends with the end token."""
 
     prompt: list[int]
     targets: list[list[int]]
@@ -76,28 +76,24 @@ def batch_loss(
 def _causal_logits(
     model: PreTrainedModel, batch: list[Example], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # The end token is predicted but never read, so it is not part of the input.
-    width = max(e.length - len(e.targets) for e in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.int64)
-    positions = torch.zeros_like(ids)
-    mask = torch.eye(width, dtype=torch.bool).repeat(len(batch), 1, 1)  # padding attends to itself, to nothing else
+    width = max(e.length - len(e.targets) for e in batch)  # the end token is predicted but never read
+    ids, positions, part = (torch.zeros(len(batch), width, dtype=torch.int64) for _ in range(3))
     predictors, labels = [], []
     for row, example in enumerate(batch):
-        start = len(example.prompt)
+        start = at = len(example.prompt)
         ids[row, :start] = torch.tensor(example.prompt)
         positions[row, :start] = torch.arange(start)
-        mask[row, :start, :start] = torch.ones(start, start, dtype=torch.bool).tril()
-        at = start
-        for target in example.targets:
+        for number, target in enumerate(example.targets, 1):
             end = at + len(target) - 1
             ids[row, at:end] = torch.tensor(target[:-1])
             positions[row, at:end] = torch.arange(start, start + end - at)
-            mask[row, at:end, :start] = True
-            mask[row, at:end, at:end] = torch.ones(end - at, end - at, dtype=torch.bool).tril()
+            part[row, at:end] = number
             predictors += [row * width + i for i in (start - 1, *range(at, end))]
             labels += target
             at = end
-    mask = mask.unsqueeze(1).to(device)
+        part[row, at:] = -1  # padding: whatever it attends to, nothing attends to it
+    same = part.unsqueeze(2) == part.unsqueeze(1)
+    mask = (same | (part == 0).unsqueeze(1)).tril().unsqueeze(1).to(device)
     if model.config._attn_implementation == "eager":  # which adds the mask to the scores
         mask = torch.zeros(mask.shape, device=device).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
     states = model.base_model(
@@ -113,8 +109,7 @@ def _seq2seq_logits(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     pad = model.config.pad_token_id
     ids = _padded([e.prompt for e in batch], pad).to(device)
-    lengths = torch.tensor([len(e.prompt) for e in batch], device=device)
-    mask = (torch.arange(ids.shape[1], device=device) < lengths.unsqueeze(1)).long()
+    mask = _padded([[1] * len(e.prompt) for e in batch], 0).to(device)
     counts = torch.tensor([len(e.targets) for e in batch], device=device)
     states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
     labels = _padded([t for e in batch for t in e.targets], -100).to(device)

@@ -4,34 +4,40 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from scipy.special import softmax
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from drot_utils.engine.load import round_weights
+from drot_utils.engine.load import fit_embeddings, load_model, round_weights, save_module
 from drot_utils.study.errors import ModelError
 from drot_utils.study.params import Encoder
+from drot_utils.study.paths import replace_folder, require
 from drot_utils.study.progress import Progress
+from drot_utils.study.record import Study
 
+BATCH_TOKENS = 4096  # of a batch that is scored
+
+#: First and second texts of rows, and these with the rows' classes.
 Texts = tuple[list[str], list[str] | None]
+Labelled = tuple[Texts, np.ndarray]
 
 
 class PairClassifier(nn.Module):
-    """An encoder with a two-layer GELU head (appendix D.1).
+    """An encoder with a two-layer GELU head and dropout before both layers (appendix D.1).
 
     Parameters
     ----------
-    encoder : PreTrainedModel
-    classes : int
-        Number of logits.
     pooling : {"first", "mean"}
         The first token's vector (BERT, DeBERTa), or the mean over tokens (sentence encoders).
     hidden : int
         Width of the head's middle layer (512 in the paper).
-    dropout : float
-        Before both layers of the head.
     """
 
     def __init__(self, encoder: PreTrainedModel, classes: int, pooling: str, hidden: int, dropout: float) -> None:
@@ -84,24 +90,11 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, list[int]]],
     device: torch.device,
-    *,
-    batch_tokens: int = 4096,
-    progress: Progress | None = None,
 ) -> np.ndarray:
-    """Return logits for tokenized rows, in their order.
+    """Return logits for tokenized rows (`encode`), in their order: float32, shape (rows, classes).
 
-    Rows of like length share a batch of at most `batch_tokens` tokens, so that little is spent on padding.
-
-    Parameters
-    ----------
-    model : PairClassifier or a transformers classifier
-        As `in_dtype` returns it.
-    rows : list of dict
-        As `encode` returns them.
-
-    Returns
-    -------
-    ndarray of float32, shape (rows, classes)
+    Rows of like length share a batch of at most `BATCH_TOKENS` tokens, so that little is spent on padding. `model` is as
+    `in_dtype` returns it, a `PairClassifier` or a transformers classifier.
 
     Raises
     ------
@@ -110,24 +103,55 @@ def predict(
     """
     if not rows:  # the width of nothing is that of anything
         return predict(model, tokenizer, encode(tokenizer, ([""], None), 8), device)[:0]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     out: list[np.ndarray | None] = [None] * len(rows)
-    for index in _by_tokens(order, rows, batch_tokens):
+    for index in _by_tokens(rows):
         logits = model(**tokenizer.pad([rows[i] for i in index], return_tensors="pt").to(device))
         logits = getattr(logits, "logits", logits).float().cpu().numpy()
         if not np.isfinite(logits).all():
             raise ModelError("the model answers with NaN or infinity: its weights are broken", todo="train it again")
         for i, row in zip(index, logits, strict=True):
             out[i] = row
-        if progress:
-            progress.update(len(index))
     return np.stack(out)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities over the last axis, float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
+@dataclass
+class Classifier:
+    """A classifier ready to score: what the critic and the entailment model have in common."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def classify(self, texts: Texts) -> np.ndarray:
+        """Return the probabilities of all classes, float64 of shape (rows, classes)."""
+        rows = encode(self.tokenizer, texts, self.max_length)
+        return softmax(predict(self._fast, self.tokenizer, rows, self.device).astype(np.float64), axis=-1)
+
+    @cached_property
+    def _fast(self) -> nn.Module:
+        return in_dtype(self.model, self.dtype)
+
+    def save(self, folder: Path, settings: dict) -> None:
+        """Write weights, tokenizer and a JSON of settings to `folder`, whole or not at all."""
+
+        def fill(place: Path) -> None:
+            save_module(self.model, settings, place)
+            self.tokenizer.save_pretrained(place)
+
+        replace_folder(folder, fill)
+
+
+def load_classifier(study: Study, folder: Path, settings: Encoder, made_by: str, **head: Any) -> Classifier:
+    """Load the pair classifier in `folder`, which notebook `made_by` trained; `head` are a `PairClassifier`'s arguments."""
+    weights = require(folder / "model.safetensors", made_by)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoder, _ = load_model(settings.base, "encoder", study.run)
+    fit_embeddings(encoder, tokenizer)
+    model = PairClassifier(encoder, **head)
+    model.load_state_dict(load_file(weights))
+    return Classifier(model.to(study.device).eval(), tokenizer, settings.max_length, study.device, study.dtype)
 
 
 def _mean(states: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -135,10 +159,10 @@ def _mean(states: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return (states.float() * mask).sum(1) / mask.sum(1)
 
 
-def _by_tokens(order: list[int], rows: list[dict], batch_tokens: int) -> Iterator[list[int]]:
+def _by_tokens(rows: list[dict]) -> Iterator[list[int]]:
     batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) + 1) * len(rows[i]["input_ids"]) > batch_tokens:
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"])):
+        if batch and (len(batch) + 1) * len(rows[i]["input_ids"]) > BATCH_TOKENS:
             yield batch
             batch = []
         batch.append(i)
@@ -147,66 +171,58 @@ def _by_tokens(order: list[int], rows: list[dict], batch_tokens: int) -> Iterato
 
 @dataclass
 class Fit:
-    """What a training left behind besides the weights."""
+    """A training's curve (step, train loss since the last evaluation, dev loss) and the step whose weights are kept."""
 
     curve: list[dict[str, float]] = field(default_factory=list)
     best_step: int = 0
-    steps: int = 0
 
 
-def fit(
-    model: PairClassifier,
-    tokenizer: PreTrainedTokenizerBase,
-    train: Texts,
-    labels: np.ndarray,
-    dev: Texts,
-    dev_labels: np.ndarray,
+def train_classifier(
+    study: Study,
     settings: Encoder,
+    train: Labelled,
+    dev: Labelled,
     *,
-    device: torch.device,
-    dtype: torch.dtype,
-    seed: int,
+    tokens: tuple[str, ...] = (),
     class_weights: list[float] | None = None,
     what: str = "training",
-) -> Fit:
+    **head: Any,
+) -> tuple[Classifier, Fit]:
     """Fine-tune with AdamW and a linear schedule, and keep the weights of the lowest dev loss (early stopping).
 
     Parameters
     ----------
-    model : PairClassifier
-        Changed in place; holds the best weights afterwards.
-    train, dev : (list of str, list of str or None)
-        First and second texts of each row.
-    labels, dev_labels : ndarray of int, shape (rows,)
-    settings : Encoder
-        Learning rate, batch size, epochs or `max_steps`, number of `evaluations`, `patience` in evaluations.
+    tokens : tuple of str
+        Special tokens of these texts.
     class_weights : list of float, optional
         Weight of each class in the training loss.
-
-    Returns
-    -------
-    Fit
-        The curve (step, train loss since the last evaluation, dev loss) and the step whose weights are kept.
+    head
+        Arguments of `PairClassifier`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    rows, dev_rows = (encode(tokenizer, train, settings.max_length), encode(tokenizer, dev, settings.max_length))
+    device, dtype = study.device, study.dtype
+    encoder, tokenizer = load_model(settings.base, "encoder", study.run)
+    if tokens:
+        tokenizer.add_special_tokens({"additional_special_tokens": [*tokens]})
+        fit_embeddings(encoder, tokenizer)
+    torch.manual_seed(study.params.seed)  # the head's first weights
+    model = PairClassifier(encoder, **head).to(device).train()
+    generator = torch.Generator().manual_seed(study.params.seed)
+    torch.manual_seed(study.params.seed)
+    rows, dev_rows = (encode(tokenizer, texts, settings.max_length) for texts, _ in (train, dev))
+    labels, dev_labels = (torch.tensor(numbers) for _, numbers in (train, dev))
     steps = settings.max_steps or settings.epochs * math.ceil(len(rows) / settings.batch_size)
     every = max(1, steps // settings.evaluations)
     weights = torch.tensor(class_weights, device=device) if class_weights else None
-    model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    result, losses, best, waited = Fit(), [], None, 0
+    result, losses, best, lowest, waited = Fit(), [], {}, math.inf, 0
     batches = _endless_batches(rows, settings.batch_size, generator)
     with Progress(what, steps, "steps") as progress:
-        for step in range(1, steps + 1):
-            index = next(batches)
+        for step, index in zip(range(1, steps + 1), batches, strict=False):
             batch = tokenizer.pad([rows[i] for i in index], return_tensors="pt").to(device)
-            target = torch.tensor(labels[index], device=device)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = model(**batch)
-            loss = nn.functional.cross_entropy(logits, target, weight=weights)
+            loss = nn.functional.cross_entropy(logits, labels[index].to(device), weight=weights)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -216,21 +232,18 @@ def fit(
             progress.update()
             if step % every and step != steps:
                 continue
-            scores = predict(in_dtype(model, dtype), tokenizer, dev_rows, device)
-            dev_loss = float(nn.functional.cross_entropy(torch.tensor(scores), torch.tensor(dev_labels)))
+            scores = torch.tensor(predict(in_dtype(model, dtype), tokenizer, dev_rows, device))
+            dev_loss = float(nn.functional.cross_entropy(scores, dev_labels))
             result.curve.append({"step": step, "train_loss": float(np.mean(losses)), "dev_loss": dev_loss})
-            losses, result.steps = [], step
-            if best is None or dev_loss < best[0]:
-                best, waited = (dev_loss, {k: v.detach().clone() for k, v in model.state_dict().items()}), 0
-                result.best_step = step
-            else:
-                waited += 1
-                if waited >= settings.patience:
-                    break
+            losses, waited = [], waited + 1
+            if dev_loss < lowest:
+                best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+                result.best_step, lowest, waited = step, dev_loss, 0
+            if waited == settings.patience:
+                break
             model.train()
-    model.load_state_dict(best[1])
-    model.eval()
-    return result
+    model.load_state_dict(best)
+    return Classifier(model.eval(), tokenizer, settings.max_length, device, dtype), result
 
 
 def _endless_batches(rows: list[dict], size: int, generator: torch.Generator) -> Iterator[list[int]]:

@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -17,15 +17,9 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
     modeling_gguf_pytorch_utils,
 )
 from transformers.utils import logging as transformers_logging
@@ -56,16 +50,16 @@ PACKAGES = {
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
 }
-#: Tiny models with random weights: a causal student, a seq2seq student, an encoder.
+#: Tiny models with random weights: a causal student, a seq2seq student, an encoder; their kinds, types and sizes.
 TINY = {
-    "tiny-llama": (LlamaForCausalLM, LlamaConfig, {
+    "tiny-llama": ("causal", "llama", {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 1024, "tie_word_embeddings": True,
     }),
-    "tiny-t5": (T5ForConditionalGeneration, T5Config, {
+    "tiny-t5": ("seq2seq", "t5", {
         "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0,
     }),
-    "tiny-bert": (BertModel, BertConfig, {
+    "tiny-bert": ("encoder", "bert", {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "max_position_embeddings": 256,
     }),
@@ -80,21 +74,14 @@ SPECIAL = ["<pad>", "</s>", "<unk>", "[CLS]", "[SEP]"]
 
 
 def load_model(ref: ModelRef, kind: str, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a base model with its tokenizer, in float32.
+    """Load a base model with its tokenizer, in float32 and evaluation mode.
 
     Parameters
     ----------
-    ref : ModelRef
-        Where the weights come from.
     kind : {"encoder", "classifier", "student"}
-        What is made of them; a student is causal or seq2seq by its configuration.
+        What is made of its weights; a student is causal or seq2seq by its configuration.
     run : Run
         Where a dequantized copy is kept.
-
-    Returns
-    -------
-    model, tokenizer
-        The model in evaluation mode.
 
     Raises
     ------
@@ -103,14 +90,14 @@ def load_model(ref: ModelRef, kind: str, run: Run) -> tuple[PreTrainedModel, Pre
     """
     if ref.source == "random":
         return build_tiny(ref.name)
-    if ref.source == "hub":
-        return load_folder(ref.name, kind, revision=ref.revision)
-    if ref.source == "folder":
-        folder = resolve(ref.name)
-        if not folder.is_dir():  # else the name would be looked for on the hub
-            raise ModelError("no such folder", where=str(folder), todo="check the path in the parameters")
-        return load_folder(folder, kind)
-    return load_folder(_package_folder(ref.name, run), kind)
+    place: str | Path = ref.name
+    if ref.source == "package":
+        place = _package_folder(ref.name, run)
+    elif ref.source == "folder":
+        place = resolve(ref.name)
+        if not place.is_dir():  # else the name would be looked for on the hub
+            raise ModelError("no such folder", where=str(place), todo="check the path in the parameters")
+    return load_folder(place, kind, ref.revision)
 
 
 def load_folder(
@@ -155,7 +142,7 @@ def _complete_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give every token of a tokenizer a row in the model's embedding; rows that no token has stay.
 
-    Training and loading both call this, so that what one has saved fits the other. New rows are the same each time.
+    Training and loading both do so, and new rows are the same each time: what one has saved fits the other.
     """
     rows = max(tokenizer.get_vocab().values()) + 1
     if rows > model.get_input_embeddings().num_embeddings:
@@ -177,13 +164,7 @@ def _check_head(model: PreTrainedModel, place: str | Path) -> None:
 
 
 def package_file(name: str) -> Path:
-    """Return the weights file of a model package, its hash checked.
-
-    Raises
-    ------
-    ModelError
-        An unknown name, a package that is not installed, or a file that is not the pinned one.
-    """
+    """Return the weights file of an installed model package, its hash checked."""
     if name not in PACKAGES:
         raise ModelError(f"unknown model package {name!r}; expected one of {', '.join(PACKAGES)}")
     module, file, expected = PACKAGES[name]
@@ -191,8 +172,7 @@ def package_file(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"the package of {name} is not installed", todo=f"pip install {PINNED}")
     path = Path(spec.submodule_search_locations[0]) / file
-    found = sha256(path) if path.exists() else "no file"
-    if found != expected:
+    if (found := sha256(path) if path.exists() else "no file") != expected:
         todo = f"pip install --force-reinstall {PINNED}"
         raise ModelError(f"expected SHA-256 {expected}, found {found}", where=str(path), todo=todo)
     return path
@@ -209,33 +189,24 @@ def _package_folder(name: str, run: Run) -> Path:
 
 
 def _dequantize(gguf: Path, folder: Path) -> None:
-    # A model loaded from GGUF refuses to be saved as it is still marked as quantized: its tensors go into a fresh one.
     modeling_gguf_pytorch_utils.tqdm = partial(modeling_gguf_pytorch_utils.tqdm, disable=True)  # a bar of its own
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    fresh = AutoModelForCausalLM.from_config(config)
-    fresh.load_state_dict(loaded.state_dict())
-    fresh.tie_weights()
-    fresh.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model.hf_quantizer = None  # it is still marked as quantized, and would refuse to be saved
+    del model.config.quantization_config
+    model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
-def build_tiny(name: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Make one of the `TINY` models with its tokenizer; the same seed gives the same weights.
-
-    Raises
-    ------
-    ModelError
-        For any other name.
-    """
+def build_tiny(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Make one of the `TINY` models with its tokenizer, with the same weights each time."""
     if name not in TINY:
         raise ModelError(f"unknown tiny model {name!r}; expected tiny-llama, tiny-t5 or tiny-bert")
     tokenizer = deepcopy(_tiny_tokenizer(name))  # a copy: who adds a token to it changes no other's
-    make, configure, size = TINY[name]
+    kind, family, size = TINY[name]
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, **size)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = make(configure(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, **size))
-    return model.eval(), tokenizer
+        torch.manual_seed(0)
+        return KINDS[kind].from_config(config).eval(), tokenizer
 
 
 @cache
@@ -293,11 +264,6 @@ def save_module(module: nn.Module, settings: dict, folder: Path) -> None:
     (folder / "settings.json").write_text(to_json(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def load_module(module: nn.Module, folder: Path) -> None:
-    """Read what `save_module` wrote into a module of the same shape."""
-    module.load_state_dict(load_file(folder / "model.safetensors"))
-
-
 def round_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Change a model's weights to `dtype`, in place, and return it.
 
@@ -337,6 +303,5 @@ def check_length(model: PreTrainedModel, prompt: int, text: int, key: str) -> No
     if positions and prompt + text > positions:
         raise ModelError(
             f"a prompt of up to {prompt} tokens and a text of up to {text} do not fit into the model's {positions} positions",
-            where=type(model).__name__,
-            todo=f"lower student.max_prompt_length or {key}",
-        )
+            where=type(model).__name__, todo=f"lower student.max_prompt_length or {key}",
+        )  # fmt: skip

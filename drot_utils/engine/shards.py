@@ -30,12 +30,10 @@ from drot_utils.study.record import Study
 Work = Callable[[pd.DataFrame, int], pd.DataFrame]
 #: Loads what the work needs (a model, say); called once in each process that works, so it must be picklable.
 OpenWork = Callable[[], Work]
-#: Number, rows and seed of a shard.
+#: Number, rows and seed of a shard, then number and result, in any order.
 Task = tuple[int, pd.DataFrame, int]
-#: Number and result of a shard, in any order.
-Results = Iterator[tuple[int, pd.DataFrame]]
+Result = tuple[int, pd.DataFrame]
 
-LOCAL = Executor(kind="local", workers=1, address=None)
 RESTARTS = 10  # of a Ray worker that was killed
 
 
@@ -44,10 +42,7 @@ def map_rows(
 ) -> pd.DataFrame:
     """Apply work to rows in shards of ``compute.shard_rows``, by the executor of the parameters (see `map_shards`).
 
-    Parameters
-    ----------
-    key : object
-        All that the result depends on beside the rows: weights, settings, code.
+    `key` is all that the result depends on beside the rows: weights, settings, code.
     """
     compute = study.params.compute
     name = fingerprint(asked, *key, compute.shard_rows, str(study.dtype), source_hash("engine/load"))
@@ -65,16 +60,14 @@ def map_shards(
     *,
     seed: int,
     stage: str,
+    executor: Executor,
     per_row: int = 1,
     unit: str = "rows",
-    executor: Executor = LOCAL,
 ) -> pd.DataFrame:
-    """Apply work to fixed stretches of `rows`, keeping every finished one on disk.
+    """Apply work to fixed stretches of `rows`, keep every finished one on disk, and return their rows in order.
 
     Parameters
     ----------
-    rows : DataFrame
-        What there is to do; cut into stretches of `size` rows.
     size : int
         Rows a shard; part of the result's definition, as the seeds depend on it.
     open_work : callable
@@ -82,29 +75,18 @@ def map_shards(
         picklable unless the executor is ``local``.
     folder : Path
         Where shards are kept. Its name must change with everything that the result depends on (see `fingerprint`).
-    seed : int
-        The run's seed.
     stage : str
         Enters the shards' seeds and titles the progress.
-    per_row : int
-        Units of progress a row stands for.
     executor : Executor
         Who does it; the result does not depend on it. No more workers are started than there are shards.
-
-    Returns
-    -------
-    DataFrame
-        The shards' rows in order.
+    per_row : int
+        Units of progress a row stands for.
 
     Raises
     ------
-    ValueError
-        When `size` is not positive.
     DrotError
         A worker process that died; Ray without its package, or without a cluster at its address.
     """
-    if size < 1:
-        raise ValueError(f"a shard needs at least one row, not {size}")
     # Of no rows, one empty shard, so that the result has its columns.
     parts = [rows.iloc[start : start + size] for start in range(0, len(rows) or 1, size)]
     done = {number: result for number, result in _read_whole(folder) if number < len(parts)}
@@ -113,10 +95,10 @@ def map_shards(
     run = {"local": _run_here, "processes": _run_processes, "ray": _run_ray}[executor.kind]
     with Progress(stage, len(rows) * per_row, unit, done=finished * per_row) as progress:
         for number, result in run(open_work, missing, executor) if missing else ():
-            content = _encode(result)
+            content = result.to_parquet(index=False, compression="zstd")
             with atomic(folder / _name(number, content)) as temporary:
                 temporary.write_bytes(content)
-            done[number] = _decode(content)
+            done[number] = _decode(content)  # as a re-run will read it
             progress.update(len(parts[number]) * per_row)
     return pd.concat([done[number] for number in range(len(parts))], ignore_index=True)
 
@@ -148,17 +130,11 @@ def _name(number: int, content: bytes) -> str:
     return f"{number:06d}-{zlib.crc32(content):08x}.parquet"
 
 
-def _encode(result: pd.DataFrame) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pandas(result, preserve_index=False), sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
-
-
 def _decode(content: bytes) -> pd.DataFrame:
     return to_pandas(pq.read_table(pa.BufferReader(content)))
 
 
-def _read_whole(folder: Path) -> Results:
+def _read_whole(folder: Path) -> Iterator[Result]:
     for path in folder.glob("*-*.parquet"):
         content, number = path.read_bytes(), int(path.stem.split("-")[0])
         if path.name == _name(number, content):
@@ -171,27 +147,25 @@ class _Worker:
     def __init__(self, open_work: OpenWork) -> None:
         self.work = open_work()
 
-    def do(self, task: Task) -> tuple[int, pd.DataFrame]:
+    def do(self, task: Task) -> Result:
         """Do a task and return its number with the result."""
         number, part, seed = task
         return number, self.work(part, seed)
 
 
-def _run_here(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Results:
-    yield from map(_Worker(open_work).do, tasks)
+def _run_here(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Iterator[Result]:
+    return map(_Worker(open_work).do, tasks)
 
 
-def _run_processes(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Results:
-    # Spawned, not forked: torch's threads do not survive a fork.
+def _run_processes(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Iterator[Result]:
     workers = min(executor.workers, len(tasks))
-    context = get_context("spawn")
+    context = get_context("spawn")  # not forked: torch's threads do not survive a fork
     numbers = context.SimpleQueue()
     for number in range(workers):
         numbers.put(number)
-    pool = ProcessPoolExecutor(workers, context, initializer=_open_here, initargs=(open_work, workers, numbers))
+    pool = ProcessPoolExecutor(workers, context, _open_worker, (open_work, workers, numbers))
     try:
-        futures = [pool.submit(_do_here, task) for task in tasks]
-        for future in as_completed(futures):
+        for future in as_completed([pool.submit(_do_task, task) for task in tasks]):
             yield future.result()
     except BrokenProcessPool as error:
         raise DrotError(
@@ -206,7 +180,7 @@ def _run_processes(open_work: OpenWork, tasks: list[Task], executor: Executor) -
 _worker: _Worker | None = None  # of a worker process
 
 
-def _open_here(open_work: OpenWork, workers: int, numbers: SimpleQueue) -> None:
+def _open_worker(open_work: OpenWork, workers: int, numbers: SimpleQueue) -> None:
     import torch
 
     global _worker
@@ -216,11 +190,11 @@ def _open_here(open_work: OpenWork, workers: int, numbers: SimpleQueue) -> None:
     _worker = _Worker(open_work)
 
 
-def _do_here(task: Task) -> tuple[int, pd.DataFrame]:
+def _do_task(task: Task) -> Result:
     return _worker.do(task)
 
 
-def _run_ray(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Results:
+def _run_ray(open_work: OpenWork, tasks: list[Task], executor: Executor) -> Iterator[Result]:
     try:
         import ray
     except ImportError as error:

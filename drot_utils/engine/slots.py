@@ -35,8 +35,7 @@ def attend_grouped(
 ) -> tuple[torch.Tensor, None]:
     """Attend with several queries to one key head where it is, which transformers copies for each of them.
 
-    On a CPU a decoding step's attention takes a third of the time so; its arguments are those of transformers' attention
-    functions.
+    On a CPU a decoding step's attention takes a third of the time so.
     """
     causal = attention_mask is None and query.shape[2] > 1
     out = nn.functional.scaled_dot_product_attention(
@@ -99,9 +98,8 @@ def write_sequences(
     pad: int,
     max_new_tokens: int,
     slots: int,
-    done: Callable[[int], None],
 ) -> list[list[int]]:
-    """Continue each prompt `n` times.
+    """Continue each prompt `n` times, and return the token ids of all sequences, the end token included.
 
     Parameters
     ----------
@@ -113,13 +111,6 @@ def write_sequences(
         Tokens that end a sequence.
     slots : int
         Sequences written at once; at least `n`.
-    done : callable
-        Told of finished sequences, by their count.
-
-    Returns
-    -------
-    list of list of int
-        Token ids of the ``len(prompts) * n`` sequences, the end token included.
     """
     device = ends.device
     slots = min(max(slots, n), len(prompts) * n)
@@ -143,8 +134,7 @@ def write_sequences(
             cache.admit(prefill, of, rows)
             sequence[rows] = take.start * n + torch.arange(len(rows), device=device)
             step[rows], begin[rows], at[rows], open_[rows] = 0, pads[of], length, True
-            new = rows
-            logits = logits[of]
+            new, logits = rows, logits[of]
         else:
             if waiting == len(prompts):
                 if not left:
@@ -159,24 +149,17 @@ def write_sequences(
             seen = positions[: cache.top]
             mask = (seen <= at.unsqueeze(1)) & (seen >= begin.unsqueeze(1))
             states = model.base_model(
-                input_ids=token.unsqueeze(1),
-                attention_mask=mask[:, None, None],
-                position_ids=(at - begin).unsqueeze(1),
-                cache=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-            at = torch.where(open_, at + 1, at)
-            step = torch.where(open_, step + 1, step)
+                input_ids=token.unsqueeze(1), attention_mask=mask[:, None, None], position_ids=(at - begin).unsqueeze(1),
+                cache=cache, use_cache=True,
+            ).last_hidden_state[:, -1]  # fmt: skip
+            at, step = at + open_, step + open_
             new = open_.nonzero().squeeze(1)
             # The vocabulary is by far the widest matrix: only open slots go through it.
             logits = model.get_output_embeddings()(states[new])
         chosen = choose(logits, sequence[new], step[new])
         written[sequence[new], step[new]] = chosen
         token[new] = chosen
-        ended = torch.isin(chosen, ends) | (step[new] + 1 == max_new_tokens)
-        open_[new] = ~ended
-        if count := int(ended.sum()):
-            done(count)
+        open_[new] = ~torch.isin(chosen, ends) & (step[new] + 1 < max_new_tokens)
     return [row[row >= 0].tolist() for row in written.cpu()]
 
 
@@ -186,15 +169,10 @@ def _prefill(
     length = max(map(len, prompts))
     pads = torch.tensor([length - len(prompt) for prompt in prompts], device=device)
     ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=device)
-    seen = torch.arange(length, device=device)
-    mask = (seen >= pads.unsqueeze(1)).long()
+    positions = torch.arange(length, device=device) - pads.unsqueeze(1)
     cache = DynamicCache()
     logits = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=(seen - pads.unsqueeze(1)).clamp(min=0),
-        cache=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
+        input_ids=ids, attention_mask=(positions >= 0).long(), position_ids=positions.clamp(min=0), cache=cache,
+        use_cache=True, logits_to_keep=1,
+    ).logits[:, -1]  # fmt: skip
     return cache, logits, pads, length

@@ -24,7 +24,7 @@ from drot_utils.engine.batches import Example, batch_loss, make_batches, token_l
 from drot_utils.engine.load import check_length, gather_whole, round_weights
 from drot_utils.engine.shards import derive_seed
 from drot_utils.study.errors import ModelError
-from drot_utils.study.params import Student as Settings
+from drot_utils.study.params import Student
 from drot_utils.study.paths import atomic
 from drot_utils.study.progress import Progress
 from drot_utils.study.record import Study
@@ -42,65 +42,43 @@ class Training:
     losses: list[float] = field(default_factory=list)
 
 
-def open_accelerator(study: Study) -> Accelerator:
-    """Join the other processes of a training: with copies of the weights (DDP), or with a share each (FSDP 2)."""
-    plugin = None
-    if study.params.compute.parallel.fsdp:
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True
-        )
-    return Accelerator(cpu=study.device.type == "cpu", fsdp_plugin=plugin)
-
-
 def train(
+    study: Study,
     model: PreTrainedModel,
     examples: list[Example],
-    settings: Settings,
+    work: Path,
     *,
     learning_rate: float,
     epochs: int,
-    work: Path,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    compiled: bool = False,
     steps: int | None = None,
     what: str = "training",
-    accelerator: Accelerator | None = None,
 ) -> Training:
-    """Fine-tune in place with AdamW and a linear schedule.
+    """Fine-tune in place with AdamW and a linear schedule, by the settings in ``student`` and ``compute``.
 
-    A step's batches (``settings.accumulate`` of them) are dealt to the processes there are. Dropout is drawn from a seed
+    A step's batches (``student.accumulate`` of them) are dealt to the processes there are. Dropout is drawn from a seed
     of the step and the batch. So the losses depend neither on the number of processes nor on where a training was resumed.
 
     Parameters
     ----------
-    examples : list of Example
-        A target for each row to be learnt.
-    epochs : int
-        Passes over the rows.
     work : Path
-        Where a checkpoint is kept every ``settings.checkpoint_minutes``; a killed training continues from it and ends
+        Where a checkpoint is kept every ``student.checkpoint_minutes``; a killed training continues from it and ends
         with the same weights. Its name must change with the rows, the settings and the first weights.
-    compiled : bool
-        Compile the student's blocks and the loss first, where the machine can.
     steps : int, optional
         Optimizer steps instead of epochs.
-    accelerator : Accelerator, optional
-        In each of several processes (see `parallel`). Under FSDP, `model` holds its shards afterwards.
 
     Returns
     -------
     Training
-        With the loss of each optimizer step, over all processes.
+        With the loss of each optimizer step, over all processes. Under FSDP, `model` holds a process's shards afterwards.
 
     Raises
     ------
     ModelError
         When a loss is not finite (the last checkpoint is kept), or prompt and target are longer than the model has positions.
     """
+    settings, seed, device, dtype = study.params.student, study.params.seed, study.device, study.dtype
     check_length(model, settings.max_prompt_length, settings.max_target_length, "student.max_target_length")
-    accelerator = accelerator or Accelerator(cpu=device.type == "cpu")
+    accelerator = _join_processes(study)
     world, rank = accelerator.num_processes, accelerator.process_index
     rows = sum(len(e.targets) for e in examples)
     total = steps or epochs * math.ceil(math.ceil(rows / settings.batch_size) / settings.accumulate)
@@ -110,9 +88,11 @@ def train(
         model.set_attn_implementation("eager")
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    compiled = compiled and can_compile(device)
-    if compiled:
-        compile_blocks(model)
+    compiled = study.params.compute.compile and can_compile(device)
+    if compiled:  # the blocks that a model repeats: one is compiled, and all others run its code
+        for module in model.modules():
+            if type(module).__name__ in (model._no_split_modules or ()):
+                module.compile(dynamic=True)
     # FSDP keeps the weights in float32, each process a share; autocast makes the copies.
     autocast = dtype != torch.float32 and accelerator.is_fsdp2
     weights = MasterWeights(model, torch.float32 if autocast else dtype)
@@ -125,17 +105,14 @@ def train(
     weights.renew_copies()
     saved = time.monotonic()
     with Progress(what, total, "steps", done=done, quiet=rank > 0) as progress:
-        for step, micro in _numbered_steps(examples, settings, seed, total):
-            if step < done:
-                continue
+        for step, micro in itertools.islice(enumerate(_deal_batches(examples, settings, seed)), done, total):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * (1 - step / total)
             # A process without a batch goes through another's with no weight: all must take part.
             mine = list(range(rank, len(micro), world)) or [0]
             has_one = rank < len(micro)
             weight = has_one / len(micro)
-            # Loss, target tokens, and who thinks that a checkpoint is due.
-            sums = torch.zeros(3, device=device)
+            sums = torch.zeros(3, device=device)  # loss, target tokens, who thinks that a checkpoint is due
             for k in mine:
                 torch.manual_seed(derive_seed(seed, f"dropout {step}", k))
                 with torch.autocast(device.type, dtype, enabled=autocast):
@@ -144,7 +121,7 @@ def train(
                     (loss * weight * world).backward()
                 sums += torch.tensor([loss.item() * weight, tokens * has_one, 0.0], device=device)
             weights.take_gradients()
-            accelerator.clip_grad_norm_(trained_weights(optimizer), 1.0)
+            accelerator.clip_grad_norm_(_trained(optimizer), 1.0)
             optimizer.step()
             weights.renew_copies()
             learner.zero_grad()
@@ -159,14 +136,24 @@ def train(
             result.target_tokens += int(tokens)
             progress.update()
             if due and step + 1 < total:
-                save_checkpoint(work, optimizer, result, write=accelerator.is_main_process)
+                save_checkpoint(work, optimizer, result, write=rank == 0)
                 saved = time.monotonic()
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    if rank == 0:
         (work / CHECKPOINT).unlink(missing_ok=True)
     weights.put_back()
     model.eval()
     return result
+
+
+def _join_processes(study: Study) -> Accelerator:
+    """Join the other processes of a training: with copies of the weights (DDP), or with a share each (FSDP 2)."""
+    parallel, plugin = study.params.compute.parallel, None
+    if parallel.fsdp and parallel.processes > 1:
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True
+        )
+    return Accelerator(cpu=study.device.type == "cpu", fsdp_plugin=plugin)
 
 
 class _Learner(nn.Module):
@@ -183,33 +170,24 @@ class _Learner(nn.Module):
         return batch_loss(self.student, batch, device, self._loss)
 
 
-def _numbered_steps(
-    examples: list[Example], settings: Settings, seed: int, total: int
-) -> Iterator[tuple[int, list[list[Example]]]]:
-    step = 0
+def _deal_batches(examples: list[Example], settings: Student, seed: int) -> Iterator[list[list[Example]]]:
+    """Yield the batches of each step, without end."""
     for epoch in itertools.count():
         batches = make_batches(examples, settings.batch_size, seed, epoch)
         for start in range(0, len(batches), settings.accumulate):
-            if step == total:
-                return
-            yield step, batches[start : start + settings.accumulate]
-            step += 1
+            yield batches[start : start + settings.accumulate]
 
 
-def trained_weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Return the weights that an optimizer changes."""
+def _trained(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def save_checkpoint(work: Path, optimizer: torch.optim.Optimizer, result: Training, write: bool = True) -> None:
     """Write the optimizer, the weights that it changes and the losses to `work`, whole or not at all.
 
-    Parameters
-    ----------
-    write : bool
-        False in all but one of several processes; all must call, as each may hold a part of the weights.
+    Of several processes all must call, as each may hold a part of the weights, and one must `write`.
     """
-    tensors = {f"model.{i}": gather_whole(p.detach()) for i, p in enumerate(trained_weights(optimizer))}
+    tensors = {f"model.{i}": gather_whole(p.detach()) for i, p in enumerate(_trained(optimizer))}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"state.{i}.{key}": gather_whole(value) for key, value in state.items()}
     tensors["losses"] = torch.tensor(result.losses, dtype=torch.float64)
@@ -228,16 +206,11 @@ def restore_checkpoint(work: Path, optimizer: torch.optim.Optimizer, result: Tra
         return 0  # none, or not whole: the training starts afresh and ends the same
     if not torch.equal(tensors.pop("checksum", torch.tensor(-1)), _checksum(tensors)):
         return 0  # its bytes have changed
-    parameters = trained_weights(optimizer)
-    with torch.no_grad():
-        for i, parameter in enumerate(parameters):
-            parameter.copy_(_like(parameter, tensors[f"model.{i}"]))
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("state."):
-            _, i, key = name.split(".")
-            whole = value.shape == parameters[int(i)].shape  # a moment, not the step count
-            state.setdefault(int(i), {})[key] = _like(parameters[int(i)], value) if whole else value
+    for i, weight in enumerate(_trained(optimizer)):
+        weight.detach().copy_(_like(weight, tensors[f"model.{i}"]))
+        names = [name for name in tensors if name.startswith(f"state.{i}.")]
+        state[i] = {name.split(".")[2]: _like(weight, tensors[name]) for name in names}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     result.losses = tensors["losses"].tolist()
     result.target_tokens = int(tensors["target_tokens"])
@@ -247,40 +220,33 @@ def restore_checkpoint(work: Path, optimizer: torch.optim.Optimizer, result: Tra
 def _checksum(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     # Of names, shapes and bytes: safetensors has none of its own.
     total = 0
-    for name in sorted(tensors):
-        tensor = tensors[name].cpu().contiguous()
+    for name, tensor in sorted(tensors.items()):
         total = zlib.crc32(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), total)
-        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), total)
+        total = zlib.crc32(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), total)
     return torch.tensor(total)
 
 
-def _like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return whole
+def _like(weight: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
+    """Return a saved tensor cut into shards as its weight is; as it is, when that is whole or it is the step count."""
+    if isinstance(weight, DTensor) and saved.shape == weight.shape:
+        return distribute_tensor(saved.to(weight.device), weight.device_mesh, weight.placements)
+    return saved
 
 
 class MasterWeights:
-    """The float32 weights that an optimizer changes, behind a model that computes with rounded copies of them.
+    """The float32 weights that an optimizer changes, behind a model that computes with copies of them in `dtype`.
 
     As autocast does, but a copy is made once a step, not at every use, and what is added to between the layers is
-    in the smaller dtype, too. Gradients of several batches are added up in that dtype.
-
-    Parameters
-    ----------
-    model : Module
-        Gets the copies.
-    dtype : torch.dtype
-        Of the copies; in float32 there are none, and the optimizer changes the model's own weights.
+    in the smaller dtype, too. Gradients of several batches are added up in that dtype. In float32 there are no copies,
+    and the optimizer changes the model's own weights.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         weights = [p.data.float() for p in model.parameters()]
         round_weights(model, dtype)
-        if dtype == torch.float32:
-            self._pairs, self.parameters = [], list(model.parameters())
-        else:
-            self._pairs, self.parameters = list(zip(model.parameters(), weights, strict=True)), weights
+        own = dtype == torch.float32
+        self.parameters = list(model.parameters()) if own else weights
+        self._pairs = [] if own else list(zip(model.parameters(), weights, strict=True))
 
     def take_gradients(self) -> None:
         """Move the copies' gradients to the weights."""
@@ -304,30 +270,16 @@ class MasterWeights:
             copy.data = weight
 
 
+@functools.cache
 def can_compile(device: torch.device) -> bool:
     """Tell whether there is what compiling for `device` needs; where not, a warning says what is missing."""
-    if why := _missing(device):
-        warnings.warn(
-            f"compute.compile: nothing is compiled here, and the work continues without ({why})", stacklevel=2
-        )
-    return not why
-
-
-def compile_blocks(model: PreTrainedModel) -> None:
-    """Compile the blocks that a model repeats, in place: one is compiled, and all others run its code.
-
-    It takes some 15 s (a whole model: minutes), and a later process finds the code in torch's cache.
-    """
-    for module in model.modules():
-        if type(module).__name__ in (model._no_split_modules or ()):
-            module.compile(dynamic=True)
-
-
-@functools.cache
-def _missing(device: torch.device) -> str:
     # Inductor needs a C++ compiler and Python's headers (CPU) or Triton (GPU), and says so only when it compiles.
     try:
         torch.compile(torch.square)(torch.ones(8, device=device))
     except Exception as error:  # of many kinds: subprocess, linker, Triton, dynamo
-        return str(error).strip().splitlines()[0]
-    return ""
+        why = str(error).strip().splitlines()[0]
+        warnings.warn(
+            f"compute.compile: nothing is compiled here, and the work continues without ({why})", stacklevel=2
+        )
+        return False
+    return True

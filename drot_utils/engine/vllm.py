@@ -1,6 +1,7 @@
 """Writing with vLLM instead of our own loop: causal students on GPUs, by ``generation.engine: vllm`` (an extra)."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,27 +10,11 @@ from transformers import AutoConfig, AutoTokenizer
 from drot_utils.engine.shards import derive_seed
 from drot_utils.engine.writer import Prompt, Written, encode_prompts
 from drot_utils.study.errors import DrotError, ModelError
-from drot_utils.study.progress import Progress
 
 
 @dataclass
 class VllmWriter:
-    """A causal student ready to write; takes and gives what `writer.Writer` does, though with other draws.
-
-    Parameters
-    ----------
-    folder : Path
-        The student's weights.
-    batch_size : int
-        Sequences written at once, at most.
-
-    Raises
-    ------
-    DrotError
-        When vLLM is not installed.
-    ModelError
-        For a seq2seq student, which vLLM does not serve.
-    """
+    """A causal student ready to write; takes and gives what `writer.Writer` does, though with other draws."""
 
     folder: Path
     dtype: torch.dtype
@@ -55,42 +40,21 @@ class VllmWriter:
         )  # fmt: skip
 
     def write(
-        self,
-        prompts: list[Prompt],
-        n: int,
-        method: str,
-        *,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        seed: int = 0,
-        progress: Progress | None = None,
+        self, prompts: list[Prompt], n: int, method: str, *, top_p: float = 1.0, temperature: float = 1.0, seed: int = 0
     ) -> list[list[Written]]:
         """Write `n` candidates for each prompt (see `writer.Writer.write`)."""
         ids = encode_prompts(self.tokenizer, prompts, n, method, self.max_prompt_length)
         asked = [{"prompt_token_ids": row} for row in ids]
         if method == "beam":
             settings = self.vllm.sampling_params.BeamSearchParams(beam_width=max(2, n), max_tokens=self.max_new_tokens)
-            found = self.engine.beam_search(asked, settings)
-            rows = [
-                [beam.tokens[len(p) :] for beam in output.sequences[:n]] for p, output in zip(ids, found, strict=True)
-            ]
+            found = zip(ids, self.engine.beam_search(asked, settings), strict=True)
+            rows = [[beam.tokens[len(prompt) :] for beam in output.sequences[:n]] for prompt, output in found]
         else:
-            draws = (
-                {"temperature": 0.0, "top_p": 1.0}
-                if method == "greedy"
-                else {"temperature": temperature, "top_p": top_p}
-            )
-            settings = [
-                self.vllm.SamplingParams(
-                    n=n, max_tokens=self.max_new_tokens, seed=derive_seed(seed, "vllm", i), **draws
-                )
-                for i in range(len(ids))
-            ]
+            if method == "greedy":
+                temperature, top_p = 0.0, 1.0
+            common = {"n": n, "max_tokens": self.max_new_tokens, "temperature": temperature, "top_p": top_p}
+            settings = [self.vllm.SamplingParams(seed=derive_seed(seed, "vllm", i), **common) for i in range(len(ids))]
             found = self.engine.generate(asked, settings, use_tqdm=False)
-            rows = [[choice.token_ids for choice in output.outputs] for output in found]
-        if progress:
-            progress.update(len(prompts) * n)
-        return [[self._read(list(row)) for row in group] for group in rows]
-
-    def _read(self, row: list[int]) -> Written:
-        return Written(self.tokenizer.decode(row, skip_special_tokens=True).strip(), len(row))
+            rows = [[list(choice.token_ids) for choice in output.outputs] for output in found]
+        decode = partial(self.tokenizer.decode, skip_special_tokens=True)
+        return [[Written(decode(row).strip(), len(row)) for row in group] for group in rows]

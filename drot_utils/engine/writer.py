@@ -1,6 +1,6 @@
 """A student that writes: greedily, with beams, or by exact nucleus (top-p) sampling (Holtzman et al., 2020)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from drot_utils.engine.load import check_length, cut_prompt, round_weights
 from drot_utils.engine.slots import COMPACT_BELOW, GROUPED, Choose, write_sequences
-from drot_utils.study.progress import Progress
 
 WIDTHS = (64, 1024)  # most nuclei fit into the first; the full sort is the last resort
 CACHED = 1 << 19  # numbers that stay in a core's cache
@@ -32,13 +31,7 @@ class Written:
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], n: int, method: str, max_length: int
 ) -> list[list[int]]:
-    """Return the token ids of prompts, cut to `max_length`, for `n` candidates each.
-
-    Raises
-    ------
-    ValueError
-        More than one candidate by greedy decoding, which has one.
-    """
+    """Return the token ids of prompts, cut to `max_length`, for `n` candidates each (one by greedy decoding)."""
     if method == "greedy" and n != 1:
         raise ValueError(f"greedy decoding writes one candidate a prompt, not {n}")
     ids = [tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
@@ -51,8 +44,8 @@ class Writer:
 
     Parameters
     ----------
-    model, tokenizer
-        As `load.load_model` returns them; the model is moved to `device` and `dtype`.
+    model : PreTrainedModel
+        Moved to `device` and `dtype`.
     max_new_tokens : int
         Where a text is cut.
     batch_size : int
@@ -83,33 +76,20 @@ class Writer:
         ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
         self.ends = torch.tensor(sorted(ends), device=self.device)
 
+    @torch.inference_mode()
     def write(
-        self,
-        prompts: list[Prompt],
-        n: int,
-        method: str,
-        *,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        seed: int = 0,
-        progress: Progress | None = None,
+        self, prompts: list[Prompt], n: int, method: str, *, top_p: float = 1.0, temperature: float = 1.0, seed: int = 0
     ) -> list[list[Written]]:
-        """Write `n` candidates for each prompt.
+        """Write `n` candidates for each prompt, and return them in the order of `prompts`.
 
         Parameters
         ----------
-        prompts : list of str, or of list of int
         n : int
             Candidates a prompt; greedy decoding allows one.
         method : {"greedy", "nucleus", "beam"}
             Beams are the `n` best of `n` beams.
         seed : int
             Fixes every draw of nucleus sampling, whatever the batches.
-
-        Returns
-        -------
-        list of list of Written
-            In the order of `prompts`, `n` each.
         """
         encoded = encode_prompts(self.tokenizer, prompts, n, method, self.max_prompt_length)
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
@@ -125,41 +105,28 @@ class Writer:
             check_logits(logits.amax(-1))
             return logits.argmax(-1)
 
-        done = progress.update if progress else lambda count: None
         if method == "beam":
-            rows = self._beams(ordered, n, done)
+            rows = [row for _, batch in self._batches(ordered, n) for row in self._search(batch, n)]
         elif self.seq2seq:
-            rows = self._seq2seq(ordered, n, choose, done)
+            rows = [row for first, batch in self._batches(ordered, n) for row in self._decode(batch, n, choose, first)]
         else:
             rows = write_sequences(
                 self.model, ordered, n, choose, ends=self.ends, pad=self.tokenizer.pad_token_id,
-                max_new_tokens=self.max_new_tokens, slots=self.batch_size, done=done,
+                max_new_tokens=self.max_new_tokens, slots=self.batch_size,
             )  # fmt: skip
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        results: list[list[Written]] = [[] for _ in prompts]
-        for k, i in enumerate(order):
-            results[i] = [Written(texts[j].strip(), len(rows[j])) for j in range(k * n, (k + 1) * n)]
-        return results
+        written = [Written(text.strip(), len(row)) for text, row in zip(texts, rows, strict=True)]
+        place = {i: k * n for k, i in enumerate(order)}
+        return [written[place[i] : place[i] + n] for i in range(len(prompts))]
 
     def _batches(self, prompts: list[list[int]], n: int) -> Iterator[tuple[int, dict]]:
+        """Yield batches of prompts, each with the number of its first sequence."""
         together = max(1, self.batch_size // n)
         for start in range(0, len(prompts), together):
             ids = {"input_ids": prompts[start : start + together]}
-            yield start, self.tokenizer.pad(ids, padding_side="left", return_tensors="pt").to(self.device)
+            yield start * n, self.tokenizer.pad(ids, padding_side="left", return_tensors="pt").to(self.device)
 
-    @torch.inference_mode()
-    def _seq2seq(
-        self, prompts: list[list[int]], n: int, choose: Choose, done: Callable[[int], None]
-    ) -> list[list[int]]:
-        rows = []
-        for start, batch in self._batches(prompts, n):
-            count = len(batch["input_ids"]) * n
-            sequence = torch.arange(start * n, start * n + count, device=self.device)
-            rows += self._decode(batch, n, choose, sequence)
-            done(count)
-        return rows
-
-    def _decode(self, batch: dict, n: int, choose: Choose, sequence: torch.Tensor) -> list[list[int]]:
+    def _decode(self, batch: dict, n: int, choose: Choose, first: int) -> list[list[int]]:
         # The encoder reads a prompt once for its n candidates; finished ones leave the batch. A relative position bias
         # wants all rows of a batch at the same step, so no other prompt takes their place as in `slots`.
         mask = batch["attention_mask"].repeat_interleave(n, 0)
@@ -171,13 +138,10 @@ class Writer:
         open_ = torch.ones_like(alive, dtype=torch.bool)
         for step in range(self.max_new_tokens):
             logits = self.model(
-                decoder_input_ids=token.unsqueeze(1),
-                attention_mask=mask,
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),
-                cache=cache,
-                use_cache=True,
-            ).logits[:, -1]
-            token = choose(logits, sequence[alive], torch.full_like(alive, step))
+                decoder_input_ids=token.unsqueeze(1), attention_mask=mask,
+                encoder_outputs=BaseModelOutput(last_hidden_state=states), cache=cache, use_cache=True,
+            ).logits[:, -1]  # fmt: skip
+            token = choose(logits, first + alive, torch.full_like(alive, step))
             written[alive[open_], step] = token[open_]
             open_ = open_ & ~torch.isin(token, self.ends)
             left = int(open_.sum())
@@ -189,21 +153,14 @@ class Writer:
                 alive, mask, states, token, open_ = (t[rows] for t in (alive, mask, states, token, open_))
         return [row[row >= 0].tolist() for row in written.cpu()]
 
-    @torch.inference_mode()
-    def _beams(self, prompts: list[list[int]], n: int, done: Callable[[int], None]) -> list[list[int]]:
-        rows, ends = [], set(self.ends.tolist())
-        for _, batch in self._batches(prompts, n):
-            output = self.model.generate(
-                **batch, num_beams=max(2, n), num_return_sequences=n, do_sample=False, max_new_tokens=self.max_new_tokens,
-                eos_token_id=self.ends.tolist(), pad_token_id=self.tokenizer.pad_token_id,
-                logits_processor=[_check_scores],
-            )  # fmt: skip
-            new = output[:, 1:] if self.seq2seq else output[:, batch["input_ids"].shape[1] :]
-            for row in new.tolist():
-                stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-                rows.append(row[:stop])
-            done(len(new))
-        return rows
+    def _search(self, batch: dict, n: int) -> Iterator[list[int]]:
+        ends = self.ends.tolist()
+        output = self.model.generate(
+            **batch, num_beams=max(2, n), num_return_sequences=n, do_sample=False, max_new_tokens=self.max_new_tokens,
+            eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id, logits_processor=[_check_scores],
+        )  # fmt: skip
+        for row in output[:, 1 if self.seq2seq else batch["input_ids"].shape[1] :].tolist():
+            yield row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))]
 
 
 def _check_scores(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -224,17 +181,11 @@ def nucleus_sample(logits: torch.Tensor, uniform: torch.Tensor, top_p: float, te
         Numbers in [0, 1).
     top_p : float
         In (0, 1].
-    temperature : float
-        Divides the logits.
-
-    Returns
-    -------
-    Tensor of int64, shape (rows,)
 
     Raises
     ------
     ValueError
-        When a row of `logits` holds NaN or +inf, or is -inf throughout.
+        See `check_logits`.
     """
     vocabulary = logits.shape[1]
     widths = [*(w for w in WIDTHS if w < vocabulary), vocabulary]

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drot_utils.llm.cache import IGNORED, METERED, UNMETERED, Answer, Cache
-from drot_utils.llm.costs import Prices, bound_tokens, forecast
+from drot_utils.llm.costs import bound_tokens, forecast, read_prices
 from drot_utils.llm.faults import Declined, Fault, Refusal
-from drot_utils.llm.replies import REFUSED, Work, explain_finish, is_broken, is_thought_away, read_most, read_reply
+from drot_utils.llm.replies import REFUSED, Work, explain_finish, is_broken, is_thought_away, read_reply
 from drot_utils.study.errors import BudgetError, EndpointError
 from drot_utils.study.params import Endpoint, Requests
 
@@ -32,16 +32,14 @@ class Usage:
     cost_usd: float | None = 0.0  # of all choices, at the table's prices for this endpoint
     spent_usd: float | None = 0.0  # of the answers to this run's calls
     unmetered: int = 0  # calls that may have been billed although no answer arrived whole; not in `spent_usd`
-    ignored: dict[str, int] = field(
-        default_factory=dict
-    )  # `FEWER` and `NO_LENGTH` of this model's servers, in the cache's life
+    #: `FEWER` and `NO_LENGTH` of this model's servers, in the cache's life.
+    ignored: dict[str, int] = field(default_factory=dict)
     unfinished: dict[str, int] = field(default_factory=dict)  # choices without an end of their own, by reason
     answered_by: dict[str, int] = field(default_factory=dict)  # choices, by the server's name of the model
 
     def __add__(self, other: "Usage") -> "Usage":
-        """Return the usage of both together."""
+        """Return the usage of both together; of what is counted over the cache's life, the later count holds the earlier."""
         values = {name: _add(value, getattr(other, name)) for name, value in vars(self).items()}
-        # Counted over the cache's life: the later count holds the earlier.
         return Usage(**{**values, "ignored": dict(Counter(self.ignored) | Counter(other.ignored))})
 
     def add_to(self, record: dict[str, Any], key: str) -> None:
@@ -61,8 +59,7 @@ def _sorted(counts: Counter) -> dict[str, int]:
 
 def _count_tokens(answers: Collection[Answer]) -> tuple[int | None, int | None]:
     counts = [answer.prompt_tokens for answer in answers], [answer.completion_tokens for answer in answers]
-    prompt, completion = (None if None in count else sum(count) for count in counts)
-    return prompt, completion
+    return tuple(None if None in count else sum(count) for count in counts)
 
 
 class Accounts:
@@ -72,9 +69,10 @@ class Accounts:
     its upper bound. With ``cache: refresh`` answers take the place of those in the cache.
     """
 
-    def __init__(self, endpoint: Endpoint, settings: Requests, cache: Cache, prices: Prices) -> None:
-        self.endpoint, self.settings, self.cache, self.prices = endpoint, settings, cache, prices
-        self.calls, self.unmetered, self.faults = 0, 0, Counter[str]()
+    def __init__(self, endpoint: Endpoint, settings: Requests, cache: Cache) -> None:
+        self.endpoint, self.settings, self.cache, self.anew = endpoint, settings, cache, settings.cache == "refresh"
+        self.prices, self.who = read_prices(settings.prices), (endpoint.model, endpoint.transport)
+        self.calls, self.unmetered, self.faults, self.last = 0, 0, Counter[str](), "nothing came back"
         self.spent: float | None = 0.0
         self.done = 0  # requests of which nothing is missing any more
         self.note = ""  # what there is to say while nothing seems to happen
@@ -87,39 +85,31 @@ class Accounts:
         """Refuse with a `BudgetError` what is forecast to cost more than is left, or whose cost is not known."""
         if (limit := self.settings.budget_usd) is None:
             return
-        where, spent = "requests.budget_usd", self.cache.list_spent()
-        for model, transport, *_ in [(self.endpoint.model, self.endpoint.transport), *spent]:
+        spent = self.cache.list_spent()
+        for model, transport, *_ in [self.who, *spent]:
             if self.prices.cost(model, transport, 0, 0) is None:
-                raise BudgetError(
-                    f"a budget is set, but the price of {model} ({transport}) is not known",
-                    where=self.prices.where,
-                    todo="add the model with its prices there, or to a table of your own that `requests.prices` names, or set "
-                    "`requests.budget_usd: null`",
-                )
+                todo = "add it there, or to a table of your own that `requests.prices` names, or set `requests.budget_usd: null`"
+                found = f"a budget is set, but the price of {model} ({transport}) is not known"
+                raise BudgetError(found, where=self.prices.where, todo=todo)
         self.billed = sum(self.prices.cost(*line) for line in spent)
         cost = forecast(requests, self.endpoint, self.settings, self.cache).cost_usd
         if cost is None:
-            raise BudgetError(
-                "a budget is set, but nothing limits the answers",
-                where=where,
-                todo="give the requests `max_tokens`, or set `requests.budget_usd: null`",
-            )
-        if self.billed + cost > limit:
-            raise BudgetError(
-                f"this would cost about ${cost:,.4f}; of ${limit:,.2f}, ${self.billed:,.4f} are spent",
-                where=where,
-                todo="raise the budget, or ask for less (fewer actions, fewer choices, a smaller max_tokens); nothing was asked",
-            )
+            found = "a budget is set, but nothing limits the answers"
+            todo = "give the requests `max_tokens`, or set `requests.budget_usd: null`"
+        elif self.billed + cost > limit:
+            found = f"this would cost about ${cost:,.4f}; of ${limit:,.2f}, ${self.billed:,.4f} are spent"
+            todo = "raise the budget, or ask for less (fewer actions, fewer choices, a smaller max_tokens); nothing was asked"
+        else:
+            return
+        raise BudgetError(found, where="requests.budget_usd", todo=todo)
 
     def check_budget(self) -> None:
         """Stop with a `BudgetError` when the budget is spent; what is under way then may pass it."""
         limit = self.settings.budget_usd
         if limit is not None and self.billed >= limit:
-            raise BudgetError(
-                f"the budget of ${limit:,.2f} is spent (${self.billed:,.4f}, and what was under way)",
-                where="requests.budget_usd",
-                todo="raise the budget and run the same command again: what was answered is in the cache",
-            )
+            found = f"the budget of ${limit:,.2f} is spent (${self.billed:,.4f}, and what was under way)"
+            todo = "raise the budget and run the same command again: what was answered is in the cache"
+            raise BudgetError(found, where="requests.budget_usd", todo=todo)
 
     def phrase(self, sent: dict[str, Any]) -> dict[str, Any]:
         """Return a request in this server's words; the cache knows it by ours."""
@@ -128,20 +118,16 @@ class Accounts:
 
     def learn(self, refusal: Refusal, work: Work, sent: dict[str, Any]) -> bool:
         """Take from a refusal how to ask this server; False when it is final."""
-        if refusal.status in (400, 422) and not refusal.setting and sent.get("n", 1) > 1:
+        name = refusal.setting
+        if refusal.status in (400, 422) and not name and sent.get("n", 1) > 1:
             # Some servers refuse `n` instead of ignoring it. If this was not it, the next refusal is final.
             work.alone = work.doubted = True
             return True
-        return self.learn_length(refusal)
-
-    def learn_length(self, refusal: Refusal) -> bool:
-        """Take from a refusal how this server calls an answer's length; False when it is about something else."""
-        name = refusal.setting
         if name not in LENGTHS or "max_tokens" in self.endpoint.names or self.lengths == [name]:
             return False
         if name in self.lengths:  # else another request has learnt it meanwhile
             self.lengths.remove(name)
-            self._note(f"{name}: refused")
+            self.cache.enter(*self.who, f"{IGNORED}{name}: refused")
         return True
 
     def take(self, work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> None:
@@ -152,11 +138,11 @@ class Accounts:
             self.faults["broken choice"] += broken
         tokens = _count_tokens(answers.values())
         with self.cache.transaction():
-            self._keep(work, answers)
-            self._bill(*(UNMETERED, *bound_tokens(sent)) if None in tokens else (METERED, *tokens))
+            self.cache.put([(work.request, answers)], replace=self.anew)
+            self._bill(*((UNMETERED, *bound_tokens(sent)) if None in tokens else (METERED, *tokens)))
             if fewer or doubted:
-                self._note(FEWER)
-        cost = self.prices.cost(sent["model"], self.endpoint.transport, *tokens)
+                self.cache.enter(*self.who, IGNORED + FEWER)
+        cost = self.prices.cost(*self.who, *tokens)
         self.spent = None if cost is None or self.spent is None else self.spent + cost
         self.note, work.doubted = "", False
         away = self.thoughts is not None and all(map(is_thought_away, answers.values()))
@@ -164,9 +150,9 @@ class Accounts:
 
     def decline(self, work: Work, sent: dict[str, Any], no: Declined) -> None:
         """Keep a server's no to what a request says as the answer to all its choices; who read the prompt may bill it."""
-        answer = Answer("", REFUSED + no.reason, 0, 0)
         with self.cache.transaction():
-            self._keep(work, dict.fromkeys(work.missing, answer))
+            refused = dict.fromkeys(work.missing, Answer("", REFUSED + no.reason, 0, 0))
+            self.cache.put([(work.request, refused)], replace=self.anew)
             self._bill(UNMETERED, bound_tokens(sent)[0], 0)
         self.unmetered += 1
         work.missing, work.doubted = [], False
@@ -174,6 +160,7 @@ class Accounts:
     def fail(self, fault: Fault, sent: dict[str, Any] | None = None) -> None:
         """Count a fault; what may have been billed all the same is entered with its upper bound."""
         self.faults[fault.kind] += 1
+        self.last = str(fault)
         if fault.billed and sent is not None:
             self.unmetered += 1
             self._bill(UNMETERED, *bound_tokens(sent))
@@ -189,15 +176,12 @@ class Accounts:
             "SELECT 1 FROM answers JOIN requests USING (key) WHERE json_extract(body, '$.model') = ? AND "
             "json_extract(body, '$.max_tokens') IS ? AND text != '' AND finish IS NOT 'length' LIMIT 1",
             request["model"],
-            read_most(request),
+            request.get("max_tokens"),
         )
         if not ended:
-            raise EndpointError(
-                f"the first {self.thoughts} replies are empty: the model used all of `max_tokens` for thinking",
-                where=f"{self.endpoint.base_url}, model {self.endpoint.model}",
-                todo="raise `teacher.max_tokens` (a judge's answers have 64 tokens at most), lower the model's reasoning where "
-                "the server lets you, or ask a model that does not think first",
-            )
+            found = f"the first {self.thoughts} replies are empty: the model used all of `max_tokens` for thinking"
+            todo = "raise `teacher.max_tokens` (a judge has 64 tokens at most), or ask a model, or let it, think less"
+            raise EndpointError(found, where=f"{self.endpoint.base_url}, model {self.endpoint.model}", todo=todo)
         self.thoughts = None
 
     def sum_up(self, answers: list[list[Answer]], asked: int) -> Usage:
@@ -213,7 +197,7 @@ class Accounts:
             faults=_sorted(self.faults),
             prompt_tokens=prompt,
             completion_tokens=completion,
-            cost_usd=self.prices.cost(self.endpoint.model, self.endpoint.transport, prompt, completion),
+            cost_usd=self.prices.cost(*self.who, prompt, completion),
             spent_usd=self.spent,
             unmetered=self.unmetered,
             ignored=self.cache.list_ignored(self.endpoint.model),
@@ -221,13 +205,6 @@ class Accounts:
             answered_by=_sorted(Counter(answer.answered_by for answer in every if answer.answered_by)),
         )
 
-    def _keep(self, work: Work, answers: dict[int, Answer]) -> None:
-        self.cache.put([(work.request, answers)], replace=self.settings.cache == "refresh")
-
     def _bill(self, entry: str, prompt: int, completion: int | None) -> None:
-        model, transport = self.endpoint.model, self.endpoint.transport
-        self.cache.enter(model, transport, entry, prompt, completion or 0)
-        self.billed += self.prices.cost(model, transport, prompt, completion or 0) or 0.0
-
-    def _note(self, what: str) -> None:
-        self.cache.enter(self.endpoint.model, self.endpoint.transport, IGNORED + what)
+        self.cache.enter(*self.who, entry, prompt, completion or 0)
+        self.billed += self.prices.cost(*self.who, prompt, completion or 0) or 0.0

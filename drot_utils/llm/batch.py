@@ -3,13 +3,15 @@
 import asyncio
 import json
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from openai import types
+
 from drot_utils.llm.accounts import Accounts
-from drot_utils.llm.cache import Cache
 from drot_utils.llm.faults import Declined, Fault, Refusal, find_content, read_status
 from drot_utils.llm.replies import Work
 from drot_utils.llm.server import PATHS, Server
@@ -20,22 +22,6 @@ POLL, LONGEST_POLL = 2.0, 60.0  # seconds between two looks at a batch, doubled 
 OVER = ("completed", "failed", "expired", "cancelled")
 QUEUE_FULL = "token_limit_exceeded"  # so much is handed in already that it is tried again later
 PAGES = 20  # of the server's list that are searched for a batch whose number was not written down in time
-
-#: The key of a line's request and the choices that it asks for.
-Line = tuple[str, list[int]]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A file of requests."""
-
-    token: str  # our mark, by which it is found again at the server
-    lines: dict[str, Line]  # by number
-    id: str | None = None  # the server's, None until it is known
-
-    def path(self, cache: Cache) -> Path:
-        """Return where the file lies."""
-        return cache.path.with_name("batches") / f"{self.token}.jsonl"
 
 
 class Batches:
@@ -50,14 +36,17 @@ class Batches:
         self.endpoint, self.cache = server.endpoint, accounts.cache
         self.path = f"/v1{PATHS[self.endpoint.kind]}"
         self.place = f"{self.endpoint.base_url} {self.path}"
-        self.progressed, self.last = False, "nothing came back"
+        self.progressed = False
         self.refusal: EndpointError | None = None
 
     async def ask(self) -> None:
         """Ask until nothing is missing; an `EndpointError` when the server refuses, or batch after batch brings nothing."""
         try:
-            for batch in await self._find_earlier():
-                await self._bring_in(batch)
+            for token, known in self.list_open():
+                if number := known or await self._search(token):
+                    await self._bring_in(token, self.note_id(token, number))
+                else:
+                    self.forget(token)  # the run was stopped before it was made
             idle = 0
             while missing := [work for work in self.works.values() if work.missing]:
                 if idle > self.endpoint.max_retries:
@@ -67,159 +56,164 @@ class Batches:
                 self.accounts.check_budget()
                 self.progressed = False
                 for batch in [await self._hand_in(part) for part in cut_work(missing)]:
-                    await self._bring_in(batch)
+                    await self._bring_in(*batch)
                 idle = 0 if self.progressed else idle + 1
         except Fault as fault:
-            self.last = str(fault)
+            self.accounts.last = str(fault)
             raise self._say_nothing_came("the server did not answer") from fault
 
     def _say_nothing_came(self, found: str) -> EndpointError:
         todo = "run the same command again: what was answered is in the cache, and what was handed in is not handed in again"
-        return EndpointError(f"{found}; at last: {self.last}", where=self.place, todo=todo)
+        return EndpointError(f"{found}; at last: {self.accounts.last}", where=self.place, todo=todo)
 
     async def _pause(self, times: int) -> None:
-        await asyncio.sleep(min(LONGEST_POLL, POLL * 2**times))
+        await asyncio.sleep(min(LONGEST_POLL, POLL * 2 ** min(times, 9)))
 
-    async def _hand_in(self, part: list[Work]) -> Batch:
-        self.accounts.calls += len(part)
-        batch = write_batch(part, self.path, self.place, self.cache, self.accounts.phrase)
-        uploaded = await self.server.upload(batch.path(self.cache))
-        return note_id(batch, await self._create(batch, uploaded["id"]), self.cache)
-
-    async def _create(self, batch: Batch, file: str) -> str:
-        window, mark = "24h", {"drot": batch.token}
-        body = {"input_file_id": file, "endpoint": self.path, "completion_window": window, "metadata": mark}
+    async def _hand_in(self, part: list[Work]) -> tuple[str, str]:
+        token = self.write(part)
+        with self.file(token).open("rb") as handle:
+            content = (handle.name, handle)
+            file = await self.server.wait_for(self.server.client.files.create(file=content, purpose="batch"))
+        creation = {"input_file_id": file.id, "endpoint": self.path, "completion_window": "24h"}
         for attempt in range(self.endpoint.max_retries + 1):
             try:
-                return (await self.server.post("/batches", body, once=True))["id"]
+                made = self.server.client.batches.create(**creation, metadata={"drot": token})
+                return token, self.note_id(token, (await self.server.wait_for(made, 0)).id)
             except Fault as error:
                 fault = error
             # Sent again, it could be made, and paid, twice: is it there?
-            if found := await self._search(batch.token):
-                return found
+            if number := await self._search(token):
+                return token, self.note_id(token, number)
             await self._pause(attempt)
         raise fault
 
     async def _search(self, token: str) -> str | None:
-        after = ""
+        page = await self.server.wait_for(self.server.client.batches.list(limit=100))
         for _ in range(PAGES):
-            page = await self.server.get(f"/batches?limit=100{after}")
-            for entry in page.get("data", []):
-                if (entry.get("metadata") or {}).get("drot") == token:
-                    return entry["id"]
-            if not page.get("has_more") or not page.get("data"):
+            for entry in page.data:
+                if (entry.metadata or {}).get("drot") == token:
+                    return entry.id
+            if not page.has_next_page():
                 return None
-            after = f"&after={page['data'][-1]['id']}"
+            page = await self.server.wait_for(page.get_next_page())
         return None
 
-    async def _find_earlier(self) -> list[Batch]:
-        found = []
-        for batch in list_batches(self.place, self.cache):
-            if (number := batch.id or await self._search(batch.token)) is None:
-                forget(batch, self.cache)  # the run was stopped before it was made
-            else:
-                self.accounts.calls += len(batch.lines)
-                found.append(note_id(batch, number, self.cache))
-        return found
-
-    async def _bring_in(self, batch: Batch) -> None:
+    async def _bring_in(self, token: str, number: str) -> None:
+        rows = self.cache.query("SELECT id, key, choices FROM lines WHERE token = ? ORDER BY id", token)
+        waiting = {line: (key, json.loads(choices)) for line, key, choices in rows}
+        self.accounts.calls += len(waiting)
+        lines, status, failures = [], "gone", None
         try:
-            state, lines = await self._wait_for(batch), []
-            for name in ("output_file_id", "error_file_id"):
-                if state.get(name):
-                    lines += (await self.server.download(f"/files/{state[name]}/content")).split(b"\n")
+            state = await self._wait_for(number, len(waiting))
+            status, failures = state.status, state.errors
+            for file in filter(None, (state.output_file_id, state.error_file_id)):
+                lines += (await self.server.wait_for(self.server.client.files.content(file))).content.split(b"\n")
         except Refusal as refusal:
             if refusal.status != 404:
                 raise
-            state, lines = {"status": "gone"}, []
-        waiting = dict(batch.lines)
         with self.cache.transaction():  # all of it or nothing: no line is entered twice
             for line in filter(bytes.strip, lines):
                 self._read_line(line, waiting)
             for _ in waiting:
-                self._fail(Fault(f"batch {state['status']}", "a line without a result", billed=False))
-            forget(batch, self.cache)
-        self._check_state(state)
+                self.accounts.fail(Fault(f"batch {status}", "a line without a result", billed=False))
+            self.forget(token)
+        if status == "failed":
+            errors = (failures and failures.data) or []
+            self.accounts.last = "; ".join(f"{error.code}: {error.message}" for error in errors[:3])
+            if all(error.code != QUEUE_FULL for error in errors):
+                todo = "correct what it names, or use `transport: direct`"
+                raise EndpointError(f"the server refused the batch ({self.accounts.last})", where=self.place, todo=todo)
         if self.refusal:
             raise self.refusal
-        for work in list(self.works.values())[:1]:
-            self.accounts.check_thoughts(work.request)
+        self.accounts.check_thoughts(next(iter(self.works.values())).request)
 
-    async def _wait_for(self, batch: Batch) -> dict[str, Any]:
-        pause = POLL
-        while True:
-            state = await self.server.get(f"/batches/{batch.id}")
-            done = (state.get("request_counts") or {}).get("completed", 0)
-            self.accounts.note = f"batch {state.get('status')}, {done} of {len(batch.lines)} requests"
-            if state.get("status") in OVER:
+    async def _wait_for(self, number: str, lines: int) -> types.Batch:
+        for times in count():
+            state = await self.server.wait_for(self.server.client.batches.retrieve(number))
+            done = state.request_counts.completed if state.request_counts else 0
+            self.accounts.note = f"batch {state.status}, {done} of {lines} requests"
+            if state.status in OVER:
                 return state
-            await asyncio.sleep(pause)
-            pause = min(LONGEST_POLL, pause * 2)
+            await self._pause(times)
 
-    def _read_line(self, line: bytes, waiting: dict[str, Line]) -> None:
+    def _read_line(self, line: bytes, waiting: dict[str, tuple[str, list[int]]]) -> None:
         try:
             values = json.loads(line)
             key, choices = waiting.pop(values["custom_id"])
         except (ValueError, KeyError, TypeError):
             self.accounts.faults["batch: unreadable line"] += 1
             return
-        work = self._open_line(key, choices)
+        # The work as it was when it was sent; the request of another run of this cache is in the cache.
+        if work := self.works.get(key):
+            done = replace(work, missing=list(choices), alone=len(choices) == 1)
+        else:
+            body = self.cache.query("SELECT body FROM requests WHERE key = ?", key)[0][0]
+            done = Work(key, json.loads(body), list(choices), len(choices) == 1)
+        sent = done.outgoing()
         try:
-            self._read_result(work, values)
+            self._read_result(values, done, sent)
         except Declined as no:
-            self.accounts.decline(work, work.outgoing(), no)
+            self.accounts.decline(done, sent, no)
         except Fault as fault:
-            self._fail(fault, work.outgoing())
+            self.accounts.fail(fault, sent)
         except Refusal as refusal:
-            if self.accounts.learn(refusal, work, work.outgoing()):
+            if self.accounts.learn(refusal, done, sent):
                 self.progressed = True  # it is known now how to ask
             else:
                 self.refusal = self.refusal or refusal
-        self._settle(work, choices)
-
-    def _read_result(self, work: Work, values: dict[str, Any]) -> None:
-        response, error = values.get("response") or {}, values.get("error") or {}
-        status, body = int(response.get("status_code", 0)), response.get("body") or {}
-        if status == 200:
-            self.accounts.take(work, work.outgoing(), body)
-        elif status >= 400:
-            raise read_status(status, json.dumps(body).encode(), self.endpoint, f"line {values['custom_id']}")
-        elif (reason := find_content(json.dumps(error).encode())) is not None:
-            raise Declined(reason, str(error.get("message")))
-        else:
-            raise Fault(f"batch: {error.get('code')}", str(error.get("message")), billed=False)
-
-    def _open_line(self, key: str, choices: list[int]) -> Work:
-        # As it was when it was sent; the request of another run of this cache is in the cache.
-        work = self.works.get(key)
-        request = work.request if work else find_request(key, self.cache)
-        return Work(key, request, list(choices), len(choices) == 1, work.doubted if work else False)
-
-    def _settle(self, done: Work, choices: list[int]) -> None:
         came = set(choices) - set(done.missing)
         self.progressed |= bool(came)
-        work = self.works.get(done.key)
         if work and work.missing:
             work.missing = [choice for choice in work.missing if choice not in came]
             work.alone |= done.alone and len(choices) > 1
             work.doubted |= done.doubted
             self.accounts.done += not work.missing
 
-    def _fail(self, fault: Fault, sent: dict[str, Any] | None = None) -> None:
-        self.last = str(fault)
-        self.accounts.fail(fault, sent)
+    def _read_result(self, values: dict[str, Any], work: Work, sent: dict[str, Any]) -> None:
+        response, error = values.get("response") or {}, values.get("error") or {}
+        status, body = int(response.get("status_code") or 0), response.get("body") or {}
+        if status == 200:
+            self.accounts.take(work, sent, body)
+        elif status >= 400:
+            raise read_status(status, body, self.endpoint, f"line {values['custom_id']}")
+        elif (reason := find_content(error)) is not None:
+            raise Declined(reason)
+        else:
+            raise Fault(f"batch: {error.get('code')}", str(error.get("message")), billed=False)
 
-    def _check_state(self, state: dict[str, Any]) -> None:
-        if state["status"] != "failed":
-            return
-        errors = (state.get("errors") or {}).get("data") or [{}]
-        self.last = "; ".join(f"{e.get('code')}: {e.get('message')}" for e in errors[:3])
-        if all(error.get("code") != QUEUE_FULL for error in errors):
-            raise EndpointError(
-                f"the server refused the batch ({self.last})",
-                where=self.place,
-                todo="correct what it names, or use `transport: direct`",
-            )
+    def file(self, token: str) -> Path:
+        """Return where a batch's file lies."""
+        return self.cache.path.with_name("batches") / f"{token}.jsonl"
+
+    def write(self, part: list[Work]) -> str:
+        """Write a file of requests in the server's words, and write it down; return our mark of it, to find it again there."""
+        token = uuid.uuid4().hex
+        self.file(token).parent.mkdir(parents=True, exist_ok=True)
+        with self.cache.transaction(), self.file(token).open("w", encoding="utf-8", newline="\n") as handle:
+            self.cache.query("INSERT INTO batches VALUES (?, ?, NULL)", token, self.place)
+            self.cache.put([(work.request, {}) for work in part])
+            for number, work in enumerate(part):
+                body = self.accounts.phrase(work.outgoing())
+                line = {"custom_id": f"{number:06d}", "method": "POST", "url": self.path, "body": body}
+                handle.write(json.dumps(line, allow_nan=False) + "\n")
+                values = token, line["custom_id"], work.key, json.dumps(work.missing)
+                self.cache.query("INSERT INTO lines VALUES (?, ?, ?, ?)", *values)
+        return token
+
+    def note_id(self, token: str, number: str) -> str:
+        """Write down the server's number of a batch, and return it."""
+        self.cache.query("UPDATE batches SET id = ? WHERE token = ?", number, token)
+        return number
+
+    def list_open(self) -> list[tuple[str, str | None]]:
+        """Return the mark and number of each batch that went to this place and of which nothing was taken in yet."""
+        return self.cache.query("SELECT token, id FROM batches WHERE place = ? ORDER BY token", self.place)
+
+    def forget(self, token: str) -> None:
+        """Strike a batch off, and remove its file."""
+        self.cache.query("DELETE FROM lines WHERE token = ?", token)
+        self.cache.query("DELETE FROM batches WHERE token = ?", token)
+        self.file(token).unlink(missing_ok=True)
 
 
 def cut_work(works: list[Work]) -> Iterator[list[Work]]:
@@ -235,49 +229,3 @@ def cut_work(works: list[Work]) -> Iterator[list[Work]]:
             size += length
     if part:
         yield part
-
-
-def write_batch(
-    part: list[Work], path: str, place: str, cache: Cache, phrase: Callable[[dict[str, Any]], dict[str, Any]] = dict
-) -> Batch:
-    """Write a file of requests to `path` of the API at `place`, each in the server's words by `phrase`, and write it down."""
-    batch = Batch(uuid.uuid4().hex, {f"{n:06d}": (work.key, work.missing) for n, work in enumerate(part)})
-    file = batch.path(cache)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="\n") as handle:
-        for number, work in zip(batch.lines, part, strict=True):
-            line = {"custom_id": number, "method": "POST", "url": path, "body": phrase(work.outgoing())}
-            handle.write(json.dumps(line, allow_nan=False) + "\n")
-    with cache.transaction():
-        cache.query("INSERT INTO batches VALUES (?, ?, NULL)", batch.token, place)
-        cache.put([(work.request, {}) for work in part])
-        for number, (key, choices) in batch.lines.items():
-            cache.query("INSERT INTO lines VALUES (?, ?, ?, ?)", batch.token, number, key, json.dumps(choices))
-    return batch
-
-
-def note_id(batch: Batch, number: str, cache: Cache) -> Batch:
-    """Write down the server's number of a batch."""
-    cache.query("UPDATE batches SET id = ? WHERE token = ?", number, batch.token)
-    return replace(batch, id=number)
-
-
-def list_batches(place: str, cache: Cache) -> list[Batch]:
-    """Return the batches that went to a place and of which nothing was taken in yet."""
-    batches = []
-    for token, number in cache.query("SELECT token, id FROM batches WHERE place = ? ORDER BY token", place):
-        rows = cache.query("SELECT id, key, choices FROM lines WHERE token = ? ORDER BY id", token)
-        batches.append(Batch(token, {line: (key, json.loads(choices)) for line, key, choices in rows}, number))
-    return batches
-
-
-def forget(batch: Batch, cache: Cache) -> None:
-    """Strike a batch off, and remove its file."""
-    cache.query("DELETE FROM lines WHERE token = ?", batch.token)
-    cache.query("DELETE FROM batches WHERE token = ?", batch.token)
-    batch.path(cache).unlink(missing_ok=True)
-
-
-def find_request(key: str, cache: Cache) -> dict[str, Any]:
-    """Return the request of a key, as it was written down."""
-    return json.loads(cache.query("SELECT body FROM requests WHERE key = ?", key)[0][0])

@@ -7,19 +7,18 @@ comes. Keys and headers are never in it.
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drot_utils.study.errors import DataError, StorageError, wrap_os_error
+from drot_utils.study.errors import DataError, StorageError
 from drot_utils.study.paths import Run, atomic, exclusive, file_system
 
 VERSION = 1
 APPLICATION = 0x64526F54  # "dRoT": marks the file as ours
 COLUMNS = "key, choice, text, finish, prompt_tokens, completion_tokens, answered_by"
-AT_ONCE = 400  # keys a query; every SQLite allows 999
 
 #: Entries of the ledger: what was billed, by the server's count or else at most; what a server ignored (the setting follows).
 METERED, UNMETERED, IGNORED = "metered", "unmetered", "ignored: "
@@ -50,17 +49,15 @@ COMMIT;
 
 @dataclass(frozen=True)
 class Answer:
-    """One choice of an answer, as it is kept.
-
-    A prompt is billed once a response: its tokens count for the response's first choice, 0 for the others. Completion
-    tokens are shared out over a response's choices by their lengths. So sums are exact. None: not known.
-    """
+    """One choice of an answer, as it is kept; None: not known. Tokens are divided so that their sums are what was billed."""
 
     text: str
     finish: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    answered_by: str | None = None
+    prompt_tokens: int | None = (
+        None  # a prompt is billed once a response: counted for its first choice, 0 for the others
+    )
+    completion_tokens: int | None = None  # shared out over a response's choices by their lengths
+    answered_by: str | None = None  # the server's name of the model
 
 
 def request_key(request: dict[str, Any]) -> str:
@@ -71,30 +68,14 @@ def request_key(request: dict[str, Any]) -> str:
 class Cache:
     """The file of answers; made when it does not exist.
 
-    Parameters
-    ----------
-    path : Path
-
-    Raises
-    ------
-    DataError
-        A file that is no cache, is damaged, or was written by another version.
-    StorageError
-        A file or folder that cannot be written.
+    A `DataError` when it is no cache, is damaged, or was written by another version; a `StorageError` when it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.bare = False
-        self.lock = path.with_name(f".{path.name}.lock")
-        try:
-            # Two processes may make it at once: one writes the schema.
-            with exclusive(self.lock, wait=True) as lock:
-                self._open(bare=lock is None)
-            # Where the file system has no locks, SQLite takes none, and we hold one of our own.
-            self.bare = lock is None
-        except OSError as error:
-            raise wrap_os_error(error, path) from error
+        self.path, self.lock, self.bare = path, path.with_name(f".{path.name}.lock"), False
+        with exclusive(self.lock, wait=True) as lock:  # two processes may make it at once: one writes the schema
+            self._open(bare=lock is None)
+        self.bare = lock is None  # where the file system has no locks, SQLite takes none, and we hold one of our own
 
     def _open(self, bare: bool) -> None:
         with self.explained_errors():
@@ -107,12 +88,10 @@ class Cache:
             version, application, tables = (self.file.execute(query).fetchone()[0] for query in ask)
             if tables and (application, version) != (APPLICATION, VERSION):
                 self.file.close()
-                raise DataError(
-                    f"expected a cache of version {VERSION}, found "
-                    + (f"version {version}" if application == APPLICATION else "a database of another program"),
-                    where=str(self.path),
-                    todo="export it with the program that wrote it and import the lines here, or move it away",
-                )
+                found = f"version {version}" if application == APPLICATION else "a database of another program"
+                found = f"expected a cache of version {VERSION}, found {found}"
+                todo = "export it with the program that wrote it and import the lines here, or move it away"
+                raise DataError(found, where=str(self.path), todo=todo)
             if bare or not file_system(self.path).startswith(LOCAL):
                 self.file.execute("PRAGMA journal_mode = DELETE")  # also of a file that was made elsewhere
                 self.file.execute("PRAGMA locking_mode = NORMAL")
@@ -126,19 +105,12 @@ class Cache:
             elif (damage := self.file.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(damage)
 
-    def close(self) -> None:
-        """Close the file; what was put into it is in it since."""
-        self.file.close()
-
     def read(self, keys: Iterable[str]) -> dict[str, dict[int, Answer]]:
         """Return the choices of each key that the cache has, by their numbers."""
         found: dict[str, dict[int, Answer]] = {}
-        wanted = list(dict.fromkeys(keys))
-        for start in range(0, len(wanted), AT_ONCE):
-            some = wanted[start : start + AT_ONCE]
-            places = ",".join("?" * len(some))
-            for key, choice, *values in self.query(f"SELECT {COLUMNS} FROM answers WHERE key IN ({places})", *some):
-                found.setdefault(key, {})[choice] = Answer(*values)
+        sql = f"SELECT {COLUMNS} FROM answers WHERE key IN (SELECT value FROM json_each(?))"
+        for key, choice, *values in self.query(sql, json.dumps([*keys])):
+            found.setdefault(key, {})[choice] = Answer(*values)
         return found
 
     def put(self, items: Iterable[tuple[dict[str, Any], dict[int, Answer]]], *, replace: bool = False) -> int:
@@ -197,13 +169,8 @@ class Cache:
             return
         with self.explained_errors():
             self.file.execute("BEGIN IMMEDIATE")
-            try:
+            with self.file:  # commits, or rolls back
                 yield
-            except BaseException:
-                if self.file.in_transaction:  # a full disk has it rolled back already
-                    self.file.execute("ROLLBACK")
-                raise
-            self.file.execute("COMMIT")
 
     @contextmanager
     def explained_errors(self) -> Iterator[None]:
@@ -215,33 +182,29 @@ class Cache:
         except sqlite3.Error as error:
             name = getattr(error, "sqlite_errorname", "")
             if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_BUSY", "SQLITE_IOERR")):
-                raise StorageError(
-                    f"the cache could not be written ({error}); what was in it is kept",
-                    where=str(self.path),
-                    todo="check that the file and its folder may be written, that the disk has room and that no other program "
-                    "holds the file, then run the same command again",
-                ) from error
-            raise DataError(
-                f"is damaged, or no cache ({error})",
-                where=str(self.path),
-                todo="move the file away and import your export of it, if you have one (python -m drot_utils answers import)",
-            ) from error
-
-
-def open_cache(run: Run) -> Cache:
-    """Open the cache of a run, which all its notebooks share."""
-    return Cache(cache_file(run))
+                found = f"the cache could not be written ({error}); what was in it is kept"
+                todo = "check that it may be written, the disk has room and no other program holds it, then run again"
+                raise StorageError(found, where=str(self.path), todo=todo) from error
+            todo = (
+                "move the file away and import your export of it, if you have one (python -m drot_utils answers import)"
+            )
+            raise DataError(f"is damaged, or no cache ({error})", where=str(self.path), todo=todo) from error
 
 
 def cache_file(run: Run) -> Path:
-    """Return where the cache of a run lies, or will."""
+    """Return where the cache of a run, which all its notebooks share, lies, or will."""
     return run.root / "data" / "answers.sqlite"
+
+
+def open_cache(run: Run) -> Cache:
+    """Open the cache of a run."""
+    return Cache(cache_file(run))
 
 
 def _body(request: dict[str, Any]) -> str:
     body = {name: value for name, value in request.items() if name != "n"}
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    if not text.isascii() and _join_halves(text) != text:
+    if _join_halves(text) != text:
         where = text[:80].encode("ascii", "replace").decode()
         raise DataError("a request holds half a character (a lone surrogate)", where=where)
     return text
@@ -259,8 +222,7 @@ FORMAT = {"format": "drot-answers", "version": VERSION}  # the first line of an 
 
 def export_lines(cache: Cache, file: Path) -> int:
     """Write all answers to `file` as JSON lines, sorted, so that the same answers give the same bytes; return their number."""
-    columns = "choice, text, finish, prompt_tokens, completion_tokens, answered_by"
-    count = 0
+    count, columns = 0, COLUMNS.removeprefix("key, ")
     with cache.explained_errors(), atomic(file) as part, part.open("w", encoding="utf-8", newline="\n") as handle:
         handle.write(json.dumps(FORMAT) + "\n")
         rows = cache.file.execute(f"SELECT body, {columns} FROM answers JOIN requests USING (key) ORDER BY key, choice")
@@ -272,16 +234,9 @@ def export_lines(cache: Cache, file: Path) -> int:
 
 
 def import_lines(cache: Cache, file: Path) -> tuple[int, int]:
-    """Take over the answers of an export; those that the cache has already stay as they are.
+    """Take over the answers of an export; return how many are new, and how many the cache had: these stay as they are.
 
-    Returns
-    -------
-    new, known : int
-
-    Raises
-    ------
-    DataError
-        A line that is no answer, named by its number; nothing of the file was taken over then.
+    A `DataError` names the first line that is no answer; nothing of the file was taken over then.
     """
     new = total = 0
     with cache.transaction():
@@ -297,49 +252,23 @@ def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any], int, Answer]]:
         with file.open(encoding="utf-8-sig") as handle:
             for number, line in enumerate(handle, start=1):
                 values = json.loads(line)
-                if number == 1 or "format" in values:
-                    if values != FORMAT:
-                        raise ValueError(f"expected {json.dumps(FORMAT)}")
-                    continue
-                yield _read_answer(values)
+                if number > 1 and "format" not in values:
+                    yield _read_answer(**values)
+                elif values != FORMAT:
+                    raise ValueError(f"expected {json.dumps(FORMAT)}")
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", where=str(file), todo="check the path") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"is no exported answer ({type(error).__name__}: {error}); nothing was taken over",
-            where=f"{file}, line {max(1, number)}",
-            todo="correct or remove that line, or export again",
-        ) from error
+    except (ValueError, TypeError) as error:
+        found = f"is no exported answer ({type(error).__name__}: {error}); nothing was taken over"
+        todo = "correct or remove that line, or export again"
+        raise DataError(found, where=f"{file}, line {max(1, number)}", todo=todo) from error
 
 
-def _read_answer(values: dict[str, Any]) -> tuple[dict[str, Any], int, Answer]:
-    request, number = values.pop("request"), values.pop("choice")
+def _read_answer(request: Any, choice: Any, **values: Any) -> tuple[dict[str, Any], int, Answer]:
     answer = Answer(**values)
     texts, counts = (answer.finish, answer.answered_by), (answer.prompt_tokens, answer.completion_tokens)
-    if not isinstance(request, dict) or type(number) is not int or number < 0 or not isinstance(answer.text, str):
+    if not isinstance(request, dict) or type(choice) is not int or choice < 0 or not isinstance(answer.text, str):
         raise ValueError("expected an object `request`, a number `choice` and a text `text`")
     if not all(isinstance(t, str | None) for t in texts) or not all(type(c) in (int, type(None)) for c in counts):
         raise ValueError("expected texts in `finish` and `answered_by` and whole numbers of tokens, or null")
-    return request, number, answer
-
-
-def export_answers(path: Path, files: Sequence[Path]) -> str:
-    """Export the cache at `path` to one file; return what was done as a line.
-
-    Raises
-    ------
-    DataError
-        Where there is no cache, or more than one file is named.
-    """
-    if not path.exists() or len(files) > 1:
-        raise DataError("expected a cache that exists and one file to write", where=str(path))
-    return f"{files[0]}: {export_lines(Cache(path), files[0])} answers"
-
-
-def import_answers(path: Path, files: Sequence[Path]) -> str:
-    """Import files into the cache at `path`, which is made where there is none; return what was done, a line a file."""
-    cache, lines = Cache(path), []
-    for file in files:
-        new, known = import_lines(cache, file)
-        lines.append(f"{file}: {new} answers taken over, {known} were there already")
-    return "\n".join(lines)
+    return request, choice, answer

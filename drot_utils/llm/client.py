@@ -1,8 +1,8 @@
 """Asking an OpenAI-compatible server: each request once, many at a time, every answer kept as it comes.
 
-From the top: `ask_all` looks what the cache lacks; a thread with a loop of its own asks for that (`_Asking`), as several tasks
-that take turns; each task asks for one request until nothing of it is missing. What may pass is asked again by the `openai`
-client (see `server`); what comes is kept and counted by `accounts`.
+From the top: `ask_all` looks what the cache lacks; a thread with a loop of its own (a notebook has one already) asks for that
+(`_Asking`), as several tasks that take turns; each task asks for one request until nothing of it is missing. What may pass is
+asked again by the `openai` client (see `server`); what comes is kept and counted by `accounts`.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ from aiolimiter import AsyncLimiter
 
 from drot_utils.llm.accounts import Accounts, Usage
 from drot_utils.llm.cache import Answer, Cache, request_key
-from drot_utils.llm.costs import count_prompt, read_prices
+from drot_utils.llm.costs import count_prompt
 from drot_utils.llm.faults import Declined, Fault, Refusal
-from drot_utils.llm.replies import Work, describe_request, list_missing, read_most
+from drot_utils.llm.replies import Work, describe_request, list_missing
 from drot_utils.study.errors import EndpointError
 from drot_utils.study.params import Endpoint, Requests
 from drot_utils.study.progress import Progress
@@ -32,16 +32,12 @@ def ask_all(
 ) -> tuple[list[list[Answer]], Usage]:
     """Have all requests answered: by the cache, and by the server where the cache has no answer.
 
-    Works in a notebook, too, where an event loop runs already: the asking has a thread with a loop of its own. Stopped by
-    Ctrl-C, it waits a few seconds for what is under way; stopped in any way, it keeps what was answered.
+    Stopped by Ctrl-C, it waits a few seconds for what is under way; stopped in any way, it keeps what was answered.
 
     Parameters
     ----------
     requests : sequence of dict
         Whole request bodies: model, messages or prompt, n, sampling settings, seed ...
-    endpoint : Endpoint
-    settings : Requests
-        What the cache is for, the prices, and what may be spent.
     cache : Cache
         Gets every answer as it comes; what it has in the end is what is returned.
     what : str
@@ -63,7 +59,7 @@ def ask_all(
     """
     keys = [request_key(request) for request in requests]
     works = list_missing(requests, keys, cache, refresh=settings.cache == "refresh")
-    accounts = Accounts(endpoint, settings, cache, read_prices(settings.prices))
+    accounts = Accounts(endpoint, settings, cache)
     missing = {work.key for work in works}
     if works:
         _check_may_ask(works, len(set(keys)), endpoint, settings, f"{what}, {cache.path}")
@@ -76,20 +72,14 @@ def ask_all(
 
 
 def _check_may_ask(works: list[Work], count: int, endpoint: Endpoint, settings: Requests, where: str) -> None:
-    first = f"the first is {describe_request(works[0].request)}"
+    missing = f"requests have no answer in the cache; the first is {describe_request(works[0].request)}"
     if settings.cache == "only":
-        raise EndpointError(
-            f"{len(works)} of {count} requests have no answer in the cache, and `requests.cache: only` asks nobody; {first}",
-            where=where,
-            todo="import responses that cover them (python -m drot_utils answers import), or set `requests.cache: use`",
-        )
+        found = f"`requests.cache: only` asks nobody, and {len(works)} of {count} {missing}"
+        todo = "import responses that cover them (python -m drot_utils answers import), or set `requests.cache: use`"
+        raise EndpointError(found, where=where, todo=todo)
     from drot_utils.llm.server import read_key
 
-    try:
-        read_key(endpoint)
-    except EndpointError as error:
-        found = f"{error.found}, and {len(works)} requests have no answer in the cache; {first}"
-        raise EndpointError(found, where=error.where, todo=error.todo) from None
+    read_key(endpoint, f", and {len(works)} {missing}")
 
 
 def _run_in_thread(asking: "_Asking", progress: Progress) -> None:
@@ -98,9 +88,7 @@ def _run_in_thread(asking: "_Asking", progress: Progress) -> None:
 
     def show() -> None:
         progress.update(asking.accounts.done - (progress.n - progress.start_n))
-        note = asking.accounts.note
-        if (title := f"{what} ({note})" if note else what) != progress.what:
-            progress.say(title)
+        progress.say(f"{what} ({asking.accounts.note})" if asking.accounts.note else what)
 
     with ThreadPoolExecutor(1, "asking") as pool:
         future: Future = pool.submit(asyncio.run, asking.run())
@@ -135,13 +123,13 @@ class _Asking:
     async def run(self) -> None:
         """Ask until nothing is missing."""
         from drot_utils.llm.batch import Batches
-        from drot_utils.llm.server import PATHS, Server
+        from drot_utils.llm.server import Server
 
         self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
         if self.stopping:
             return
-        self.path = PATHS[self.endpoint.kind]
-        async with Server(self.endpoint, self.accounts) as self.server:
+        self.server = Server(self.endpoint, self.accounts)
+        async with self.server.client:
             if self.endpoint.transport == "batch":
                 await Batches(self.works, self.server, self.accounts).ask()
             else:
@@ -154,14 +142,13 @@ class _Asking:
         tasks = [asyncio.create_task(self._take_turns()) for _ in range(count)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            ended = [task for task in tasks if task in done and not task.cancelled()]
-            errors = list(filter(None, (task.exception() for task in ended)))
             await self._wind_up(tasks, self.endpoint.timeout_s)
         except asyncio.CancelledError:
             await self._wind_up(tasks, GRACE)
             raise
-        if errors:
-            raise errors[0]
+        for task in tasks:
+            if task in done and not task.cancelled():
+                task.result()  # the error that ended it all, if one did
         if self.given_up:
             raise self._say_given_up()
 
@@ -213,7 +200,7 @@ class _Asking:
         if self.stopping:
             raise asyncio.CancelledError
         try:
-            reply = await self.server.post(self.path, self.accounts.phrase(sent))
+            reply = await self.server.ask(self.accounts.phrase(sent))
         except Declined as no:
             self.accounts.decline(work, sent, no)
             self.server.answered = True
@@ -228,7 +215,7 @@ class _Asking:
     async def _wait_for_limits(self, sent: dict[str, Any]) -> None:
         if not any(self.limits):
             return
-        tokens = count_prompt(sent) + (read_most(sent) or 0) * sent.get("n", 1)
+        tokens = count_prompt(sent) + (sent.get("max_tokens") or 0) * sent.get("n", 1)
         for limit, amount in zip(self.limits, (1, tokens), strict=True):
             while limit and amount > 0:  # more than a second's worth is taken in parts
                 await limit.acquire(min(amount, limit.max_rate))
@@ -236,7 +223,6 @@ class _Asking:
 
     def _say_given_up(self) -> EndpointError:
         work, fault = self.given_up[0]
-        where = f"{self.endpoint.base_url}, model {self.endpoint.model}"
         if not self.server.answered and fault.unreachable:
             found = f"nobody answers at this address ({fault})"
             todo = "check `base_url`, that the server runs, and the network, or the proxy if one is named"
@@ -244,12 +230,10 @@ class _Asking:
             found = f"what answers at this address is no OpenAI-compatible API ({fault})"
             todo = "check `base_url` (most end in /v1) and `kind`"
         else:
-            found = (
-                f"{len(self.given_up)} of {len(self.works)} requests got no answer in {self.endpoint.max_retries + 1} tries; "
-                f"the first is {describe_request(work.request)}, at last {fault}"
-            )
+            found = f"{len(self.given_up)} of {len(self.works)} requests got no answer in {self.endpoint.max_retries + 1} tries"
+            found += f"; the first is {describe_request(work.request)}, at last {fault}"
             todo = "run the same command again, later or with a larger `max_retries`: what was answered is in the cache"
-        return EndpointError(found, where=where, todo=todo)
+        return EndpointError(found, where=self.server.where, todo=todo)
 
 
 def _is_no_api(fault: Fault) -> bool:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from drot_utils.llm.cache import Cache, request_key
-from drot_utils.llm.replies import list_missing, read_most
+from drot_utils.llm.replies import list_missing
 from drot_utils.study.errors import ParamsError
 from drot_utils.study.params import Endpoint, Requests, Section, Setting, read_yaml
 from drot_utils.study.paths import resolve
@@ -18,22 +18,23 @@ ENOUGH = 20  # answers of a model in the cache from which their mean length is t
 SAMPLE = 2000  # requests whose tokens are counted; of more, these stand for all
 BYTES_A_TOKEN = 4  # English text under current tokenizers; an estimate, and said to be one
 FRAME = 4  # tokens around a message, and to open the answer
+_ANSWERS = (
+    "SELECT count(*), avg(completion_tokens) FROM answers JOIN requests USING (key) "
+    "WHERE json_extract(body, '$.model') = ? AND completion_tokens IS NOT NULL"
+)
 
 Dollars = Annotated[float, Field(ge=0)]
 
 
 class Price(Section):
-    """Of one model, in US dollars a million tokens: what goes in and what comes out; `batch` is the Batch API's share of it.
+    """Of one model, in US dollars a million tokens."""
 
-    `refuses`: settings that the model is known not to take, but for their default.
-    """
-
-    input: Dollars
-    output: Dollars
-    batch: Annotated[float, Field(gt=0, le=1)] | None = None
+    input: Dollars  # what goes in
+    output: Dollars  # what comes out
+    batch: Annotated[float, Field(gt=0, le=1)] | None = None  # the Batch API's share of it
     as_of: date
     source: str
-    refuses: Annotated[list[Setting], Field(default_factory=list)]
+    refuses: Annotated[list[Setting], Field(default_factory=list)]  # known not to be taken, but for their default
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ class Prices:
     table: dict[str, Price]
     where: str  # the file
 
-    def cost(
-        self, model: str, transport: Literal["direct", "batch"], prompt: int | None, completion: int | None
-    ) -> float | None:
+    def cost(self, model: str, transport: str, prompt: int | None, completion: int | None) -> float | None:
         """Return what tokens cost in US dollars; None where the price, or a number of tokens, is not known."""
         price = self.table.get(model)
         if price is None or prompt is None or completion is None:
@@ -72,30 +71,18 @@ class Prices:
 
 
 def read_prices(path: str) -> Prices:
-    """Read a table of prices.
-
-    Raises
-    ------
-    ParamsError
-        When it is missing, no YAML, or an entry lacks something; the entry is named.
-    """
+    """Read a table of prices; a `ParamsError` when it is missing, no YAML, or an entry, which is named, lacks something."""
     place = resolve(path)
     try:
-        values = read_yaml(place) or {}
-        table = {str(name): Price.model_validate(entry) for name, entry in values.items()}
+        return Prices(TypeAdapter(dict[str, Price]).validate_python(read_yaml(place) or {}), path)
     except FileNotFoundError as error:
         todo = "point `requests.prices` at one; data/prices.yaml is ours"
         raise ParamsError("no such table of prices", where=str(place), todo=todo) from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise ParamsError(
-            f"`{'.'.join(map(str, problem['loc']))}` of a price: {problem['msg']}",
-            where=str(place),
-            todo="an entry has input, output, batch (a share, or null), as_of and source; see data/prices.yaml",
-        ) from error
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-        raise ParamsError(f"is no table of prices ({error})", where=str(place), todo="see data/prices.yaml") from error
-    return Prices(table, str(path))
+    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        why = f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}" if first else error
+        todo = "an entry has input, output, batch (a share, or null), as_of and source; see data/prices.yaml"
+        raise ParamsError(f"is no table of prices ({why})", where=str(place), todo=todo) from error
 
 
 @dataclass(frozen=True)
@@ -115,26 +102,15 @@ class Forecast:
 def forecast(
     requests: Sequence[dict[str, Any]], endpoint: Endpoint, settings: Requests, cache: Cache | None
 ) -> Forecast:
-    """Return what it will take to have all requests answered.
-
-    Parameters
-    ----------
-    requests : sequence of dict
-        As for `client.ask_all`.
-    settings : Requests
-        The price table, and whether what is in the cache is asked anew.
-    cache : Cache or None
-        None: as if empty.
-    """
+    """Return what it will take to have all requests answered; without a cache, as if it were empty."""
     prices = read_prices(settings.prices)
     works = list_missing(requests, [request_key(r) for r in requests], cache, refresh=settings.cache == "refresh")
     choices = sum(len(work.missing) for work in works)
     sample = works[:: max(1, len(works) // SAMPLE)]
-    prompt = sum(count_prompt(work.request) for work in sample)
-    prompt = round(prompt * len(works) / len(sample)) if sample else 0
-    mean, answers = _mean_answer(endpoint, cache)
-    most = [read_most(work.request) for work in works]
-    if mean is not None:
+    prompt = round(sum(count_prompt(work.request) for work in sample) * len(works) / max(1, len(sample)))
+    answers, mean = cache.query(_ANSWERS, endpoint.model)[0] if cache else (0, None)
+    most = [work.request.get("max_tokens") for work in works]
+    if answers >= ENOUGH:
         completion, how = round(mean * choices), f"answers as long as {answers} earlier ones ({mean:.0f} tokens)"
     elif None in most:
         completion, how = None, "nothing limits the answers"
@@ -142,35 +118,17 @@ def forecast(
         completion = sum(m * len(work.missing) for m, work in zip(most, works, strict=True))
         how = "answers as long as they may be, at most"
     cost = prices.cost(endpoint.model, endpoint.transport, prompt, completion) if works else 0.0
-    minutes = _count_minutes(endpoint, len(works), prompt, completion)
+    loads = [(len(works), endpoint.requests_per_minute)]
+    loads += [] if completion is None else [(prompt + completion, endpoint.tokens_per_minute)]
+    minutes = [load / limit for load, limit in loads if limit and endpoint.transport == "direct"]
     how = f"prompts estimated at {BYTES_A_TOKEN} bytes a token; {how}; {prices.say(endpoint.model)}"
-    return Forecast(len(requests), len(works), choices, prompt, completion, cost, minutes, how)
-
-
-def _mean_answer(endpoint: Endpoint, cache: Cache | None) -> tuple[float | None, int]:
-    if cache is None:
-        return None, 0
-    count, mean = cache.query(
-        "SELECT count(*), avg(completion_tokens) FROM answers JOIN requests USING (key) "
-        "WHERE json_extract(body, '$.model') = ? AND completion_tokens IS NOT NULL",
-        endpoint.model,
-    )[0]
-    return (mean, count) if count >= ENOUGH else (None, count)
-
-
-def _count_minutes(endpoint: Endpoint, requests: int, prompt: int, completion: int | None) -> float | None:
-    minutes = []
-    if endpoint.transport == "direct" and endpoint.requests_per_minute is not None:
-        minutes.append(requests / endpoint.requests_per_minute)
-    if endpoint.transport == "direct" and endpoint.tokens_per_minute is not None and completion is not None:
-        minutes.append((prompt + completion) / endpoint.tokens_per_minute)
-    return max(minutes, default=None)
+    return Forecast(len(requests), len(works), choices, prompt, completion, cost, max(minutes, default=None), how)
 
 
 def count_prompt(request: dict[str, Any]) -> int:
     """Return the tokens that go in with a request, roughly."""
     texts = _list_texts(request)
-    tokens = sum(-(-len(text.encode("utf-8", "replace")) // BYTES_A_TOKEN) for text in texts)
+    tokens = sum(-(-len(text) // BYTES_A_TOKEN) for text in texts)
     return tokens + (FRAME * (len(texts) + 1) if "messages" in request else 0)
 
 
@@ -179,13 +137,11 @@ def bound_tokens(request: dict[str, Any]) -> tuple[int, int | None]:
 
     None: nothing limits what comes out.
     """
-    most = read_most(request)
-    prompt = sum(len(text.encode("utf-8", "replace")) for text in _list_texts(request))
-    frame = 16 * (len(request.get("messages", [])) + 1)
-    return prompt + frame, None if most is None else most * request.get("n", 1)
+    most = request.get("max_tokens")
+    prompt = sum(map(len, _list_texts(request))) + 16 * (len(request.get("messages", [])) + 1)
+    return prompt, None if most is None else most * request.get("n", 1)
 
 
-def _list_texts(request: dict[str, Any]) -> list[str]:
-    if "messages" not in request:
-        return [str(request.get("prompt", ""))]
-    return [str(message.get("content") or "") for message in request["messages"]]
+def _list_texts(request: dict[str, Any]) -> list[bytes]:
+    texts = [message.get("content") for message in request.get("messages", [{"content": request.get("prompt")}])]
+    return [str(text or "").encode("utf-8", "replace") for text in texts]

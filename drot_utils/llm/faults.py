@@ -2,10 +2,11 @@
 
 import json
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args
 
 from drot_utils.study.errors import EndpointError
-from drot_utils.study.params import Endpoint
+from drot_utils.study.params import Endpoint, Setting, Teacher
 
 #: Statuses that pass by themselves, as do those from 500 on; every other one from 400 on stops the run.
 TRANSIENT = (408, 409, 429)
@@ -21,17 +22,12 @@ _CONTENT = re.compile(
     r"content (?:management )?policy|ContentPolicyViolation|flagged as potentially violating|our safety system",
     re.IGNORECASE,
 )
-#: Settings that a server may not know, and how it says so.
-_SETTINGS = (
-    "max_completion_tokens", "max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed",
-    "response_format",
-)  # fmt: skip
+#: Settings that a server may not know, and how it says so. A no to `n` is seen otherwise: `n` is too short a word to be found.
+_SETTING = re.compile(rf"\b(?:{'|'.join({'max_completion_tokens', *get_args(Setting)} - {'n'})})\b")
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra[_ ](?:forbidden|inputs|fields)|not permitted",
     re.IGNORECASE,
 )
-_KEYS = _SETTINGS[1:6]  # those that are keys of the section `teacher`
-
 _TODO = {
     400: "correct the setting that the server names; what it does not know must not be asked of it",
     401: "check the key in the environment variable {key}",
@@ -41,161 +37,123 @@ _TODO = {
 }
 
 
+@dataclass(eq=False)
 class Fault(Exception):
-    """Something that may pass: the request is worth asking again.
+    """Something that may pass: the request is worth asking again."""
 
-    `kind`: a few words, under which it is counted; `detail`: what came back; `overload`: the server refused for load; `billed`: it
-    may have been billed, as an answer was lost or spoilt on its way; `unreachable`: nobody was there at all.
-    """
-
-    def __init__(
-        self, kind: str, detail: str = "", *, overload: bool = False, billed: bool = True, unreachable: bool = False
-    ) -> None:
-        super().__init__(kind, detail)
-        self.kind, self.detail = kind, detail
-        self.overload, self.billed, self.unreachable = overload, billed, unreachable
+    kind: str  # a few words, under which it is counted
+    detail: str = ""  # what came back
+    overload: bool = False  # the server refused for load
+    billed: bool = True  # it may have been billed, as an answer was lost or spoilt on its way
+    unreachable: bool = False  # nobody was there at all
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}" if self.detail else self.kind
 
 
+@dataclass(eq=False)
 class Declined(Exception):
-    """A server's no to what one request says: that one has no answer, the others may have; `reason` is the server's code."""
+    """A server's no to what one request says: that one has no answer, the others may have."""
 
-    def __init__(self, reason: str, said: str) -> None:
-        super().__init__(reason, said)
-        self.reason = reason
+    reason: str  # the server's code
 
 
 class Refusal(EndpointError):
     """A server's final no; `status` is its HTTP status, `setting` the one it does not take, if it names one."""
 
-    def __init__(self, found: str, *, status: int, where: str, todo: str, setting: str | None = None) -> None:
+    def __init__(self, found: str, *, status: int, setting: str | None = None, where: str = "", todo: str = "") -> None:
         super().__init__(found, where=where, todo=todo)
         self.status, self.setting = status, setting
 
 
-def read_status(status: int, body: bytes, endpoint: Endpoint, asked: str) -> Fault:
-    """Return the fault of an error status (400 and above).
-
-    Parameters
-    ----------
-    asked : str
-        What was asked, in a few words, for the error.
+def read_status(status: int, body: Any, endpoint: Endpoint, asked: str) -> Fault:
+    """Return the fault of an error status (400 and above), with a body as `open_error` takes it.
 
     Raises
     ------
     Declined
         When this request is refused for its content.
     Refusal
-        When asking again is no use: what was asked, what came back and what to do.
+        When asking again is no use: what was `asked`, in these words, what came back and what to do.
     """
-    said, codes = read_error(body)
-    if status in (400, 403, 422) and (reason := find_content(body, words=status != 403)):
-        raise Declined(reason, said)
-    quota = any(code in QUOTA for code in codes)
+    error, said = open_error(body), say_error(body)
+    if status in (400, 403, 422) and (reason := find_content(error, words=status != 403)):
+        raise Declined(reason)
+    quota = error.get("code") in QUOTA or error.get("type") in QUOTA
     if (status in TRANSIENT or status >= 500) and not quota:
         return Fault(f"HTTP {status}", said, overload=status in OVERLOAD, billed=False)
     todo = _TODO[402] if quota else _TODO.get(status, _TODO[400])
     if status == 401 and endpoint.api_key_env is None:
         todo = "the server wants a key: name the environment variable that holds it as `api_key_env`"
-    setting = find_setting(body) if status in (400, 422) else None
-    if setting:
+    if setting := find_setting(error) if status in (400, 422) else None:
         key = setting.replace("completion_", "")
         todo = f"write `names: {{{key}: null}}` into this endpoint's parameters, so that `{key}` is not sent"
-        todo += f" (for the teacher, set `teacher.{key}` to null)" if key in _KEYS else ""
+        todo += f" (for the teacher, set `teacher.{key}` to null)" if key in Teacher.model_fields else ""
+    todo = todo.replace("{key}", str(endpoint.api_key_env))
     raise Refusal(
         f"the server refused with HTTP {status} ({said}) {asked}",
         status=status,
-        where=f"{endpoint.base_url}, model {endpoint.model}",
-        todo=todo.replace("{key}", str(endpoint.api_key_env))
-        + "; what was answered so far is in the cache and is not asked again",
         setting=setting,
+        where=f"{endpoint.base_url}, model {endpoint.model}",
+        todo=f"{todo}; what was answered so far is in the cache and is not asked again",
     )
 
 
-def find_content(body: bytes, *, words: bool = True) -> str | None:
+def open_error(body: Any) -> dict[str, Any]:
+    """Return the error in a body (bytes, or what was read of them), whatever its form; mostly with `message` and `code`."""
+    if isinstance(body, bytes):
+        try:
+            body = json.loads(body)
+        except (ValueError, RecursionError):
+            return {"message": body.decode("utf-8", "replace") or "an empty response"}
+    if isinstance(body, list) and body:  # Google's
+        body = body[0]
+    error = body.get("error") or body if isinstance(body, dict) else body
+    return error if isinstance(error, dict) else {"message": str(error)}
+
+
+def say_error(body: Any) -> str:
+    """Return what an error's body (see `open_error`) says, on one line of 200 characters at most."""
+    error = open_error(body)
+    text = " ".join(str(error.get("message") or error.get("detail") or json.dumps(error)).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def find_content(error: dict[str, Any], *, words: bool = True) -> str | None:
     """Return the code with which an error refuses an input for its content, None for any other error.
 
     Where it has no such code, its `words` count.
     """
-    error = _open_error(body)
-    if not isinstance(error, dict):
-        return None
-    found = [error.get("code"), error.get("type")]
-    for name in ("innererror", "inner_error"):  # Azure's
-        found += [error[name].get("code")] if isinstance(error.get(name), dict) else []
-    found += ["flagged_input" in (error.get("metadata") or {}) and "flagged_input"]  # OpenRouter's
-    codes = [str(code) for code in found if str(code).lower() in CONTENT]
-    if not codes and words and _CONTENT.search(str(error.get("message"))):
-        codes = ["content policy"]
-    return codes[0] if codes else None
+    inner = [error.get(name) for name in ("innererror", "inner_error")]  # Azure's
+    codes = [error.get("code"), error.get("type"), *(i.get("code") for i in inner if isinstance(i, dict))]
+    codes += ["flagged_input"] if "flagged_input" in str(error.get("metadata")) else []  # OpenRouter's
+    said = words and _CONTENT.search(str(error.get("message")))
+    return next((str(code) for code in codes if str(code).lower() in CONTENT), "content policy" if said else None)
 
 
-def find_setting(body: bytes) -> str | None:
+def find_setting(error: dict[str, Any]) -> str | None:
     """Return the setting that a server does not take at all, or not with this value; None when it names none."""
-    error = _open_error(body)
-    if not isinstance(error, dict) or not _UNSUPPORTED.search(json.dumps(error)):
-        return None
-    texts = [str(error.get("param")), str(error.get("message") or error.get("detail") or error)]
-    found = [re.search(rf"\b(?:{'|'.join(_SETTINGS)})\b", text) for text in texts]
-    return next((match[0] for match in found if match), None)
+    texts = str(error.get("param")), str(error.get("message") or error.get("detail") or error)
+    found = filter(None, map(_SETTING.search, texts)) if _UNSUPPORTED.search(json.dumps(error)) else ()
+    return next((match[0] for match in found), None)
 
 
-def read_error(body: bytes) -> tuple[str, list[str]]:
-    """Return what an error response says in a few words, and its codes."""
-    error = _open_error(body)
-    if isinstance(error, dict):
-        codes = [str(error[name]) for name in ("code", "type") if error.get(name)]
-        return shorten(str(error.get("message") or error.get("detail") or json.dumps(error))), codes
-    if isinstance(error, str):
-        return shorten(error), []
-    return shorten(body.decode("utf-8", "replace")) or "an empty response", []
-
-
-def _open_error(body: bytes) -> Any:
-    try:
-        values = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(values, list) and values:  # Google's
-        values = values[0]
-    return values.get("error", values) if isinstance(values, dict) else None
-
-
-def shorten(text: str, length: int = 200) -> str:
-    """Return a text on one line, cut to `length` characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= length else f"{text[: length - 3]}..."
-
-
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SECONDS = {"ms": 0.001, "milli": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+#: A duration as servers write it: "24s", "1m2.5s", "24 seconds", "2h0m"; where one stands as a value, and in an error's words.
 _NUMBER = r"\d+(?:\.\d+)?"
-#: A duration as servers write it: "24s", "1m2.5s", "24 seconds", "2h0m"; and where one stands in an error's words.
 _AMOUNT = rf"({_NUMBER})\s?(ms|milli|[smhd])[a-z]*"
-_DELAY = re.compile(rf"(?:try again|retry|wait)\D{{0,30}}?((?:{_AMOUNT}\s?)+)", re.IGNORECASE)
-_FIELDS = ("retrydelay", "retryafter", "retryafterseconds")  # Google's and others', without underscores
+_FIELD = r'"retry_?(?:delay|after(?:_?seconds)?)"\s*:\s*(?:\{\s*"seconds"\s*:\s*)?'
+_DELAYS = [
+    re.compile(rf'{_FIELD}"?((?:{_AMOUNT})+|{_NUMBER})"?\s*[,}}]', re.IGNORECASE),
+    re.compile(rf"(?:try again|retry|wait)\D{{0,30}}?((?:{_AMOUNT}\s?)+)", re.IGNORECASE),
+]
 
 
 def read_delay(body: bytes) -> float | None:
     """Return the seconds after which an error's body says to come back: a value such as Google's ``retryDelay``, or in words."""
-    try:
-        open_values = [json.loads(body)]
-    except (ValueError, RecursionError):
-        open_values = []
-    while open_values:
-        value = open_values.pop()
-        for name, inner in value.items() if isinstance(value, dict) else ():
-            if name.lower().replace("_", "") in _FIELDS:
-                inner = str(inner.get("seconds") if isinstance(inner, dict) else inner)
-                if re.fullmatch(rf"{_NUMBER}|(?:{_AMOUNT})+", inner):
-                    return float(inner) if inner[-1].isdigit() else _add_up(inner)
-        if isinstance(value, dict | list):
-            open_values += value.values() if isinstance(value, dict) else value
-    said = _DELAY.search(body.decode("utf-8", "replace"))
-    return _add_up(said[1]) if said else None
-
-
-def _add_up(amounts: str) -> float:
-    found = re.findall(_AMOUNT, amounts.lower())
-    return sum(float(number) * _SECONDS["ms" if unit == "milli" else unit] for number, unit in found)
+    text = body.decode("utf-8", "replace")
+    said = next(filter(None, (pattern.search(text) for pattern in _DELAYS)), None)
+    if said is None:
+        return None
+    amounts = re.findall(_AMOUNT, said[1].lower())
+    return sum(float(number) * _SECONDS[unit] for number, unit in amounts) if amounts else float(said[1])

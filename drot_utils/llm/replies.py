@@ -9,7 +9,7 @@ from typing import Any
 
 from drot_utils.data.parsing import unwrap
 from drot_utils.llm.cache import Answer, Cache
-from drot_utils.llm.faults import Fault, read_error
+from drot_utils.llm.faults import Fault, say_error
 from drot_utils.study.params import Endpoint
 
 #: Two choices of fewer characters may well be the same by chance ("Yes."); longer ones, at a temperature, hardly.
@@ -31,17 +31,13 @@ _WHOLE = re.compile(
 
 @dataclass
 class Work:
-    """A request with the numbers of the choices that are still missing.
-
-    `alone`: choices are asked for one by one, as the server does not give several; `doubted`: it has refused several, and
-    did not say why.
-    """
+    """A request with the numbers of the choices that are still missing."""
 
     key: str
     request: dict[str, Any]
     missing: list[int]
-    alone: bool = False
-    doubted: bool = False
+    alone: bool = False  # choices are asked for one by one, as the server does not give several
+    doubted: bool = False  # it has refused several, and did not say why
 
     def outgoing(self) -> dict[str, Any]:
         """Return what is asked next: the request for its first choices, the same with another seed for later ones."""
@@ -70,11 +66,6 @@ def describe_request(request: Mapping[str, Any]) -> str:
     return "the request " + repr(text if len(text) <= 100 else f"...{text[-97:]}")
 
 
-def read_most(request: dict[str, Any]) -> int | None:
-    """Return the most tokens that one choice of a request may have, None when it sets no limit."""
-    return request.get("max_completion_tokens") or request.get("max_tokens")
-
-
 def list_missing(
     requests: Sequence[dict[str, Any]], keys: Sequence[str], cache: Cache | None, *, refresh: bool
 ) -> list[Work]:
@@ -84,12 +75,11 @@ def list_missing(
         if key not in wanted or request.get("n", 1) > wanted[key].get("n", 1):
             wanted[key] = request
     present = {} if refresh or cache is None else cache.read(wanted)
-    works = []
-    for key, request in wanted.items():
-        missing = [number for number in range(request.get("n", 1)) if number not in present.get(key, ())]
-        if missing:
-            works.append(Work(key, request, missing))
-    return works
+    works = [
+        Work(key, request, [number for number in range(request.get("n", 1)) if number not in present.get(key, ())])
+        for key, request in wanted.items()
+    ]
+    return [work for work in works if work.missing]
 
 
 def derive_choice_seed(seed: int, what: str) -> int:
@@ -98,54 +88,33 @@ def derive_choice_seed(seed: int, what: str) -> int:
 
 
 def read_json(content: bytes, content_type: str) -> dict[str, Any]:
-    """Read a response's body.
-
-    Raises
-    ------
-    Fault
-        When it is no JSON object: cut short, another type of content, bytes that are no text.
-    """
+    """Return the JSON object of a response; a `Fault` when it is none: cut short, another type, bytes that are no text."""
     try:
         reply = json.loads(content)
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError, too
         json_meant = "json" in content_type or content.lstrip()[:1] == b"{"
         kind = "broken JSON" if json_meant else "no JSON"
-        raise Fault(kind, f"{content_type or 'no content type'}, {read_error(content)[0]}") from error
+        raise Fault(kind, f"{content_type or 'no content type'}, {say_error(content)}") from error
     if not isinstance(reply, dict):
         raise Fault("no JSON", f"expected an object, found {type(reply).__name__}")
     return reply
 
 
 def list_choices(reply: dict[str, Any]) -> list[tuple[str, str | None]]:
-    """Return the text and finish reason of each choice of a reply that is no error in an answer's place.
-
-    Raises
-    ------
-    Fault
-        A reply that is an error or has no choice, none with a text, or none that is whole.
-    """
+    """Return the text and finish reason of each whole choice of a reply; a `Fault` when it has none, or is an error itself."""
     if reply.get("error"):
-        raise Fault("error in a reply", read_error(json.dumps(reply).encode())[0])
+        raise Fault("error in a reply", say_error(reply))
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices:
         raise Fault("no choices", json.dumps(reply)[:200])
     whole = [choice for choice in choices if not is_broken(choice)]
     if not whole:
-        raise Fault("broken choice", read_error(json.dumps(choices[0]).encode())[0])
-    return [(_read_text(choice), _read_finish(choice)) for choice in whole]
+        raise Fault("broken choice", say_error(choices[0]))
+    return [(_read_text(choice), _as_text(choice.get("finish_reason"))) for choice in whole]
 
 
 def read_reply(work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> tuple[dict[int, Answer], bool]:
-    """Read the choices of a reply and number them.
-
-    Parameters
-    ----------
-    work : Work
-        Of which choices are missing; changed: those that came are no longer.
-    sent : dict
-        What was asked, see `Work.outgoing`.
-    reply : dict
-        A chat completion or a completion.
+    """Number the choices of a reply to what was `sent` for `work`; those that came are no longer missing there.
 
     Returns
     -------
@@ -157,39 +126,38 @@ def read_reply(work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> tuple
     Raises
     ------
     Fault
-        See `list_choices`.
+        As `list_choices` does; nothing is changed then.
     """
-    asked = sent.get("n", 1)
-    given = reply.get("choices")
-    reply = {**reply, "choices": given[:asked]} if isinstance(given, list) else reply
-    choices = list_choices(reply)
+    asked, given = sent.get("n", 1), reply.get("choices")
+    given = given[:asked] if isinstance(given, list) else []
+    choices = list_choices({**reply, "choices": given})
     texts = [text for text, _ in choices]
-    prompt, completion = _read_counts(reply)
+    usage = reply["usage"] if isinstance(reply.get("usage"), dict) else {}
+    prompt, completion = counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not all(type(count) is int and count >= 0 for count in counts):
+        prompt = completion = None
     shares = _share_out(completion, texts)
-    fewer = len(reply["choices"]) < asked
+    fewer = len(given) < asked
     if sent.get("temperature") != 0 and len(texts) > 1 and len(texts[0]) > CHANCE and len(set(texts)) == 1:
         # The server drew one seed's text several times. One of them counts, with all that was billed.
         choices, shares, fewer = choices[:1], [completion], True
     work.alone |= fewer
-    model = reply.get("model") if isinstance(reply.get("model"), str) else None
     answers = {}
-    for position, (text, finish) in enumerate(choices):
-        prompt_tokens = prompt if position == 0 or prompt is None else 0
-        answers[work.missing[position]] = Answer(text, finish, prompt_tokens, shares[position], model)
-    work.missing = work.missing[len(choices) :]
+    for (text, finish), tokens in zip(choices, shares, strict=True):
+        answers[work.missing.pop(0)] = Answer(text, finish, prompt, tokens, _as_text(reply.get("model")))
+        prompt = prompt and 0  # billed once a response; None stays None
     return answers, fewer
 
 
 def is_broken(choice: Any) -> bool:
     """Say whether a choice of a reply is an error in an answer's place."""
-    if not isinstance(choice, dict):
-        return False
-    return bool(choice.get("error")) or (_read_finish(choice) or "").lower() in BROKEN
+    return isinstance(choice, dict) and (
+        bool(choice.get("error")) or str(choice.get("finish_reason")).lower() in BROKEN
+    )
 
 
-def _read_finish(choice: dict[str, Any]) -> str | None:
-    finish = choice.get("finish_reason")
-    return finish if isinstance(finish, str) else None
+def _as_text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _read_text(choice: Any) -> str:
@@ -203,15 +171,6 @@ def _read_text(choice: Any) -> str:
     if isinstance(choice, dict) and isinstance(choice.get("text"), str):
         return choice["text"]
     raise Fault("no choices", f"a choice without text: {json.dumps(choice)[:200]}")
-
-
-def _read_counts(reply: dict[str, Any]) -> tuple[int | None, int | None]:
-    usage = reply.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    if all(type(count) is int and count >= 0 for count in counts):
-        return counts[0], counts[1]
-    return None, None
 
 
 def _share_out(total: int | None, texts: list[str]) -> list[int | None]:

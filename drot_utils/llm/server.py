@@ -1,14 +1,13 @@
 """The connection to a server: the `openai` client, which asks again what may pass, and what it is to take for that."""
 
 import asyncio
-import ipaddress
 import json
 import os
+import re
 import time
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Awaitable
+from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import anyio
 import httpx2
@@ -23,8 +22,9 @@ from drot_utils.study.params import Endpoint
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 #: Seconds for which a server that is overloaded is asked again at least, however few tries `max_retries` allows (0: none).
 PATIENCE = 120.0
-LONGEST_PAUSE = 120.0  # seconds for which the `openai` client waits when a server asks for a pause
+PAUSES = ("retry-after-ms", "retry-after")  # headers with which a server asks for a pause, as the client reads them
 FILE_TIMES = 10  # a file of requests or answers may take as many times as long as one request
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 NO_LIMIT = 10**6  # tries that the client is given: how many it gets of them is decided here
 
 
@@ -34,7 +34,7 @@ def keeps_asking(fault: Fault, retries: int, most: int, waited: float) -> bool:
 
 
 class Server:
-    """An open connection; an asynchronous context manager. The accounts count what is sent, and what goes wrong.
+    """A connection, open until its `client` is closed. The accounts count what is sent, and what goes wrong.
 
     The key is handed to the `openai` package and is nowhere else; where a server repeats it, it is blotted out before the
     response is looked at.
@@ -42,27 +42,27 @@ class Server:
 
     def __init__(self, endpoint: Endpoint, accounts: Accounts) -> None:
         self.endpoint, self.accounts = endpoint, accounts
+        self.where = f"{endpoint.base_url}, model {endpoint.model}"
         self.secret = (read_key(endpoint) or "").encode()
         self.answered = False  # a request; until then, a server that is not there is asked twice only
         self.closing = False  # set when nothing is to be tried again
         self.under_way: set[asyncio.Task] = set()  # who wait for a response, not for their next try
         self.calls: dict[asyncio.Task, tuple[float, int]] = {}  # when each began, and how many repetitions it may take
-
-    async def __aenter__(self) -> Self:
         self.client = openai.AsyncOpenAI(
             api_key=self.secret.decode() or "none",
-            base_url=self.endpoint.base_url,
+            base_url=endpoint.base_url,
             max_retries=NO_LIMIT,
             timeout=None,
             http_client=_open_http(self),
         )
-        return self
 
-    async def __aexit__(self, *exc: object) -> None:
-        await self.client.close()
+    async def ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Send a request for answers as often as it takes; return the JSON object that comes back (errors: `wait_for`)."""
+        path = PATHS[self.endpoint.kind]
+        return json.loads((await self.wait_for(self.client.post(path, body=body, cast_to=httpx2.Response))).content)
 
-    async def post(self, path: str, body: dict[str, Any], *, once: bool = False) -> dict[str, Any]:
-        """Send a JSON body, `once` or as often as it takes; return the JSON object that comes back.
+    async def wait_for(self, call: Awaitable[Any], most: int | None = None) -> Any:
+        """Return what a call of `client` returns, sent again `most` times, or as often as the endpoint's parameters allow.
 
         Raises
         ------
@@ -71,42 +71,17 @@ class Server:
         Declined, Refusal, EndpointError
             What does not: see `faults.read_status`.
         """
-        response = self.client.post(path, body=body, cast_to=httpx2.Response)
-        return json.loads(await self._wait_for(response, 0 if once else self.endpoint.max_retries))
-
-    async def get(self, path: str) -> dict[str, Any]:
-        """Return the JSON object at a path (see `post`)."""
-        return json.loads(await self.download(path))
-
-    async def download(self, path: str) -> bytes:
-        """Return the bytes at a path (see `post`)."""
-        return await self._wait_for(self.client.get(path, cast_to=httpx2.Response))
-
-    async def upload(self, path: Path) -> dict[str, Any]:
-        """Send a file of batch requests; return what the server says of it (see `post`)."""
-        with path.open("rb") as handle:
-            creation = self.client.files.with_raw_response.create(file=(path.name, handle), purpose="batch")
-            return json.loads(await self._wait_for(creation))
-
-    async def _wait_for(self, call: Any, most: int | None = None) -> bytes:
-        most = self.endpoint.max_retries if most is None else most
-        self.calls[asyncio.current_task()] = time.monotonic(), most
+        self.calls[asyncio.current_task()] = time.monotonic(), self.endpoint.max_retries if most is None else most
         try:
-            response = await call
+            return await call
         except openai.APIStatusError as error:  # the client does not wait for more than two minutes
-            response = error.response
-        response = getattr(response, "http_response", response)
-        if response.status_code < 400:
-            return self._blot(response.content)
-        # Not in the handler: the package's error repeats what the server says, key and all, and would be part of ours.
-        fault = read_status(response.status_code, self._blot(response.content), self.endpoint, "")
-        if not (pause := _find_long_pause(response.headers)):
-            raise fault
-        raise EndpointError(
-            f"the server is not to be asked again yet ({pause}; {fault})",
-            where=f"{self.endpoint.base_url}, model {self.endpoint.model}",
-            todo="run the same command after it: what was answered is in the cache",
-        )
+            fault = read_status(error.status_code, error.response.content, self.endpoint, "")
+            pause = [f"{name}: {value}" for name in PAUSES if (value := error.response.headers.get(name))]
+            if not pause:
+                raise fault from error
+            found = f"the server is not to be asked again yet ({pause[0]}; {fault})"
+            todo = "run the same command after it: what was answered is in the cache"
+            raise EndpointError(found, where=self.where, todo=todo) from error
 
     async def try_once(self, request: httpx2.Request, send: Any) -> httpx2.Response:
         """Send a request: one try of those that the client makes.
@@ -148,7 +123,7 @@ class Server:
         try:
             # The whole exchange has its time: a server that drips a byte now and then is not waited for.
             async with asyncio.timeout(seconds):
-                return await send(request)
+                response = await send(request)
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise Fault("timeout", f"no whole answer in {seconds} s") from error
         except (httpx2.RequestError, OSError, anyio.EndOfStream) as error:
@@ -156,34 +131,27 @@ class Server:
             if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
                 raise Fault("no connection", said, billed=False, unreachable=True) from error
             raise Fault("broken connection", said) from error
+        if self.secret and self.secret in response.content:
+            headers = {name: response.headers[name] for name in (*PAUSES, "content-type") if name in response.headers}
+            content = response.content.replace(self.secret, b"[key]")
+            response = httpx2.Response(response.status_code, headers=headers, content=content, request=request)
+        return response
 
     def _check(self, response: httpx2.Response, request: httpx2.Request, body: dict[str, Any] | None) -> None:
-        content, headers = self._blot(response.content), response.headers
         if response.status_code >= 400:
             asked = describe_request(body) if body else f"{request.method} {request.url.path}"
-            fault = read_status(response.status_code, content, self.endpoint, asked)
+            fault = read_status(response.status_code, response.content, self.endpoint, asked)
             # A delay that only the body names goes where the client looks for one.
-            if not {"retry-after", "retry-after-ms"} & set(headers) and (delay := read_delay(content)) is not None:
-                headers["retry-after"] = f"{delay:g}"
+            if (
+                not any(name in response.headers for name in PAUSES)
+                and (delay := read_delay(response.content)) is not None
+            ):
+                response.headers["retry-after"] = f"{delay:g}"
             raise fault
         if not request.url.path.endswith("/content"):
-            reply = read_json(content, headers.get("content-type", ""))
+            reply = read_json(response.content, response.headers.get("content-type", ""))
             if body:
                 list_choices(reply)
-
-    def _blot(self, content: bytes) -> bytes:
-        return content.replace(self.secret, b"[key]") if self.secret else content
-
-
-def _find_long_pause(headers: httpx2.Headers) -> str | None:
-    for name, longest in (("retry-after-ms", 1000 * LONGEST_PAUSE), ("retry-after", LONGEST_PAUSE)):
-        if (value := headers.get(name)) is not None:
-            try:
-                long = float(value) > longest
-            except ValueError:
-                long = True  # a date: one that is near has been waited for
-            return f"{name}: {value}" if long else None
-    return None
 
 
 def _open_http(server: Server) -> httpx2.AsyncClient:
@@ -191,72 +159,45 @@ def _open_http(server: Server) -> httpx2.AsyncClient:
         async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
             return await server.try_once(request, lambda again: super(Http, self).send(again, **options))
 
-    where = f"{server.endpoint.base_url}, model {server.endpoint.model}"
     try:
         certificates = httpx2.create_ssl_context()
     except OSError as error:
-        names = [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)]
-        names = [name for name in names if not Path(os.environ[name]).exists()] or names
-        raise EndpointError(
-            f"the certificates that {' or '.join(names) or 'the system'} names cannot be read ({error})",
-            where=where,
-            todo="correct or unset that environment variable",
-        ) from error
+        found = (
+            f"the certificates cannot be read ({error}; set: {_list_set('ssl_cert_file', 'ssl_cert_dir') or 'nothing'})"
+        )
+        raise EndpointError(found, where=server.where, todo="correct or unset the environment variable") from error
     try:
-        # A proxy's address may hold a password: it is in no error of ours.
         return Http(verify=certificates, trust_env=not is_loopback(server.endpoint.base_url))
-    except (ValueError, ImportError):
-        names = [name for name in sorted(os.environ) if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
-        raise EndpointError(
-            f"the proxy that {' or '.join(names)} names cannot be used",
-            where=where,
-            todo="give it as http://host:port (socks5:// needs the package socksio), unset the variable, or name this server in NO_PROXY",
-        ) from None
+    except (ValueError, ImportError):  # `from None`: a proxy's address may hold a password
+        found = f"the proxy cannot be used that stands in {_list_set(*PROXIES)}"
+        todo = "give it as http://host:port (socks5:// needs the package socksio), unset it, or name this server in NO_PROXY"
+        raise EndpointError(found, where=server.where, todo=todo) from None
+
+
+def _list_set(*names: str) -> str:
+    return " and ".join(name for name in sorted(os.environ) if name.lower() in names and os.environ[name])
 
 
 def is_loopback(url: str) -> bool:
     """Say whether an address is this machine's own, which no proxy can reach."""
     host = urlsplit(url).hostname or ""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
-
-
-def find_proxy(url: str) -> str | None:
-    """Return the name of the environment's variable whose proxy requests to an address go through, None without one."""
-    place = urlsplit(url)
-    if is_loopback(url) or proxy_bypass(place.hostname or ""):
-        return None
-    kind = next((kind for kind in (place.scheme, "all") if getproxies().get(kind)), None)
-    names = [name for name in os.environ if kind and name.lower() == f"{kind}_proxy"]
-    return names[0] if names else kind and "the system's proxy"
+    return bool(re.fullmatch(r"(?:.*\.)?localhost|127\.[\d.]+|0\.0\.0\.0|::1?", host))
 
 
 def _say_environment(url: str, said: str) -> str:
-    if "CERTIFICATE_VERIFY_FAILED" in said and os.environ.get("SSL_CERT_FILE"):
-        return "; certificates are those of SSL_CERT_FILE"
-    proxy = find_proxy(url)
-    return f"; asked through the proxy in {proxy}" if proxy else ""
+    names = ("ssl_cert_file", "ssl_cert_dir") if "CERTIFICATE_VERIFY_FAILED" in said else PROXIES
+    found = "" if is_loopback(url) else _list_set(*names)
+    return f"; the environment sets {found}" if found else ""
 
 
-def read_key(endpoint: Endpoint) -> str | None:
-    """Return the key from the environment, None when the server wants none.
-
-    Raises
-    ------
-    EndpointError
-        When the variable is not set, or holds what cannot be a key.
-    """
+def read_key(endpoint: Endpoint, why: str = "") -> str | None:
+    """Return the key from the environment, None when the server wants none; an `EndpointError` that says `why` without one."""
     if endpoint.api_key_env is None:
         return None
     key = os.environ.get(endpoint.api_key_env, "").strip()
-    if not key or not key.isascii() or not key.isprintable():
-        raise EndpointError(
-            "there is no key to ask with" if not key else "the key holds characters that no key has",
-            where=f"{endpoint.base_url}, model {endpoint.model}",
-            todo=f"set the environment variable {endpoint.api_key_env} to the key (`api_key_env: null` for a server that wants "
-            "none), or give recorded responses that cover these requests",
-        )
-    return key
+    if key and key.isascii() and key.isprintable():
+        return key
+    found = "the key holds characters that no key has" if key else "there is no key to ask with"
+    todo = f"set the environment variable {endpoint.api_key_env} to the key (`api_key_env: null` for a server that wants none), "
+    todo += "or give recorded responses that cover these requests"
+    raise EndpointError(found + why, where=f"{endpoint.base_url}, model {endpoint.model}", todo=todo)

@@ -55,37 +55,24 @@ def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = N
         From 0 to 1; null where a judge gave none.
     method : {"majority", "mean", "reliability"}
         *majority*: 1 where more than half of the judges who scored an item say .5 or more, 0 where fewer do, .5 for a
-        tie. *mean*: of the scores there are. *reliability*: the posterior mean of the latent consensus given the scores and
-        the judges' sigmas (see `fit_reliability`); a judge without one has no weight. Where no sigmas can be had,
-        the mean.
+        tie. *reliability*: the posterior mean of the latent consensus given the scores and the judges' sigmas; a judge
+        without one has no weight. Where no sigmas can be had, the mean.
     reliability : Reliability, optional
-        Of these judges, found on other items, so that an item's consensus does not depend on its company. By default it
-        is fitted to `scores`.
+        Found on other items, so that an item's consensus does not depend on its company; by default on `scores`.
 
     Returns
     -------
     ndarray of float64, shape (items,)
         NaN (null) where no judge (with a weight) scored the item.
 
-    Raises
-    ------
-    DataError
-        See `check_scores`; also a reliability that is of other judges.
     """
-    values = check_scores(scores)
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+    values = _to_array(scores)
     if method == "reliability":
         found = reliability or fit_reliability(scores)
-        if set(found.sigma.index) != set(scores.columns):
-            raise DataError(
-                f"expected reliabilities of {', '.join(map(str, scores.columns))}, found those of "
-                f"{', '.join(map(str, found.sigma.index))}",
-                where="consensus",
-                todo="run notebooks/12_judges.ipynb again after a change of the judges",
-            )
         if found.usable:
-            sigma = found.sigma.reindex(scores.columns).to_numpy()
+            sigma = found.sigma[scores.columns].to_numpy()
             placed = ~np.isnan(sigma)
             level = _posterior(values[:, placed], sigma[placed])[0] @ _LEVELS
             return np.where(np.isnan(values[:, placed]).all(axis=1), np.nan, level)
@@ -105,24 +92,10 @@ def fit_reliability(scores: pd.DataFrame) -> Reliability:
 
     A score is a normal draw around its item's consensus, truncated to [0, 1], with a standard deviation (sigma) of each
     judge's own; the sigmas are found by expectation-maximisation. With fewer than three judges that can be placed, or
-    without convergence, the result is not `usable` and its ``note`` says why.
-
-    Parameters
-    ----------
-    scores : DataFrame of float, shape (items, judges)
-        From 0 to 1, null where missing.
-
-    Returns
-    -------
-    Reliability
-        The same for any order of items and judges, up to rounding.
-
-    Raises
-    ------
-    DataError
-        See `check_scores`.
+    without convergence, the result is not `usable` and its ``note`` says why. It is the same for any order of items and
+    judges, up to rounding. For `scores` see `merge`.
     """
-    values = check_scores(scores)
+    values = _to_array(scores)
     placed = _placed(values)
     sigma = pd.Series(np.nan, index=scores.columns, name="sigma")
     if placed.sum() < PLACED:
@@ -132,11 +105,10 @@ def fit_reliability(scores: pd.DataFrame) -> Reliability:
     current, history, change = np.full(values.shape[1], 0.3), [], np.inf
     while change > TOLERANCE and len(history) < ITERATIONS:
         posterior, likelihood = _posterior(values, current)
-        doubt = _doubt(current).sum()
+        history.append(float(likelihood - _doubt(current).sum()))
         new = _sigmas(values, posterior)
         change = np.abs(np.log(new / current)).max()
         current = new
-        history.append(float(likelihood - doubt))
     sigma[placed] = current
     converged = bool(change <= TOLERANCE)
     note = "" if converged else f"not converged after {ITERATIONS} steps"
@@ -144,10 +116,7 @@ def fit_reliability(scores: pd.DataFrame) -> Reliability:
 
 
 def describe_judges(scores: pd.DataFrame, consensus: np.ndarray, reliability: Reliability) -> pd.DataFrame:
-    """Say how each judge stands to a consensus, and name those that are far from it.
-
-    Far is a judge whose scores are all the same, whose reliability 1 / sigma^2 is below a quarter of the median
-    judge's, or whose mean Jensen-Shannon divergence to the consensus is above 0.1 bits (as between .3 and .7).
+    """Say how each judge stands to a consensus, and name those that are far from it (rules in docs/consensus.md).
 
     Parameters
     ----------
@@ -161,14 +130,11 @@ def describe_judges(scores: pd.DataFrame, consensus: np.ndarray, reliability: Re
         ``judge scored sigma weight leaning divergence far why``: items scored, sigma, share of the reliability of all
         (null where not known), mean score above the consensus, bits, and the rule that names it far.
     """
-    values = check_scores(scores)
-    precision = reliability.sigma.reindex(scores.columns) ** -2.0
-    if not reliability.usable:
-        precision[:] = np.nan
+    precision = (reliability.sigma if reliability.usable else reliability.sigma * np.nan) ** -2.0
     rows = []
-    for j, judge in enumerate(scores.columns):
-        both = ~np.isnan(values[:, j]) & ~np.isnan(consensus)
-        own, other = values[both, j], consensus[both]
+    for judge, values in zip(scores, _to_array(scores).T, strict=True):
+        both = ~np.isnan(values) & ~np.isnan(consensus)
+        own, other = values[both], consensus[both]
         divergence = divergence_bits(own, other).mean() if both.any() else np.nan
         reasons = {
             "all scores the same": len(own) >= SHARED and np.ptp(own) == 0,
@@ -178,7 +144,7 @@ def describe_judges(scores: pd.DataFrame, consensus: np.ndarray, reliability: Re
         why = "; ".join(name for name, holds in reasons.items() if holds)
         rows.append({
             "judge": judge,
-            "scored": int((~np.isnan(values[:, j])).sum()),
+            "scored": int((~np.isnan(values)).sum()),
             "sigma": precision[judge] ** -0.5,
             "weight": precision[judge] / precision.sum(),
             "leaning": (own - other).mean() if both.any() else np.nan,
@@ -197,52 +163,34 @@ def divergence_bits(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.maximum(nats, 0) / np.log(2)  # not below 0 by rounding
 
 
-def compare_pairs(scores: pd.DataFrame, threshold: float = 0.5) -> pd.DataFrame:
+def compare_pairs(scores: pd.DataFrame) -> pd.DataFrame:
     """Compare several scores of the same contexts, pair by pair, over the contexts that both scored.
 
     Returns
     -------
     DataFrame
-        ``one other both same_decision difference correlation``: contexts, share on the same side of the threshold, mean
-        absolute difference, and Pearson's r (null where one does not vary).
+        ``one other both same_decision difference correlation``: contexts, share on the same side of .5, mean absolute
+        difference, and Pearson's r (null where one does not vary).
     """
     rows = []
-    for one, other in itertools.combinations(scores.columns, 2):
-        a, b = scores[[one, other]].dropna().to_numpy(dtype=float).T
-        same = ((a >= threshold) == (b >= threshold)).mean() if len(a) else np.nan
-        varies = len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0
-        difference = np.abs(a - b).mean() if len(a) else np.nan
-        rows.append((one, other, len(a), same, difference, np.corrcoef(a, b)[0, 1] if varies else np.nan))
+    for one, other in itertools.combinations(scores, 2):
+        both = scores[[one, other]].dropna().astype(float)
+        a, b = both[one], both[other]
+        r = np.corrcoef(a, b)[0, 1] if (both.nunique() > 1).all() else np.nan
+        rows.append((one, other, len(both), ((a >= 0.5) == (b >= 0.5)).mean(), (a - b).abs().mean(), r))
     return pd.DataFrame(rows, columns=["one", "other", "both", "same_decision", "difference", "correlation"])
 
 
-def check_scores(scores: pd.DataFrame) -> np.ndarray:
-    """Return scores as an array of float64, shape (items, judges), null where a judge gave none.
-
-    Raises
-    ------
-    DataError
-        No judge, a judge named twice, or a score that is not a number from 0 to 1; the judge and the row are named.
-    """
-    if not scores.shape[1] or scores.columns.duplicated().any():
-        doubled = scores.columns[scores.columns.duplicated()].tolist()
+def _to_array(scores: pd.DataFrame) -> np.ndarray:
+    values = scores.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    bad = scores.notna().to_numpy() & ~((values >= 0) & (values <= 1))
+    if bad.any():
+        row, judge = np.argwhere(bad)[0]
         raise DataError(
-            f"expected judges with different names, found {f'{doubled[0]!r} twice' if doubled else 'none'}",
-            where="consensus",
-            todo="check the list of judges in the parameters",
+            f"{bad.sum()} scores are not numbers from 0 to 1; the first is {scores.iat[row, judge]!r}",
+            where=f"judge {scores.columns[judge]!r}, row {scores.index[row]}",
         )
-    for judge in scores.columns:
-        numbers = pd.to_numeric(scores[judge], errors="coerce")
-        bad = (scores[judge].notna() & ~numbers.between(0, 1)).to_numpy()
-        if bad.any():
-            first = scores.index[bad][0]
-            raise DataError(
-                f"{int(bad.sum())} scores of the judge {judge!r} are not numbers from 0 to 1; the first is "
-                f"{scores[judge][bad].iloc[0]!r}",
-                where=f"consensus, row {first}",
-                todo="mend or remove these scores; a score that is not known is empty",
-            )
-    return scores.apply(pd.to_numeric).to_numpy(dtype=float, na_value=np.nan)
+    return values
 
 
 def _placed(values: np.ndarray) -> np.ndarray:

@@ -3,27 +3,24 @@
 `HEADS` says what a head reads and answers; another one is an entry there, and a name in `params.Critic`.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.metrics import precision_recall_curve
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from drot_utils.data.corpora import read_actions, read_recorded
 from drot_utils.data.gold import read_gold
-from drot_utils.engine import classifier, load
+from drot_utils.engine.classifier import Classifier, Fit, Texts, load_classifier, train_classifier
 from drot_utils.engine.shards import Work, map_rows, source_hash
-from drot_utils.study.errors import DataError, MissingInputError
+from drot_utils.study.errors import DataError
 from drot_utils.study.params import Critic as Settings
 from drot_utils.study.params import Threshold
-from drot_utils.study.paths import replace_folder, require, sha256
-from drot_utils.study.progress import Progress
+from drot_utils.study.paths import require, sha256
 from drot_utils.study.record import Study
 
 ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN = "[ACTION]", "[POS]", "[NEG]"
@@ -34,13 +31,8 @@ def critic_text(action: str, moral_variance: int, context: str) -> str:
     return f"{ACTION_TOKEN} {action} {POSITIVE_TOKEN if moral_variance == 1 else NEGATIVE_TOKEN} {context}"
 
 
-def _binary_texts(rows: pd.DataFrame) -> classifier.Texts:
-    columns = zip(rows["action"], rows["moral_variance"], rows["context"], strict=True)
-    return [critic_text(*row) for row in columns], None
-
-
-def _shift_texts(rows: pd.DataFrame) -> classifier.Texts:
-    return rows["action"].tolist(), rows["context"].tolist()
+def _binary_texts(rows: pd.DataFrame) -> Texts:
+    return [critic_text(*row) for row in rows[["action", "moral_variance", "context"]].itertuples(index=False)], None
 
 
 def _shift_labels(rows: pd.DataFrame) -> np.ndarray:
@@ -57,7 +49,7 @@ class Head:
     """What a head reads and answers."""
 
     classes: int
-    texts: Callable[[pd.DataFrame], classifier.Texts]  # rows to what the encoder reads of them
+    texts: Callable[[pd.DataFrame], Texts]  # rows to what the encoder reads of them
     labels: Callable[[pd.DataFrame], np.ndarray]  # gold rows to class numbers; a DataError where they do not say enough
     asked: Callable[[np.ndarray], np.ndarray]  # moral variances to the class that means "shifted as asked"
     tokens: tuple[str, ...] = ()  # special tokens of its texts
@@ -76,7 +68,12 @@ HEADS = {
         tokens=(ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN),
         balanced=True,
     ),
-    "shift": Head(classes=3, texts=_shift_texts, labels=_shift_labels, asked=lambda variance: variance + 1),
+    "shift": Head(
+        classes=3,
+        texts=lambda rows: (rows["action"].tolist(), rows["context"].tolist()),
+        labels=_shift_labels,
+        asked=lambda variance: variance + 1,
+    ),
 }
 
 
@@ -84,51 +81,31 @@ HEADS = {
 class Critic:
     """A trained critic. `score` gives the probability that a context is valid."""
 
-    model: classifier.PairClassifier
-    tokenizer: PreTrainedTokenizerBase
-    settings: Settings
-    device: torch.device
-    dtype: torch.dtype
+    classifier: Classifier
+    head: str
 
-    def score(self, rows: pd.DataFrame, what: str = "critic") -> np.ndarray:
-        """Score rows with ``action``, ``moral_variance`` and ``context``.
+    def score(self, rows: pd.DataFrame) -> np.ndarray:
+        """Return the probability that each context shifts its action as asked, shape (rows,); NaN where there is none.
 
-        Returns
-        -------
-        ndarray of float64, shape (rows,)
-            Probability of the direction asked; NaN (null) where there is no context.
+        `rows` have ``action``, ``moral_variance`` and ``context``.
         """
-        head, scores = HEADS[self.settings.head], np.full(len(rows), np.nan)
+        head, scores = HEADS[self.head], np.full(len(rows), np.nan)
         has = rows["context"].fillna("").str.strip().ne("").to_numpy()
         if has.any():
             asked = rows.loc[has]
-            encoded = classifier.encode(self.tokenizer, head.texts(asked), self.settings.max_length)
-            with Progress(what, len(encoded), "contexts") as progress:
-                logits = classifier.predict(self._fast, self.tokenizer, encoded, self.device, progress=progress)
             column = head.asked(asked["moral_variance"].to_numpy(dtype=int))
-            scores[has] = classifier.softmax(logits)[np.arange(len(asked)), column]
+            scores[has] = self.classifier.classify(head.texts(asked))[np.arange(len(asked)), column]
         return scores
-
-    @cached_property
-    def _fast(self) -> torch.nn.Module:
-        return classifier.in_dtype(self.model, self.dtype)
 
     def save(self, folder: Path, record: dict) -> None:
         """Write weights, tokenizer and settings, with `record` (thresholds, curve, metrics) beside them."""
-        settings = {"head": self.settings.head, "max_length": self.settings.max_length, **record}
-
-        def fill(place: Path) -> None:
-            load.save_module(self.model, settings, place)
-            self.tokenizer.save_pretrained(place)
-
-        replace_folder(folder, fill)
+        self.classifier.save(folder, {"head": self.head, "max_length": self.classifier.max_length, **record})
 
 
 def read_parts(study: Study) -> pd.DataFrame:
     """Return the gold (`gold.read_gold`) in parts (`split_gold`), with the teacher's rows if the parameters name some."""
-    params, settings = study.params, study.params.critic
-    actions = read_actions(params.corpus.actions)
-    gold = split_gold(read_gold(settings.gold, actions), settings, params.seed)
+    settings, actions = study.params.critic, read_actions(study.params.corpus.actions)
+    gold = split_gold(read_gold(settings.gold, actions), settings, study.params.seed)
     if not settings.teacher_rows:
         return gold
     recorded = read_recorded(settings.teacher_rows, actions)
@@ -160,9 +137,9 @@ def split_gold(gold: pd.DataFrame, settings: Settings, seed: int) -> pd.DataFram
 
 
 def teacher_as_gold(recorded: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
-    """Turn teacher rows, taken as valid, into training rows of the critic that owns their action.
+    """Turn teacher rows into valid training rows of the critic that owns their action, without gold the filter's.
 
-    Rows of dev and test actions are left out; actions without gold go to the filter's critic.
+    Rows of dev and test actions are left out.
     """
     owner = parts[parts["part"].isin(["train", "independent"])].groupby("action_id")["part"].first()
     held_out = set(parts["action_id"]) - set(owner.index)
@@ -173,59 +150,42 @@ def teacher_as_gold(recorded: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame
     )  # fmt: skip
 
 
-def train_critic(study: Study, train: pd.DataFrame, dev: pd.DataFrame) -> tuple[Critic, classifier.Fit]:
+def train_critic(study: Study, train: pd.DataFrame, dev: pd.DataFrame) -> tuple[Critic, Fit]:
     """Fine-tune a critic on gold rows and keep the checkpoint of the lowest dev loss."""
-    settings, seed = study.params.critic, study.params.seed
+    settings = study.params.critic
     head = HEADS[settings.head]
-    base, tokenizer = load.load_model(settings.base, "encoder", study.run)
-    if head.tokens:
-        tokenizer.add_special_tokens({"additional_special_tokens": [*head.tokens]})
-        load.fit_embeddings(base, tokenizer)
-    torch.manual_seed(seed)  # the head's first weights
-    model = classifier.PairClassifier(base, head.classes, settings.pooling, settings.hidden, settings.dropout)
-    labels, weights = head.labels(train), None
-    if head.balanced:
-        weights = [float((labels == 1).sum() / max(1, (labels == 0).sum())), 1.0]
-    result = classifier.fit(
-        model, tokenizer, head.texts(train), labels, head.texts(dev), head.labels(dev), settings,
-        device=study.device, dtype=study.dtype, seed=seed, class_weights=weights, what="training the critic",
+    learnt, held_out = ((head.texts(rows), head.labels(rows)) for rows in (train, dev))
+    valid = learnt[1] == 1
+    weights = [float(valid.sum() / max(1, (~valid).sum())), 1.0] if head.balanced else None
+    trained, result = train_classifier(
+        study, settings, learnt, held_out, tokens=head.tokens, class_weights=weights, what="training the critic",
+        **_shape(settings),
     )  # fmt: skip
-    return Critic(model, tokenizer, settings, study.device, study.dtype), result
+    return Critic(trained, settings.head), result
 
 
 def load_critic(study: Study, name: str = "critic") -> Critic:
     """Load a critic of the run: ``critic``, or ``critic_independent``."""
-    folder, settings = study.run.model(name), study.params.critic
-    if not (folder / "model.safetensors").exists():
-        raise MissingInputError("no critic here", where=str(folder), todo="run notebooks/02_critic.ipynb first")
-    base, _ = load.load_model(settings.base, "encoder", study.run)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    load.fit_embeddings(base, tokenizer)
-    classes = HEADS[settings.head].classes
-    model = classifier.PairClassifier(base, classes, settings.pooling, settings.hidden, settings.dropout)
-    load.load_module(model, folder)
-    return Critic(model.to(study.device).eval(), tokenizer, settings, study.device, study.dtype)
+    settings = study.params.critic
+    loaded = load_classifier(study, study.run.model(name), settings, "02_critic", **_shape(settings))
+    return Critic(loaded, settings.head)
+
+
+def _shape(settings: Settings) -> dict[str, Any]:
+    return {"classes": HEADS[settings.head].classes, **settings.model_dump(include={"pooling", "hidden", "dropout"})}
 
 
 def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> float:
     """Return the threshold that a rule reads off the dev precision-recall curve (figure 8).
 
     A context passes if its score is at or above the threshold, here as in the filter and the evaluation. So what the
-    rule asks for holds on these rows.
+    rule asks for holds on these rows: a precision is reached by the lowest such threshold, with at least ten rows (all,
+    if there are fewer) passing it; a recall by the highest. A value is returned as it is.
 
     Parameters
     ----------
     valid : ndarray of bool, shape (rows,)
     scores : ndarray of float, shape (rows,)
-    rule : Threshold
-        A value (returned as it is), a precision (the lowest threshold that reaches it) or a recall (the highest
-        threshold that still reaches it).
-
-    Raises
-    ------
-    DataError
-        When a rule finds no valid row, or no threshold reaches the precision with at least ten rows (all, if there are
-        fewer) passing it; the best found is named.
     """
     if rule.value is not None:
         return rule.value
@@ -256,25 +216,14 @@ def choose_thresholds(settings: Settings, valid: np.ndarray, scores: np.ndarray)
     return {name: choose_threshold(valid, scores, rule) for name, rule in rules.items()}
 
 
-@dataclass
-class ShardedCritic:
-    """One of the run's critics (``critic``, or ``critic_independent``), loaded where its shards are scored."""
-
-    study: Study
-    name: str = "critic"
-
-    def __post_init__(self) -> None:
-        folder = require(self.study.run.model(self.name) / "settings.json", "02_critic").parent
-        self.record = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        self._weights = sha256(folder / "model.safetensors")
-
-    def score(self, rows: pd.DataFrame, what: str = "critic") -> np.ndarray:
-        """Score rows with ``action``, ``moral_variance`` and ``context`` (see `Critic.score`)."""
-        settings, code = self.study.params.critic, source_hash("method/critic", "engine/classifier")
-        asked = rows[["action", "moral_variance", "context"]]
-        key = (self._weights, settings.head, settings.pooling, settings.max_length, code)
-        found = map_rows(self.study, asked, partial(_open_critic, self.study, self.name), what, "contexts", *key)
-        return found["score"].to_numpy(dtype=float, na_value=np.nan)
+def score_contexts(study: Study, name: str, rows: pd.DataFrame) -> np.ndarray:
+    """Score rows by the run's ``critic`` or ``critic_independent`` in shards (see `Critic.score`)."""
+    weights = sha256(require(study.run.model(name) / "model.safetensors", "02_critic"))
+    settings, code = study.params.critic, source_hash("method/critic", "engine/classifier")
+    asked = rows[["action", "moral_variance", "context"]]
+    key = (weights, settings.head, settings.pooling, settings.max_length, code)
+    found = map_rows(study, asked, partial(_open_critic, study, name), "critic", "contexts", *key)
+    return found["score"].to_numpy(dtype=float, na_value=np.nan)
 
 
 def _open_critic(study: Study, name: str) -> Work:

@@ -7,12 +7,14 @@ The names in capitals in the docstrings are those of appendix C.
 import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import pandas as pd
 
 from drot_utils.data.table import PROMPT
-from drot_utils.method.critic import ShardedCritic
-from drot_utils.method.judges import Panel, load_panel
+from drot_utils.method.critic import score_contexts
+from drot_utils.method.judges import load_panel
 from drot_utils.method.nli import filter_groups
 from drot_utils.study.paths import require
 from drot_utils.study.record import Study
@@ -25,40 +27,24 @@ class Scorer:
     """Who says how probably a context is valid, what that one is called, and where its thresholds lie."""
 
     label: str
-    critic: ShardedCritic | Panel
+    score: Callable[[pd.DataFrame], np.ndarray]  # of rows with ``action moral_variance context``
     thresholds: dict[str, float]
 
 
 def load_scorer(study: Study, name: str | None = None) -> Scorer:
-    """Load one scorer, as notebook 2 (a critic) or 12 (the judges) left it.
-
-    Parameters
-    ----------
-    name : {"critic", "critic_independent", "judges"}, optional
-        By default who filters by the parameters (`judges.filter`).
-
-    Raises
-    ------
-    MissingInputError
-        When its notebook has not run.
-    DataError
-        See `judges.load_panel`.
-    """
+    """Load a critic (``critic``, ``critic_independent``) or the panel (``judges``); by default, who filters."""
     name = name or study.params.judges.filter
     path = require(study.run.model(name) / "settings.json", "12_judges" if name == "judges" else "02_critic")
-    critic = load_panel(study) if name == "judges" else ShardedCritic(study, name)
+    score = load_panel(study).score if name == "judges" else partial(score_contexts, study, name)
     label = NAMES[name] + " that filtered" * (name == study.params.judges.filter)
-    return Scorer(label, critic, json.loads(path.read_text(encoding="utf-8"))["thresholds"])
+    return Scorer(label, score, json.loads(path.read_text(encoding="utf-8"))["thresholds"])
 
 
 def load_scorers(study: Study) -> dict[str, Scorer]:
     """Load those who score the students (section 4), by the prefix of their columns in table 2.
 
-    Returns
-    -------
-    dict of Scorer
-        ``auto_``: whom `evaluation.critic` names. ``independent_``: a second one, where there is one: the independent
-        critic, or, where that one is the first or does not exist, who filtered.
+    ``auto_`` is whom `evaluation.critic` names. ``independent_`` is a second one, where there is one: the independent
+    critic, or, where that one is the first or does not exist, who filtered.
     """
     params = study.params
     chosen = {"same": params.judges.filter, "independent": "critic_independent", "judges": "judges"}
@@ -103,29 +89,23 @@ FILTERS: dict[str, Filter] = {"unparsed": find_unparsed, "nli": find_repeats, "c
 def apply_filters(
     study: Study, rows: pd.DataFrame, scorer: Scorer, threshold: str, leave_out: Collection[str] = ()
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Score rows, flag them by all filters, and say which are kept.
+    """Score rows (columns of `table.CANDIDATES`), flag them by all filters, and say which are kept.
 
     Parameters
     ----------
-    rows : DataFrame
-        Columns of `table.CANDIDATES`.
-    scorer : Scorer
-        Who filters (`load_scorer`); its scores are set also where its filter is left out.
     threshold : {"distill", "dataset"}
-        Which of its thresholds a valid context reaches.
+        Which of the scorer's thresholds a valid context reaches.
     leave_out : collection of str
-        Filters of `FILTERS` that are not applied.
+        Filters of `FILTERS` that are not applied; scores are set all the same.
 
     Returns
     -------
-    rows : DataFrame
-        All rows with their flags; ``kept``, and ``dropped``, the reason (null for kept rows).
-    kept : DataFrame
-        Those that pass.
+    rows, kept : DataFrame
+        All rows with their flags, ``kept``, and ``dropped``, the reason (null for kept rows); and those that pass.
     dropped : dict of int
         See `count_dropped`.
     """
-    rows = rows.assign(critic_score=scorer.critic.score(rows))
+    rows = rows.assign(critic_score=scorer.score(rows))
     first, order = pd.Series(None, index=rows.index, dtype=object), []
     for name, find in FILTERS.items():
         passed = rows[first.isna()]

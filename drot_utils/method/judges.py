@@ -21,7 +21,7 @@ from drot_utils.llm.cache import open_cache
 from drot_utils.llm.client import ask_all
 from drot_utils.llm.replies import USED_UP, Answer, explain_finish, phrase_request
 from drot_utils.method.consensus import Reliability, fit_reliability, merge, merge_all
-from drot_utils.method.critic import ShardedCritic, choose_thresholds
+from drot_utils.method.critic import choose_thresholds, score_contexts
 from drot_utils.study.errors import DataError, ModelError
 from drot_utils.study.params import Endpoint, Params, Respondent
 from drot_utils.study.paths import require, to_json, write_text
@@ -66,12 +66,7 @@ class Panel:
     reliability: Reliability | None = None
 
     def ask(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Ask every judge about every context.
-
-        Parameters
-        ----------
-        rows : DataFrame
-            ``action moral_variance context``; a row without a context is not asked about.
+        """Ask every judge about every context of `rows`, which has the columns `ITEM`.
 
         Returns
         -------
@@ -79,50 +74,38 @@ class Panel:
             A row a judge and row: ``row`` (its index in `rows`), ``judge``, `ITEM`, ``score`` (null where the judge
             gave none that can be read) and ``raw``.
         """
-        parts = [] if self.study.params.judges.panel else [make_table([], ANSWERS)]
-        for judge in self.study.params.judges.panel:
-            part = rows[ITEM].join(ask_judge(self.study, judge, rows)).rename_axis("row").reset_index()
-            parts.append(part.assign(judge=judge.name))
-        return pd.concat(parts, ignore_index=True)[list(ANSWERS)]
+        parts = [
+            rows[ITEM].assign(row=rows.index, judge=judge.name, **ask_judge(self.study, judge, rows))
+            for judge in self.study.params.judges.panel
+        ]
+        return pd.concat(parts, ignore_index=True)[list(ANSWERS)] if parts else make_table([], ANSWERS)
 
-    def score(self, rows: pd.DataFrame, what: str = "judges") -> np.ndarray:
-        """Score rows with ``action``, ``moral_variance`` and ``context``.
+    def score(self, rows: pd.DataFrame) -> np.ndarray:
+        """Return the judges' scores of rows with the columns `ITEM`, merged by `judges.aggregate`, shape (rows,).
 
-        Returns
-        -------
-        ndarray of float64, shape (rows,)
-            The judges' scores merged by `judges.aggregate`; NaN (null) where there is no context, or no judge gave a
-            score.
+        NaN (null) where there is no context, or no judge gave a score.
         """
         rows = rows.reset_index(drop=True)
         if rows.empty:
             return np.zeros(0)
         return merge(spread(self.ask(rows), rows.index), self.study.params.judges.aggregate, self.reliability)
 
-    def fit(self, answers: pd.DataFrame, rows: pd.Index) -> np.ndarray:
-        """Find the judges' reliabilities on what they answered (`ask`), and return the merged scores of `rows`."""
-        scores = spread(answers, rows)
-        self.reliability = fit_reliability(scores)
-        return merge(scores, self.study.params.judges.aggregate, self.reliability)
-
     def merge_all(self, answers: pd.DataFrame, rows: pd.Index) -> pd.DataFrame:
-        """Find the reliabilities (`fit`) and merge the scores in all three ways, a column each; none without judges."""
+        """Find the reliabilities on what was answered (`ask`) and merge it in all three ways, a column each, if any."""
         if not self.study.params.judges.panel:
             return pd.DataFrame(index=rows)
-        self.fit(answers, rows)
-        return merge_all(spread(answers, rows), self.reliability)
+        scores = spread(answers, rows)
+        self.reliability = fit_reliability(scores)
+        return merge_all(scores, self.reliability)
 
     def save(self, answers: pd.DataFrame, thresholds: dict[str, float]) -> None:
         """Keep the answers with the judges' own words (``data/judgments.parquet``), and who judges and how reliably."""
-        found = self.reliability
-        kept = None if found is None else {**vars(found), "sigma": found.sigma.to_dict()}
         values = {
             "panel": [_describe(judge) for judge in self.study.params.judges.panel],
-            "reliability": kept,
+            "reliability": {**vars(self.reliability), "sigma": self.reliability.sigma.to_dict()},
             "thresholds": thresholds,
         }
-        path = self.study.run.model("judges") / "settings.json"
-        write_text(path, to_json(values, indent=2, sort_keys=True))
+        write_text(self.study.run.model("judges") / "settings.json", to_json(values, indent=2, sort_keys=True))
         write_frame(answers, self.study.run.data("judgments"))
 
 
@@ -133,15 +116,7 @@ def spread(answers: pd.DataFrame, rows: pd.Index) -> pd.DataFrame:
 
 
 def load_panel(study: Study) -> Panel:
-    """Open the panel of the parameters with the reliabilities that notebook 12 found.
-
-    Raises
-    ------
-    MissingInputError
-        When notebook 12 has not run.
-    DataError
-        When it ran with another panel.
-    """
+    """Open the panel of the parameters with the reliabilities that notebook 12 found, which must have run with it."""
     path = require(study.run.model("judges") / "settings.json", "12_judges")
     record = json.loads(path.read_text(encoding="utf-8"))
     expected = [_describe(judge) for judge in study.params.judges.panel]
@@ -152,10 +127,8 @@ def load_panel(study: Study) -> Panel:
             where=str(path),
             todo="run notebooks/12_judges.ipynb with these parameters",
         )
-    kept = record["reliability"]
-    if kept is None:
-        return Panel(study)
-    return Panel(study, Reliability(**{**kept, "sigma": pd.Series(kept["sigma"], dtype=float, name="sigma")}))
+    sigma = pd.Series(record["reliability"].pop("sigma"), dtype=float, name="sigma")
+    return Panel(study, Reliability(sigma, **record["reliability"]))
 
 
 def _describe(judge: Respondent) -> dict:
@@ -165,11 +138,11 @@ def _describe(judge: Respondent) -> dict:
 
 
 def choose_shown(gold: pd.DataFrame, params: Params) -> pd.DataFrame:
-    """Return what the judges are shown: `judges.sample` held-out contexts of the gold (`critic.read_parts`).
+    """Return what the judges are shown: `judges.sample` contexts of dev and test actions that have three votes.
 
-    They are of dev and test actions and have three votes; those on which annotators do not all agree are among them.
+    Those on which annotators do not all agree are among them, unlike in the parts of the gold (`critic.read_parts`).
     """
-    held_out = set(gold.loc[gold["part"].isin(["dev", "test"]), "action_id"])
+    held_out = gold.loc[gold["part"].isin(["dev", "test"]), "action_id"]
     shown = gold[gold["action_id"].isin(held_out) & gold["votes"].ge(3)]
     count = min(params.judges.sample or len(shown), len(shown))
     return shown.sample(count, random_state=params.seed).reset_index(drop=True)
@@ -180,12 +153,12 @@ def gather_scores(study: Study, shown: pd.DataFrame, answers: pd.DataFrame) -> p
     scores = shown[ANNOTATORS].join(spread(answers, shown.index))
     for name, label in (("critic", "the critic"), ("critic_independent", "the independent critic")):
         if (study.run.model(name) / "settings.json").exists():
-            scores[label] = ShardedCritic(study, name).score(shown)
+            scores[label] = score_contexts(study, name, shown)
     return scores.dropna(axis=1, how="all")
 
 
 def panel_thresholds(study: Study, shown: pd.DataFrame, scores: np.ndarray) -> dict[str, float]:
-    """Apply the critic's threshold rules to the panel's scores of the dev contexts shown to it (`choose_thresholds`).
+    """Apply the critic's threshold rules (`choose_thresholds`) to the panel's scores of the dev contexts shown to it.
 
     Contexts without a score (NaN) are left out. Empty when the panel neither filters nor evaluates.
     """
@@ -206,25 +179,15 @@ def ask_judge(study: Study, judge: Respondent, rows: pd.DataFrame) -> pd.DataFra
     Returns
     -------
     DataFrame
-        Indexed as `rows`: ``score`` (float64, null where the judge gave none that can be read) and ``raw`` (its own
-        words; null where it said nothing).
-
-    Raises
-    ------
-    DrotError
-        As the kind of judge has it: `read_judgments`, `load.load_model`, `client.ask_all`.
+        Indexed as `rows`: ``score`` (null where the judge gave none that can be read) and ``raw``, its own words.
     """
-    answers = pd.DataFrame({"score": np.nan, "raw": None}, index=rows.index).astype({"raw": "object"})
     items = rows.loc[rows["context"].notna(), ITEM].drop_duplicates().reset_index(drop=True)
     if items.empty:
-        return answers
+        return pd.DataFrame({"score": np.nan, "raw": None}, index=rows.index).astype({"raw": "object"})
     ask = _look_up if judge.recorded else _ask_local if judge.model else _ask_endpoint
-    given = ask(study, judge, items)
+    given = ask(study, judge, items)[["score", "raw"]].astype({"score": "float64", "raw": "object"})
     place = pd.MultiIndex.from_frame(items).get_indexer(pd.MultiIndex.from_frame(rows[ITEM]))
-    asked = place >= 0
-    answers.loc[asked, "score"] = given["score"].to_numpy(dtype=float, na_value=np.nan)[place[asked]]
-    answers.loc[asked, "raw"] = given["raw"].to_numpy(dtype=object)[place[asked]]
-    return answers
+    return given.reindex(place).set_axis(rows.index)  # of a place that there is not, -1, null
 
 
 def judge_prompt(action: str, moral_variance: int, context: str) -> str:
@@ -232,22 +195,13 @@ def judge_prompt(action: str, moral_variance: int, context: str) -> str:
     return QUESTION.format(action=action, context=context, direction=DIRECTIONS[moral_variance])
 
 
-def _prompts(items: pd.DataFrame) -> list[str]:
-    return [judge_prompt(*item) for item in items[ITEM].itertuples(index=False)]
-
-
 def read_judgments(path: str, actions: pd.DataFrame) -> pd.DataFrame:
     """Read recorded scores: a TSV with ``action`` or ``action-id``, ``moral-variance``, ``context`` and ``score``.
-
-    Parameters
-    ----------
-    actions : DataFrame
-        As `corpora.read_actions` returns it; joined where a file has ``action-id`` but no ``action``.
 
     Returns
     -------
     DataFrame
-        `ITEM`, ``score`` (an empty one is null) and ``raw``.
+        ``score`` (an empty one is null) and ``raw`` by `ITEM`, whose action is its `action_key`.
 
     Raises
     ------
@@ -260,18 +214,15 @@ def read_judgments(path: str, actions: pd.DataFrame) -> pd.DataFrame:
         frame = join_action(frame, actions, path)
     raw = frame["score"].str.strip()
     score = pd.to_numeric(raw, errors="coerce").astype(float)
-    bad = (raw != "") & ~score.between(0, 1)
-    refuse(frame, bad, "have a score that is not a number from 0 to 1", path, "score")
-    frame = frame.assign(score=score, raw=raw.where(raw != ""))
-    repeated = frame.assign(action=action_keys(frame["action"])).duplicated(ITEM)
-    refuse(frame, repeated, "score the context of an earlier line again", path)
+    refuse(frame, raw.ne("") & ~score.between(0, 1), "have a score that is not a number from 0 to 1", path, "score")
+    frame = frame.assign(score=score, raw=raw.where(raw != ""), action=action_keys(frame["action"]))
+    refuse(frame, frame.duplicated(ITEM), "score the context of an earlier line again", path)
     return frame[[*ITEM, "score", "raw"]]
 
 
 def _look_up(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
     recorded = read_judgments(judge.recorded, read_actions(study.params.corpus.actions))
-    # However the action is typed there, it is the same.
-    asked, recorded = (rows.assign(action=action_keys(rows["action"])) for rows in (items, recorded))
+    asked = items.assign(action=action_keys(items["action"]))
     found = asked.merge(recorded, on=ITEM, how="left", validate="many_to_one", indicator=True)
     if (found["_merge"] == "left_only").all():
         raise DataError(
@@ -284,12 +235,12 @@ def _look_up(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFra
 
 
 def _ask_endpoint(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
-    bodies = [judge_request(judge.endpoint, prompt, study.params.seed) for prompt in _prompts(items)]
+    prompts = [judge_prompt(*item) for item in items.itertuples(index=False)]
+    bodies = [judge_request(judge.endpoint, prompt, study.params.seed) for prompt in prompts]
     cache = open_cache(study.run)
     answers, usage = ask_all(bodies, judge.endpoint, study.params.requests, cache, f"{judge.name} judges")
     usage.add_to(study.record, f"usage of {judge.name}")
-    scores = [_read_score(answer) for (answer,) in answers]
-    return pd.DataFrame({"score": scores, "raw": [answer.text or None for (answer,) in answers]})
+    return pd.DataFrame([{"score": _read_score(answer), "raw": answer.text or None} for (answer,) in answers])
 
 
 def judge_request(endpoint: Endpoint, prompt: str, seed: int) -> dict[str, Any]:
@@ -304,13 +255,12 @@ def judge_request(endpoint: Endpoint, prompt: str, seed: int) -> dict[str, Any]:
 def _read_score(answer: Answer) -> float | None:
     # Of an answer that was cut off within a number, the number is not known.
     why = explain_finish(answer.finish)
-    if why == USED_UP and answer.text.rstrip()[-1:] not in "0123456789.":
-        why = None
-    return None if why else parse_score(answer.text)
+    whole = why == USED_UP and answer.text.rstrip()[-1:] not in "0123456789."
+    return parse_score(answer.text) if whole or not why else None
 
 
 def _ask_local(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
-    key = (load.describe_model(judge.model), source_hash("method/judges", "method/prompts"))
+    key = (load.describe_model(judge.model), source_hash("method/judges"))
     return map_rows(study, items, partial(_open_local, study, judge), f"{judge.name} judges", "contexts", *key)
 
 
@@ -319,7 +269,7 @@ def _open_local(study: Study, judge: Respondent) -> Work:
     model = round_weights(model.to(study.device), study.dtype)
 
     def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
-        yes, no = yes_and_no(model, tokenizer, _prompts(part)).T
+        yes, no = yes_and_no(model, tokenizer, [judge_prompt(*item) for item in part.itertuples(index=False)]).T
         raw = [f"P(yes) {a:.3g}, P(no) {b:.3g}" for a, b in zip(yes, no, strict=True)]
         return pd.DataFrame({"score": yes / (yes + no), "raw": raw})
 
@@ -328,15 +278,10 @@ def _open_local(study: Study, judge: Respondent) -> Work:
 
 @torch.inference_mode()
 def yes_and_no(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> np.ndarray:
-    """Return a local model's probabilities that its answer begins with yes, and with no.
+    """Return a local model's probabilities that its answer begins with yes, and with no: float64, shape (prompts, 2).
 
-    Nothing is drawn: the probabilities of the first tokens of "yes" and "no", in their spellings with and without
-    capitals and a blank, are read off after the prompt. What they lack to 1 is the model's inclination to say something
-    else.
-
-    Returns
-    -------
-    ndarray of float64, shape (prompts, 2)
+    Nothing is drawn: the probabilities of the first tokens of "yes" and "no", with and without capitals and a blank, are
+    read off after the prompt. What they lack to 1 is the model's inclination to say something else.
 
     Raises
     ------

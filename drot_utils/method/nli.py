@@ -1,18 +1,17 @@
 """The NLI filter: which contexts say something new? (section 3.2)"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from drot_utils.engine import classifier, load
+from drot_utils.engine import load
+from drot_utils.engine.classifier import Classifier, Fit, Texts, load_classifier, train_classifier
 from drot_utils.engine.shards import Work, map_rows, source_hash
-from drot_utils.study.errors import MissingInputError, ModelError
+from drot_utils.study.errors import ModelError
 from drot_utils.study.params import Nli as Settings
 from drot_utils.study.paths import replace_folder, require, sha256
 from drot_utils.study.progress import Progress
@@ -20,7 +19,7 @@ from drot_utils.study.record import Study
 
 LABELS = ["contradiction", "neutral", "entailment"]
 ENTAILMENT = LABELS.index("entailment")
-HEAD = {"pooling": "mean", "hidden": 384, "dropout": 0.1}
+HEAD = {"classes": len(LABELS), "pooling": "mean", "hidden": 384, "dropout": 0.1}
 
 #: Returns P(premise entails hypothesis) for pairs of texts, as an array of the same length.
 Entails = Callable[[list[str], list[str]], np.ndarray]
@@ -30,15 +29,18 @@ Entails = Callable[[list[str], list[str]], np.ndarray]
 class Filtered:
     """Decisions of the filter, and what they cost."""
 
-    kept: list[list[bool]]
+    blocked_by: list[list[int | None]]  # for each candidate, the accepted one that says the same; None where it is kept
     pairs_asked: int = 0
-    pairs_possible: int = 0
-    blocked_by: list[list[int | None]] = field(default_factory=list)
 
-    def block(self, group: int, candidate: int, by: int) -> None:
-        """Note that a candidate says what an accepted one says."""
-        self.kept[group][candidate] = False
-        self.blocked_by[group][candidate] = by
+    @property
+    def kept(self) -> list[list[bool]]:
+        """Whether each candidate is kept."""
+        return [[by is None for by in group] for group in self.blocked_by]
+
+    @property
+    def pairs_possible(self) -> int:
+        """How many ordered pairs of candidates there are."""
+        return sum(len(group) * (len(group) - 1) for group in self.blocked_by)
 
 
 def filter_unique(
@@ -60,65 +62,48 @@ def filter_unique(
         P(premise entails hypothesis) for lists of pairs; called with the pairs of many groups at once.
     threshold : float
         0.5 in the paper.
-
-    Returns
-    -------
-    Filtered
-        Flags in the shape of `groups`; for every blocked candidate, which one blocked it; pairs asked and possible.
     """
-    result = Filtered([[True] * len(g) for g in groups], blocked_by=[[None] * len(g) for g in groups])
-    result.pairs_possible = sum(len(g) * (len(g) - 1) for g in groups)
+    result = Filtered([[None] * len(group) for group in groups])
+    blocked = result.blocked_by
     words = [[frozenset(text.lower().split()) for text in group] for group in groups]
     with Progress(what, sum(map(len, groups)), "contexts") as progress:
         for i in range(max(map(len, groups), default=0)):
             members = [k for k, group in enumerate(groups) if len(group) > i]
-            ranked = {}
             for k in members:
-                accepted = [j for j in range(i) if result.kept[k][j]]
-                same = next((j for j in accepted if groups[k][j] == groups[k][i]), None)
-                if same is not None:
-                    result.block(k, i, same)
-                else:
-                    ranked[k] = sorted(accepted, key=lambda j, w=words[k]: -_overlap(w[i], w[j]))
+                same = (j for j in range(i) if blocked[k][j] is None and groups[k][j] == groups[k][i])
+                blocked[k][i] = next(same, None)
+            ranked = {k: _rank(words[k], i, blocked[k]) for k in members if blocked[k][i] is None}
             start, stop = 0, 1
-            while asked := [(k, j) for k in ranked if result.kept[k][i] for j in ranked[k][start:stop]]:
-                _settle(result, groups, i, asked, entails, threshold)
+            while asked := [(k, j) for k in ranked if blocked[k][i] is None for j in ranked[k][start:stop]]:
+                texts = {(k, j): sorted((groups[k][i], groups[k][j]), key=_count_words) for k, j in asked}
+                for way in (1, -1):  # there, and back where that holds
+                    pairs = [texts[pair][::way] for pair in asked]
+                    result.pairs_asked += len(pairs)
+                    found = entails([a for a, _ in pairs], [b for _, b in pairs]) if pairs else []
+                    asked = [pair for pair, p in zip(asked, found, strict=True) if p >= threshold]
+                for k, j in reversed(asked):  # so that the first one blocks
+                    blocked[k][i] = j
                 start, stop = stop, stop * 2
             progress.update(len(members))
     return result
 
 
-def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / max(1, len(one | other))
+def _rank(words: list[frozenset[str]], i: int, blocked: list[int | None]) -> list[int]:
+    """Return the accepted candidates before i, those with the most words in common with it first."""
+    shared = {j: len(words[i] & words[j]) / max(1, len(words[i] | words[j])) for j in range(i) if blocked[j] is None}
+    return sorted(shared, key=shared.get, reverse=True)
 
 
-def _settle(
-    result: Filtered, groups: Sequence[Sequence[str]], i: int, pairs: list[tuple[int, int]], entails: Entails,
-    threshold: float,
-) -> None:  # fmt: skip
-    texts = [sorted((groups[k][i], groups[k][j]), key=lambda text: len(text.split())) for k, j in pairs]
-    first = entails([a for a, _ in texts], [b for _, b in texts])
-    close = [index for index, p in enumerate(first) if p >= threshold]
-    result.pairs_asked += len(texts) + len(close)
-    if not close:
-        return
-    second = entails([texts[index][1] for index in close], [texts[index][0] for index in close])
-    for index, p in zip(close, second, strict=True):
-        k, j = pairs[index]
-        if p >= threshold and result.kept[k][i]:
-            result.block(k, i, j)
+def _count_words(text: str) -> int:
+    return len(text.split())
 
 
 @dataclass
 class Nli:
     """An entailment model; call it with premises and hypotheses to get P(entails)."""
 
-    model: torch.nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    entailment: int  # which logit is "entailment"
-    max_length: int
-    device: torch.device
-    dtype: torch.dtype
+    classifier: Classifier
+    entailment: int  # which class is "entailment"
 
     def __call__(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
         """Return P(premise entails hypothesis), float64 of shape (pairs,)."""
@@ -126,40 +111,25 @@ class Nli:
 
     def probabilities(self, premises: list[str], hypotheses: list[str]) -> np.ndarray:
         """Return the probabilities of all labels, float64 of shape (pairs, labels)."""
-        rows = classifier.encode(self.tokenizer, (premises, hypotheses), self.max_length)
-        return classifier.softmax(classifier.predict(self._fast, self.tokenizer, rows, self.device))
-
-    @cached_property
-    def _fast(self) -> torch.nn.Module:
-        return classifier.in_dtype(self.model, self.dtype)
+        return self.classifier.classify((premises, hypotheses))
 
 
-def train_nli(study: Study, pairs: pd.DataFrame) -> tuple[Nli, classifier.Fit, pd.DataFrame]:
-    """Fine-tune an entailment model on labelled pairs (`corpora.read_groups`).
+def train_nli(study: Study, pairs: pd.DataFrame) -> tuple[Nli, Fit, pd.DataFrame]:
+    """Fine-tune an entailment model on labelled pairs (`corpora.read_groups`); return it, its curve, and the pairs.
 
-    A tenth of the training groups is set aside to choose the checkpoint; groups with split ``test`` are never seen.
-
-    Returns
-    -------
-    Nli, Fit, DataFrame
-        The model, its curve, and the pairs with the column ``part`` (train, dev, test).
+    A tenth of the training groups is set aside to choose the checkpoint; groups with split ``test`` are never seen. The
+    column ``part`` of the pairs (train, dev, test) says so.
     """
-    settings, seed = study.params.nli, study.params.seed
     groups = np.array(sorted(pairs.loc[pairs["split"] == "train", "group"].unique()))
-    dev_groups = np.random.default_rng(seed).permutation(groups)[: max(1, len(groups) // 10)]
+    dev_groups = np.random.default_rng(study.params.seed).permutation(groups)[: max(1, len(groups) // 10)]
     pairs = pairs.assign(part=pairs["split"].mask(pairs["group"].isin(dev_groups), "dev"))
-    train, dev = pairs[pairs["part"] == "train"], pairs[pairs["part"] == "dev"]
-    base, tokenizer = load.load_model(settings.base, "encoder", study.run)
-    torch.manual_seed(seed)  # the head's first weights
-    model = classifier.PairClassifier(base, len(LABELS), **HEAD)
-    result = classifier.fit(
-        model, tokenizer, _texts(train), train["label"].to_numpy(), _texts(dev), dev["label"].to_numpy(), settings,
-        device=study.device, dtype=study.dtype, seed=seed, what="training the NLI model",
-    )  # fmt: skip
-    return Nli(model, tokenizer, ENTAILMENT, settings.max_length, study.device, study.dtype), result, pairs
+    parts = (pairs[pairs["part"] == part] for part in ("train", "dev"))
+    train, dev = ((_texts(rows), rows["label"].to_numpy()) for rows in parts)
+    trained, result = train_classifier(study, study.params.nli, train, dev, what="training the NLI model", **HEAD)
+    return Nli(trained, ENTAILMENT), result, pairs
 
 
-def _texts(pairs: pd.DataFrame) -> classifier.Texts:
+def _texts(pairs: pd.DataFrame) -> Texts:
     return pairs["premise"].tolist(), pairs["hypothesis"].tolist()
 
 
@@ -179,80 +149,61 @@ def measure_nli(
         Counts of pairs that entail each other (rows) against those found to (columns).
     """
     probabilities = nli.probabilities(*_texts(pairs))
-    found = probabilities[:, nli.entailment] >= settings.threshold
+    entails, found = pairs["label"].eq(ENTAILMENT).to_numpy(), probabilities[:, nli.entailment] >= settings.threshold
     if settings.groups:
         names, label, answer = LABELS, pairs["label"], probabilities.argmax(1)
     else:
-        names, label, answer = ["other", "entailment"], pairs["label"].eq(ENTAILMENT).astype(int), found.astype(int)
+        names, label, answer = ["other", "entailment"], entails.astype(int), found.astype(int)
     truth, called = (pd.Categorical.from_codes(codes, names) for codes in (label, answer))
-    entails = pairs["label"].eq(ENTAILMENT).to_numpy()
     mutual = pd.DataFrame({"label": entails[::2] & entails[1::2], "found": found[::2] & found[1::2]})
     measures = {
         "accuracy": float((answer == label).mean()) if settings.groups else None,
         "mutual_precision": float(mutual.loc[mutual["found"], "label"].mean()) if mutual["found"].any() else None,
         "mutual_recall": float(mutual.loc[mutual["label"], "found"].mean()),
     }
-    confusion = pd.crosstab(truth, called, dropna=False)
-    return measures, confusion, pd.crosstab(mutual["label"], mutual["found"])
+    return measures, pd.crosstab(truth, called, dropna=False), pd.crosstab(mutual["label"], mutual["found"])
 
 
 def save_nli(study: Study, nli: Nli, record: dict) -> None:
     """Keep the run's entailment model: its weights when it was fine-tuned here, else only where it comes from."""
-
-    def fill(place: Path) -> None:
-        if study.params.nli.groups:
-            load.save_module(nli.model, record, place)
-            nli.tokenizer.save_pretrained(place)
-        else:
-            load.save_module(torch.nn.Module(), {**record, **load.describe_model(study.params.nli.base)}, place)
-
-    replace_folder(study.run.model("nli"), fill)
+    folder, settings = study.run.model("nli"), study.params.nli
+    if settings.groups:
+        nli.classifier.save(folder, record)
+    else:
+        origin = {**record, **load.describe_model(settings.base)}
+        replace_folder(folder, lambda place: load.save_module(torch.nn.Module(), origin, place))
 
 
 def load_nli(study: Study) -> Nli:
     """Load the run's entailment model, as `save_nli` kept it."""
     folder, settings = study.run.model("nli"), study.params.nli
-    if not (folder / "model.safetensors").exists():
-        raise MissingInputError("no NLI model here", where=str(folder), todo="run notebooks/03_nli_filter.ipynb first")
-    if not settings.groups:
-        return load_pretrained(study)
-    base, _ = load.load_model(settings.base, "encoder", study.run)
-    model = classifier.PairClassifier(base, len(LABELS), **HEAD)
-    load.load_module(model, folder)
-    model, tokenizer = model.to(study.device).eval(), AutoTokenizer.from_pretrained(folder)
-    return Nli(model, tokenizer, ENTAILMENT, settings.max_length, study.device, study.dtype)
+    if settings.groups:
+        return Nli(load_classifier(study, folder, settings, "03_nli_filter", **HEAD), ENTAILMENT)
+    require(folder / "model.safetensors", "03_nli_filter")
+    return load_pretrained(study)
 
 
 def load_pretrained(study: Study) -> Nli:
-    """Load a ready entailment model, such as RoBERTa-large trained on WANLI.
-
-    Raises
-    ------
-    ModelError
-        When its labels do not name an entailment class.
-    """
+    """Load a ready entailment model, such as RoBERTa-large trained on WANLI; a `ModelError` if no label is entailment."""
     settings = study.params.nli
     model, tokenizer = load.load_model(settings.base, "classifier", study.run)
     names = {str(name).lower(): i for i, name in model.config.id2label.items()}
     if "entailment" not in names:
         raise ModelError(f"expected a label named entailment, found {sorted(names)}", where=settings.base.name)
-    return Nli(model.to(study.device), tokenizer, names["entailment"], settings.max_length, study.device, study.dtype)
+    ready = Classifier(model.to(study.device), tokenizer, settings.max_length, study.device, study.dtype)
+    return Nli(ready, names["entailment"])
 
 
-def filter_groups(study: Study, groups: Sequence[Sequence[str]], what: str = "NLI filter") -> Filtered:
+def filter_groups(study: Study, groups: Sequence[Sequence[str]]) -> Filtered:
     """Keep of each group the contexts that say something new, by the run's model, in shards (see `filter_unique`)."""
     settings, code = study.params.nli, source_hash("method/nli", "engine/classifier")
     folder = require(study.run.model("nli") / "settings.json", "03_nli_filter").parent
     weights = sha256(folder / "model.safetensors")
     asked = pd.DataFrame({"contexts": [list(group) for group in groups]})
     key = (settings.threshold, weights, load.describe_model(settings.base), settings.max_length, code)
-    found = map_rows(study, asked, partial(_open_filter, study), what, "groups", *key)
-    return Filtered(
-        [[bool(flag) for flag in flags] for flags in found["kept"]],
-        int(found["asked"].sum()),
-        sum(len(group) * (len(group) - 1) for group in groups),
-        [[None if j < 0 else int(j) for j in group] for group in found["blocked_by"]],
-    )
+    found = map_rows(study, asked, partial(_open_filter, study), "NLI filter", "groups", *key)
+    blocked_by = [[None if j < 0 else int(j) for j in group] for group in found["blocked_by"]]
+    return Filtered(blocked_by, int(found["asked"].sum()))
 
 
 def _open_filter(study: Study) -> Work:
@@ -262,6 +213,6 @@ def _open_filter(study: Study) -> Work:
         filtered = filter_unique([list(group) for group in part["contexts"]], nli, study.params.nli.threshold)
         blocked_by = [[-1 if j is None else j for j in group] for group in filtered.blocked_by]
         asked = [filtered.pairs_asked, *[0] * (len(part) - 1)][: len(part)]  # of the whole shard
-        return pd.DataFrame({"kept": filtered.kept, "blocked_by": blocked_by, "asked": asked})
+        return pd.DataFrame({"blocked_by": blocked_by, "asked": asked})
 
     return work

@@ -21,17 +21,14 @@ Explanation:
 Action: {action}
 Situation:"""
 
+#: The word of appendix A for a moral variance.
+DIRECTIONS = {1: "ethical", -1: "unethical"}
 _STUDENT = re.compile(r"\s*Update:\s*(?P<context>.+?)\.?\s*Explanation:\s*(?P<rationale>.+?)\s*$", re.DOTALL)
-
-
-def direction(moral_variance: int) -> str:
-    """Return the word of appendix A for a moral variance: ``ethical`` for +1, ``unethical`` for -1."""
-    return {1: "ethical", -1: "unethical"}[moral_variance]
 
 
 def teacher_prompt(action: str, moral_variance: int) -> str:
     """Fill appendix A's prompt."""
-    return TEACHER_PROMPT.format(action=action, direction=direction(moral_variance))
+    return TEACHER_PROMPT.format(action=action, direction=DIRECTIONS[moral_variance])
 
 
 def teacher_response(context: str, rationale: str) -> str:
@@ -41,7 +38,7 @@ def teacher_response(context: str, rationale: str) -> str:
 
 def student_source(action: str, moral_variance: int, seq2seq: bool) -> str:
     """Write the student's prompt, appendix D.2; a causal student continues after a line break."""
-    source = f"Action: {_sentence(action)}\nModifier: more {direction(moral_variance)}."
+    source = f"Action: {_sentence(action)}\nModifier: more {DIRECTIONS[moral_variance]}."
     return source if seq2seq else f"{source}\n"
 
 

@@ -9,13 +9,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from drot_utils.data.corpora import is_builtin
@@ -25,7 +24,6 @@ from drot_utils.engine import load, trainer
 from drot_utils.engine.batches import MOST_TARGETS, Example
 from drot_utils.engine.load import cut_prompt, encode_question
 from drot_utils.engine.shards import Work, fingerprint, map_shards, source_hash
-from drot_utils.engine.trainer import open_accelerator
 from drot_utils.engine.vllm import VllmWriter
 from drot_utils.engine.writer import Prompt, Writer, Written
 from drot_utils.method.prompts import parse_student, student_source, student_target, teacher_prompt
@@ -42,7 +40,7 @@ def fine_tune(
     study: Study, rows: pd.DataFrame, name: str, *, start: str | None, learning_rate: float, epochs: int,
     steps: int | None = None,
 ) -> dict:  # fmt: skip
-    """Fine-tune a student on kept rows and keep it as ``models/<name>``.
+    """Fine-tune a student on kept rows and keep it as ``models/<name>``, unless it was trained on just the same before.
 
     Parameters
     ----------
@@ -56,14 +54,7 @@ def fine_tune(
     Returns
     -------
     dict
-        ``rows steps target_tokens losses seconds fingerprint``, also kept as ``training.json`` beside the weights. A
-        student that was already trained on the same rows, from the same weights, with the same settings is not trained
-        again.
-
-    Raises
-    ------
-    DataError
-        When the filters kept nothing.
+        ``rows steps target_tokens losses seconds fingerprint``, also kept as ``training.json`` beside the weights.
     """
     if rows.empty:
         raise DataError(
@@ -79,15 +70,13 @@ def fine_tune(
         params.seed, str(study.dtype), params.compute.compile,
         source_hash("engine/batches", "engine/trainer", "engine/load", "method/prompts"),
     )  # fmt: skip
-    record = read_training(study, name)
-    if record and record["fingerprint"] == key:
-        return record
-    job = {"key": key, "start": start, "learning_rate": learning_rate, "epochs": epochs, "steps": steps}
-    release_memory()
-    if params.compute.parallel.processes > 1:
-        launch(study, rows, {"name": name, **job}, study.run.work("parallel") / key)
-    else:
-        learn(study, rows, name, **job)
+    if (read_training(study, name) or {}).get("fingerprint") != key:
+        job = {"key": key, "start": start, "learning_rate": learning_rate, "epochs": epochs, "steps": steps}
+        release_memory()
+        if params.compute.parallel.processes > 1:
+            launch(study, rows, {"name": name, **job}, study.run.work("parallel") / key)
+        else:
+            learn(study, rows, name, **job)
     return read_training(study, name)
 
 
@@ -97,11 +86,11 @@ def read_training(study: Study, name: str) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def learn(
-    study: Study, rows: pd.DataFrame, name: str, *, key: str, start: str | None, learning_rate: float, epochs: int,
-    steps: int | None, accelerator: Accelerator | None = None,
-) -> None:  # fmt: skip
-    """Train a student and keep it with its record; of several processes, the first keeps it (see `fine_tune`)."""
+def learn(study: Study, rows: pd.DataFrame, name: str, *, key: str, start: str | None, **pace: float | None) -> None:
+    """Train a student and keep it with its record; of several processes, the first keeps it (see `fine_tune`).
+
+    `pace` is ``learning_rate epochs steps``.
+    """
     params, run = study.params, study.run
     if start:
         model, tokenizer = load.load_folder(run.model(start), "student")
@@ -109,16 +98,14 @@ def learn(
         model, tokenizer = load.load_model(params.student.base, "student", run)
     seq2seq = model.config.is_encoder_decoder
     done = trainer.train(
-        model, make_examples(rows, tokenizer, params.student, seq2seq), params.student, learning_rate=learning_rate,
-        epochs=epochs, steps=steps, work=run.work("checkpoints") / key, seed=params.seed, device=study.device,
-        dtype=study.dtype, compiled=params.compute.compile, what=f"training {name}", accelerator=accelerator,
+        study, model, make_examples(rows, tokenizer, params.student, seq2seq), run.work("checkpoints") / key, **pace,
+        what=f"training {name}",
     )  # fmt: skip
     notes = {
         "training.json": to_json({**vars(done), "start": start, "fingerprint": key}),
         "README.md": model_card(name, start, len(rows), done.steps, seq2seq, params),
     }
-    first = accelerator is None or accelerator.is_main_process
-    load.save_model(model, tokenizer, run.model(name), study.dtype, notes, write=first)
+    load.save_model(model, tokenizer, run.model(name), study.dtype, notes, write=PartialState().is_main_process)
 
 
 def make_examples(
@@ -141,12 +128,7 @@ def make_examples(
 def launch(study: Study, rows: pd.DataFrame, job: dict, work: Path) -> None:
     """Train a student in ``compute.parallel.processes`` processes; `job` holds the arguments of `learn` after `rows`.
 
-    The folder `work` gets the job, the rows and what the processes say (``log.txt``).
-
-    Raises
-    ------
-    DrotError
-        When a process fails; its error is quoted.
+    The folder `work` gets the job, the rows and what the processes say (``log.txt``); an error of theirs is quoted.
     """
     write_frame(rows, work / "rows.parquet")
     saved = {"params": study.params.model_dump(), "stage": study.stage, "job": job}
@@ -176,23 +158,32 @@ def main(work: Path) -> None:
     study = Study(params, Run(params.profile), saved["stage"])
     if study.device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    learn(study, read_table(work / "rows.parquet"), **saved["job"], accelerator=open_accelerator(study))
+    learn(study, read_table(work / "rows.parquet"), **saved["job"])
 
 
-MODEL_CARD = """\
+MODEL_DEMO_NOTE = (
+    "All it has learnt from was written and labelled by language models for this project, and the model is small: much of what "
+    "it writes is nonsense. It shows the method and has no other use."
+)
+
+
+def model_card(name: str, start: str | None, rows: int, steps: int, seq2seq: bool, params: Params) -> str:
+    """Return the card of a student: its name, what it was fine-tuned from, and on how much."""
+    builtin = is_builtin(params)
+    return f"""\
 ---
-license: {license_id}
+license: {"apache-2.0" if builtin else "other"}
 language: [en]
-pipeline_tag: {pipeline}
+pipeline_tag: {"text2text-generation" if seq2seq else "text-generation"}
 ---
-# {name} ({profile} run)
+# {name} ({params.profile} run)
 
 A student of iterative self-distillation (Rao et al., 2023): given an everyday action and a direction, it writes a context that is
-meant to make the action more or less acceptable, and a rationale. Fine-tuned from {start} on {rows:,} machine-written contexts
+meant to make the action more or less acceptable, and a rationale. Fine-tuned from {start or params.student.base.name} on {rows:,} machine-written contexts
 in {steps:,} steps.
 
 **Descriptive research, never advice.** It says what some contexts do to some actions in the language it has seen; it does not know
-what is right, is often wrong, and reflects English, Western-centric texts. Do not use it to advise or to judge people. {demo}
+what is right, is often wrong, and reflects English, Western-centric texts. Do not use it to advise or to judge people. {MODEL_DEMO_NOTE if builtin else ""}
 
 Prompt (appendix D.2), and the form of the answer:
 
@@ -203,20 +194,6 @@ Prompt (appendix D.2), and the form of the answer:
 
 Settings, hashes and seeds: `training.json` beside this file and the run's `manifest.json`.
 """
-MODEL_DEMO_NOTE = (
-    "All it has learnt from was written and labelled by language models for this project, and the model is small: much of what "
-    "it writes is nonsense. It shows the method and has no other use."
-)
-
-
-def model_card(name: str, start: str | None, rows: int, steps: int, seq2seq: bool, params: Params) -> str:
-    """Return the card of a student: its name, what it was fine-tuned from, and on how much."""
-    builtin = is_builtin(params)
-    return MODEL_CARD.format(
-        name=name, profile=params.profile, start=start or params.student.base.name, rows=rows, steps=steps,
-        pipeline="text2text-generation" if seq2seq else "text-generation",
-        license_id="apache-2.0" if builtin else "other", demo=MODEL_DEMO_NOTE if builtin else "",
-    )  # fmt: skip
 
 
 def write_contexts(
@@ -227,14 +204,12 @@ def write_contexts(
     Parameters
     ----------
     name : str
-        The student, such as ``distill_base``, or ``base``; becomes the rows' ``source``.
-    actions : DataFrame
-        ``action_id`` and ``action``.
+        The student, such as ``distill_base``; becomes the rows' ``source``. ``base`` is the base model, zero-shot.
     stage : str
         Names the draws: the same stage, student and actions give the same candidates.
     method : {"greedy", "nucleus", "beam"}
     zero_shot : ModelRef, optional
-        See `open_author`.
+        A model that is no student, under that name.
 
     Returns
     -------
@@ -242,19 +217,18 @@ def write_contexts(
         Columns of `table.CANDIDATES`, ``len(actions) * 2 * n`` rows, flags and scores null.
     """
     params, settings = study.params, study.params.generation
-    model = zero_shot or (params.student.base if name == "base" else None)
-    weights = load.describe_model(model) if model else sha256(_weights(study, name))
+    zero_shot = zero_shot or (params.student.base if name == "base" else None)
+    weights = load.describe_model(zero_shot) if zero_shot else sha256(_weights(study, name))
     prompts = list_prompts(actions)
     key = fingerprint(
         prompts, n, method, settings.model_dump(), params.seed, stage, str(study.dtype), weights,
         source_hash("engine/writer", "engine/slots", "engine/load", "engine/vllm", "method/prompts", "data/parsing"),
     )  # fmt: skip
-    rows = map_shards(
+    return empty_columns(map_shards(
         prompts, settings.shard_size, partial(_open_writing, study, name, n, method, zero_shot),
         study.run.work("shards") / f"{stage}-{name}-{key}", seed=params.seed, stage=f"{stage}: {name} writes",
         per_row=n, unit="candidates", executor=params.compute.executor,
-    )  # fmt: skip
-    return empty_columns(rows)
+    ))  # fmt: skip
 
 
 def list_prompts(actions: pd.DataFrame) -> pd.DataFrame:
@@ -262,60 +236,44 @@ def list_prompts(actions: pd.DataFrame) -> pd.DataFrame:
     return actions[["action_id", "action"]].merge(pd.DataFrame({"moral_variance": [1, -1]}), how="cross")
 
 
-@dataclass(frozen=True)
-class Author:
-    """Somebody who writes contexts: a writer, how it is asked, and how its answer is read."""
-
-    name: str
-    writer: Writer | VllmWriter
-    ask: Callable[[str, int], Prompt]
-    parse: Callable[[str], Parsed | None]
-
-
-def open_author(study: Study, name: str, zero_shot: ModelRef | None = None) -> Author:
+def open_author(
+    study: Study, name: str, zero_shot: ModelRef | None = None
+) -> tuple[Writer | VllmWriter, Callable[[str, int], Prompt], Callable[[str], Parsed | None]]:
     """Load one of the run's students, or a model that answers the teacher's prompt zero-shot (section 5.1).
 
-    Parameters
-    ----------
-    name : str
-        The student; ``base`` is the student's base model, zero-shot.
-    zero_shot : ModelRef, optional
-        Another model to be asked zero-shot, under that name.
+    Returns
+    -------
+    writer, ask, parse
+        Who writes, how it is asked about an action and a moral variance, and how its answer is read.
     """
     params, generation = study.params, study.params.generation
     release_memory()
     place = (study.device, study.dtype)
-    zero_shot = zero_shot or (params.student.base if name == "base" else None)
     if zero_shot:
         model, tokenizer = load.load_model(zero_shot, "student", study.run)
         longest = params.teacher.max_tokens or generation.max_new_tokens
         writer = Writer(model, tokenizer, *place, 512, longest, generation.batch_size)
-        return Author(name, writer, partial(_ask_zero_shot, tokenizer), parse_teacher)
+        return writer, lambda *prompt: encode_question(tokenizer, teacher_prompt(*prompt)), parse_teacher
     folder = _weights(study, name).parent
     sizes = (params.student.max_prompt_length, generation.max_new_tokens, generation.batch_size)
     if generation.engine == "vllm":
         writer = VllmWriter(folder, study.dtype, *sizes)
     else:
         writer = Writer(*load.load_folder(folder, "student"), *place, *sizes)
-    return Author(name, writer, partial(student_source, seq2seq=writer.seq2seq), parse_student)
+    return writer, partial(student_source, seq2seq=writer.seq2seq), parse_student
 
 
 def _weights(study: Study, name: str) -> Path:
     return require(study.run.model(name) / "model.safetensors", MADE_BY.get(name, "05_self_distill"))
 
 
-def _ask_zero_shot(tokenizer: PreTrainedTokenizerBase, action: str, moral_variance: int) -> list[int]:
-    return encode_question(tokenizer, teacher_prompt(action, moral_variance))
-
-
 def _open_writing(study: Study, name: str, n: int, method: str, zero_shot: ModelRef | None) -> Work:
-    author, settings = open_author(study, name, zero_shot), study.params.generation
+    (writer, ask, parse), settings = open_author(study, name, zero_shot), study.params.generation
     options = {"top_p": settings.top_p, "temperature": settings.temperature}
 
     def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
-        prompts = [author.ask(row.action, row.moral_variance) for row in part.itertuples()]
-        written = author.writer.write(prompts, n, method, **options, seed=seed)
-        return to_rows(part, written, author.name, author.parse)
+        prompts = [ask(row.action, row.moral_variance) for row in part.itertuples()]
+        return to_rows(part, writer.write(prompts, n, method, **options, seed=seed), name, parse)
 
     return work
 

@@ -17,6 +17,9 @@ from drot_utils.method.prompts import teacher_prompt, teacher_response
 from drot_utils.study.params import Endpoint, Params, Requests
 from drot_utils.study.record import Study
 
+#: What a request says of sampling, where it is not null.
+SAMPLING = ["temperature", "top_p", "presence_penalty", "frequency_penalty", "max_tokens"]
+ROW = ["action_id", "action", "moral_variance", "candidate", "source", "context", "rationale", "raw", "why"]
 UNPARSED = ["action_id", "action", "moral_variance", "candidate", "attempt", "raw", "why"]
 
 
@@ -27,9 +30,9 @@ class Asked:
     Attributes
     ----------
     rows : DataFrame
-        One row a choice: ``action_id action moral_variance candidate source context rationale raw why``. A choice that did
-        not parse in any try keeps the raw text of the first and has null context and rationale; ``why`` says why, and marks
-        an answer that was cut and whose whole sentences were read. It is null for all others.
+        One row a choice: columns `ROW`. One that did not parse in any try has the raw text of the first and no context
+        and rationale; ``why`` says why. It also marks an answer that was cut and whose whole sentences were read, and is
+        null for all others.
     unparsed : DataFrame
         Every text that did not parse, those that were asked again with success too: columns `UNPARSED`.
     usage : Usage
@@ -48,18 +51,9 @@ class Asked:
 
 def make_request(params: Params, action: str, moral_variance: int) -> dict[str, Any]:
     """Return the whole request for one action and moral variance, as the endpoint gets it."""
-    settings = params.teacher
-    return phrase_request(
-        settings.endpoint,
-        teacher_prompt(action, moral_variance),
-        n=settings.contexts_per_variance,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        presence_penalty=settings.presence_penalty,
-        frequency_penalty=settings.frequency_penalty,
-        max_tokens=settings.max_tokens,
-        seed=params.seed,
-    )
+    settings, prompt = params.teacher, teacher_prompt(action, moral_variance)
+    sampling = {name: getattr(settings, name) for name in SAMPLING}
+    return phrase_request(settings.endpoint, prompt, n=settings.contexts_per_variance, **sampling, seed=params.seed)
 
 
 def baseline_request(params: Params, endpoint: Endpoint, action: str, moral_variance: int) -> dict[str, Any]:
@@ -82,15 +76,7 @@ def choose_requests(params: Params) -> Requests:
 def fill_cache(study: Study, actions: pd.DataFrame) -> int:
     """Put the responses of ``teacher.recorded``, if any, into the cache as the answers to this study's requests.
 
-    Parameters
-    ----------
-    actions : DataFrame
-        All actions, as `corpora.read_actions` returns them.
-
-    Returns
-    -------
-    int
-        Requests newly answered, or answered otherwise before.
+    `actions` are all of `corpora.read_actions`. Returns how many requests had no answer, or another one, before.
     """
     settings = study.params.teacher
     if settings.recorded is None:
@@ -103,13 +89,9 @@ def fill_cache(study: Study, actions: pd.DataFrame) -> int:
         answers.append((make_request(study.params, action, int(variance)), dict(enumerate(map(Answer, texts)))))
     cache = open_cache(study.run)
     kept = cache.read(request_key(request) for request, _ in answers)
-    new = [(request, texts) for request, texts in answers if not _holds(kept.get(request_key(request), {}), texts)]
+    new = [(body, texts) for body, texts in answers if not texts.items() <= kept.get(request_key(body), {}).items()]
     cache.put(new, replace=True)
     return len(new)
-
-
-def _holds(kept: dict[int, Answer], texts: dict[int, Answer]) -> bool:
-    return all(number in kept and kept[number].text == answer.text for number, answer in texts.items())
 
 
 def plan(study: Study, actions: pd.DataFrame) -> Forecast:
@@ -123,59 +105,35 @@ def ask(study: Study, actions: pd.DataFrame) -> Asked:
     """Ask for the contexts of all actions in both directions; what is in the cache is not asked.
 
     Texts that do not parse are asked again, each `teacher.parse_retries` times at most, with seeds of their own; recorded
-    ones are not, nor what the server refused for its content.
-
-    Parameters
-    ----------
-    actions : DataFrame
-        ``action_id`` and ``action``.
-
-    Raises
-    ------
-    EndpointError, BudgetError
-        See `client.ask_all`.
+    ones are not, nor what the server refused for its content. `client.ask_all` says what may be raised.
     """
     settings, requests, cache = study.params.teacher, choose_requests(study.params), open_cache(study.run)
-    prompts = [(row.action_id, row.action, variance) for row in actions.itertuples() for variance in (1, -1)]
     bodies = list_requests(study.params, actions["action"])
     answers, usage = ask_all(bodies, settings.endpoint, requests, cache, "asking the teacher")
+    prompts = [(row.action_id, row.action, variance) for row in actions.itertuples() for variance in (1, -1)]
     n = settings.contexts_per_variance
-    rows = [_to_row(prompts[k // n], k % n, answers[k // n][k % n]) for k in range(len(prompts) * n)]
+    rows = [_to_row((*prompts[k // n], k % n), answers[k // n][k % n]) for k in range(len(prompts) * n)]
     unparsed = [{**row, "attempt": 0} for row in rows if row["context"] is None]
-    for attempt in range(1, settings.parse_retries + 1):
-        unread = [number for number, row in enumerate(rows) if row["context"] is None]
-        bad = [number for number in unread if not rows[number]["why"].startswith(REFUSED)]
-        if not bad or settings.recorded:
+    for attempt in range(1, 1 if settings.recorded else settings.parse_retries + 1):
+        bad = [k for k, row in enumerate(rows) if row["context"] is None and not row["why"].startswith(REFUSED)]
+        seeds = [derive_choice_seed(bodies[k // n]["seed"], f"choice {k % n}, attempt {attempt}") for k in bad]
+        again = [{**bodies[k // n], "n": 1, "seed": seed} for k, seed in zip(bad, seeds, strict=True)]
+        if not again:
             break
-        again = [_make_again(bodies[number // n], number % n, attempt) for number in bad]
         answers, more = ask_all(again, settings.endpoint, requests, cache, "asking again what did not parse")
         usage += more
-        for number, (answer,) in zip(bad, answers, strict=True):
-            row = _to_row(prompts[number // n], number % n, answer)
+        for k, (answer,) in zip(bad, answers, strict=True):
+            row = _to_row((*prompts[k // n], k % n), answer)
             if row["context"] is None:
                 unparsed.append({**row, "attempt": attempt})
             else:
-                rows[number] = row
+                rows[k] = row
     return Asked(pd.DataFrame(rows), pd.DataFrame(unparsed, columns=UNPARSED), usage)
 
 
-def _make_again(request: dict[str, Any], candidate: int, attempt: int) -> dict[str, Any]:
-    seed = derive_choice_seed(request["seed"], f"choice {candidate}, attempt {attempt}")
-    return {**request, "n": 1, "seed": seed}
-
-
-def _to_row(prompt: tuple[str, str, int], candidate: int, answer: Answer) -> dict[str, Any]:
-    action_id, action, variance = prompt
-    text, why = read_whole(answer), explain_finish(answer.finish)
+def _to_row(asked: tuple[str, str, int, int], answer: Answer) -> dict[str, Any]:
+    text = read_whole(answer)
     parsed = parse_teacher(text)
-    return {
-        "action_id": action_id,
-        "action": action,
-        "moral_variance": variance,
-        "candidate": candidate,
-        "source": "teacher",
-        "context": parsed.context if parsed else None,
-        "rationale": parsed.rationale if parsed else None,
-        "raw": answer.text,
-        "why": why or (None if parsed else diagnose(text)),
-    }
+    read = (parsed.context, parsed.rationale) if parsed else (None, None)
+    why = explain_finish(answer.finish) or (None if parsed else diagnose(text))
+    return dict(zip(ROW, (*asked, "teacher", *read, answer.text, why), strict=True))

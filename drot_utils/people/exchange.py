@@ -1,13 +1,13 @@
 """Annotation exchange: the two human forms as projects of annotation tools, and the tools' results as one table of votes.
 
-Another tool is another module like `potato`, and its name in `TOOLS`. A tool's module has three functions:
+Another tool is another module like `potato`, and its name in `TOOLS`. A tool's module has two functions:
 
 ``export(form, key, folder)``
     Write a form, whose rows are those of a key (as `forms.make_key` returned it), below the folder of the forms.
-``claims(form, path)``
-    Say whether a file is the tool's own, by its name or by what is in it.
 ``read(form, path)``
-    Read such a file: `forms.Filled`, or None when it holds no answers to this form.
+    Return the votes in a file, unchecked; None when it is not the tool's; raise a `DataError` when it is and cannot be read.
+    A vote is a dict: ``row_id annotator``, the questions (a code, or "" where none was given), and ``where`` (file and line,
+    for errors); or only ``left_out``, one of `LEFT_OUT`.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,19 @@ from pathlib import Path
 import pandas as pd
 
 from drot_utils.people import labelstudio, mturk, potato, spreadsheet
-from drot_utils.people.forms import FORMS, Filled, Form, check_votes, form_of, make_key
+from drot_utils.people.forms import FORMS, Form, check_votes, form_of, make_key
 from drot_utils.study.errors import DataError, ParamsError
 from drot_utils.study.paths import files_below, resolve, sha256, write_text
 
-#: The tools by the names that `annotation.exchange` knows; a file is read by the first that claims it.
+#: The tools by the names that `annotation.exchange` knows; a file is read by the first that takes it for its own.
 TOOLS = {"potato": potato, "mturk": mturk, "csv": spreadsheet, "labelstudio": labelstudio}
+#: Why a tool leaves a vote out.
+LEFT_OUT = ("rejected", "skipped")
 _AS_CSV = "save each of its sheets as CSV (UTF-8), put that there, and move this file elsewhere"
 #: Kinds of files that may hold answers and are not read, and what to do about it.
 UNREAD = {
     **dict.fromkeys([".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".parquet"], _AS_CSV),
-    ".jsonl": "put the tool's own results there as the form's notebook names them, and move this file elsewhere",
+    ".jsonl": "put the tool's own results there as docs/annotation.md names them (Potato 2's, not Potato 1's), not this file",
     **dict.fromkeys([".zip", ".gz", ".tgz", ".tar", ".7z", ".rar"], "unpack it there, and move it elsewhere"),
 }
 
@@ -34,32 +36,21 @@ UNREAD = {
 def export_form(
     form: Form, rows: pd.DataFrame, folder: Path, seed: int, formats: Sequence[str] = ("csv",)
 ) -> pd.DataFrame:
-    """Write an empty form in random order, in the formats asked for, and apart from it the key.
+    """Write an empty form in random order, in the formats asked for, and apart from it the key; return the key.
 
     Parameters
     ----------
-    form : Form
     rows : DataFrame
         As for `forms.make_key`.
     folder : Path
         Gets ``<form>_key.csv`` (which must not be shown to annotators) and what the formats' modules write.
     formats : sequence of str
-        Names in `TOOLS`.
-
-    Returns
-    -------
-    DataFrame
-        The key.
-
-    Raises
-    ------
-    ParamsError
-        A format that is none of them.
+        Names in `TOOLS`; a `ParamsError` for others.
     """
-    unknown = [name for name in formats if name not in TOOLS]
-    if unknown:
-        known = ", ".join(sorted(TOOLS))
-        raise ParamsError(f"expected some of {known}, found {unknown[0]!r}", where="annotation.exchange")
+    for name in formats:
+        if name not in TOOLS:
+            found = f"expected some of {', '.join(sorted(TOOLS))}, found {name!r}"
+            raise ParamsError(found, where="annotation.exchange")
     key = make_key(form, rows, seed)
     write_text(folder / f"{form.name}_key.csv", key.to_csv(index=False))
     for name in formats:
@@ -70,15 +61,10 @@ def export_form(
 def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int | list[str]]]:
     """Read all filled forms in a folder and in those below it, whatever tools they come from.
 
-    The same answers by the same annotator, such as those of a batch that was downloaded twice, count once. So do two
-    spreadsheets that are the same byte for byte, whoever they are named after, unless each question has one answer
-    throughout, which two people may well give.
-
     Parameters
     ----------
     folder : str or Path
-        Relative paths are relative to the checkout. Holds, in any mixture, ``<form>-<annotator>.csv``, results of Mechanical
-        Turk batches (``.csv``), Label Studio exports (``.json``), and Potato's ``annotation_output``.
+        Relative to the checkout; what it may hold is in docs/annotation.md.
     key : DataFrame
         As `export_form` returned it.
 
@@ -87,64 +73,55 @@ def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.D
     votes : DataFrame
         One row an annotator and form row: ``row_id annotator`` and the questions; an answer not given is null.
     counts : dict
-        ``files`` (that were read), ``votes``, ``annotators``, ``unanswered`` (questions without an answer), and what was left
-        out: ``rejected``, ``skipped``, ``other_form`` (votes on the rows of the other form), ``repeated`` (votes that came
-        again), and by name: ``copies`` (files all of whose votes came again), ``not_read`` (files that hold no answers to
-        this form).
+        ``files`` (that hold votes), ``votes``, ``annotators``, and what docs/annotation.md says is left out and counted.
 
     Raises
     ------
     DataError
         No filled form, a file that may be one but cannot be read, and what `forms.check_votes` refuses.
     """
-    folder = resolve(folder)
-    found = {path.relative_to(folder).as_posix(): _read(form, path) for path in files_below(folder)}
-    read = {name: filled for name, filled in found.items() if filled is not None}
-    named = [votes.assign(file=name) for name, votes in _join_copies(form, folder, read).items()]
-    votes = pd.concat(named, ignore_index=True) if named else pd.DataFrame({"row_id": []})
+    folder, questions = resolve(folder), list(form.questions)
+    read = {path.relative_to(folder).as_posix(): _read(form, path) for path in files_below(folder)}
+    rows = [{**vote, "file": name} for name, votes in read.items() for vote in votes]
+    found = pd.DataFrame(rows, columns=["row_id", "annotator", *questions, "where", "left_out", "file"])
+    votes = _join_copies(folder, found[found["left_out"].isna()], questions)
     other = votes["row_id"].map(form_of).isin(set(FORMS) - {form.name})
     ours = votes[~other]
     if ours.empty:
-        raise DataError(
-            f"no filled form named {form.name}-<annotator>.csv, and no results of a tool for it",
-            where=str(folder),
-            todo="copy the filled forms there",
-        )
-    again = ours.duplicated(["row_id", "annotator", *form.questions])
+        found = f"no filled form named {form.name}-<annotator>.csv, and no results of a tool for it"
+        raise DataError(found, where=str(folder), todo="copy the filled forms there")
+    again = ours.duplicated(["row_id", "annotator", *questions])
     once = ours[~again]
     check_votes(once, form, key)
-    table = once[["row_id", "annotator", *form.questions]].replace("", None).reset_index(drop=True)
-    left_out = {name: sum(filled.counts.get(name, 0) for filled in read.values()) for name in ("rejected", "skipped")}
+    table = once[["row_id", "annotator", *questions]].replace("", None).reset_index(drop=True)
     return table, {
-        "files": len(read),
+        "files": sum(map(bool, read.values())),
         "votes": len(table),
         "annotators": table["annotator"].nunique(),
-        "unanswered": int(table[list(form.questions)].isna().sum().sum()),
+        "unanswered": int(table[questions].isna().sum().sum()),
         "other_form": int(other.sum()),
         "repeated": int(again.sum()),
         "copies": sorted(set(ours["file"]) - set(once["file"])),
-        "not_read": [name for name in found if name not in read],
-        **left_out,
+        "not_read": [name for name, votes in read.items() if not votes],
+        **{why: int((found["left_out"] == why).sum()) for why in LEFT_OUT},
     }
 
 
-def _read(form: Form, path: Path) -> Filled | None:
+def _read(form: Form, path: Path) -> list[dict[str, str]]:
     for tool in TOOLS.values():
-        if tool.claims(form, path):
-            return tool.read(form, path)
+        if (votes := tool.read(form, path)) is not None:
+            return votes
     kind = path.suffix.lower()
     if kind in UNREAD or spreadsheet.is_named(form, path):
         todo = UNREAD.get(kind, f"save it as {form.name}-<annotator>.csv (UTF-8), or move it elsewhere")
         raise DataError("may hold answers, but is of a kind that is not read", where=str(path), todo=todo)
-    return None
+    return []
 
 
-def _join_copies(form: Form, folder: Path, read: dict[str, Filled]) -> dict[str, pd.DataFrame]:
-    """Return each file's votes; one annotator's name on files that are the same byte for byte, where their answers differ."""
-    named, first = {}, {}
-    for name, filled in read.items():
-        named[name] = filled.votes
-        if (filled.votes[list(form.questions)].nunique() > 1).any():
-            original = first.setdefault(sha256(folder / name), filled.votes)
-            named[name] = filled.votes.assign(annotator=original["annotator"])
-    return named
+def _join_copies(folder: Path, votes: pd.DataFrame, questions: list[str]) -> pd.DataFrame:
+    """Give files that are the same byte for byte one annotator; not where all answers are one, which two people may give."""
+    votes, first = votes.copy(), {}
+    for name, rows in votes.groupby("file", sort=False):
+        if (rows[questions].nunique() > 1).any():
+            votes.loc[rows.index, "annotator"] = first.setdefault(sha256(folder / name), rows["annotator"].to_numpy())
+    return votes

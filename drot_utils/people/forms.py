@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -82,22 +82,6 @@ _ROW_ID = re.compile(rf"({'|'.join(FORMS)})-[0-9a-f]{{6}}-\d{{5}}")
 _CONTROL = dict.fromkeys([*range(32), *range(127, 160)], " ")
 
 
-@dataclass(frozen=True)
-class Filled:
-    """What a file of filled forms holds, unchecked.
-
-    Attributes
-    ----------
-    votes : DataFrame
-        ``row_id annotator``, the questions (a code, or "" where none was given), and ``where`` (file and line, for errors).
-    counts : dict
-        What was left out, by reason, such as ``rejected``.
-    """
-
-    votes: pd.DataFrame
-    counts: dict[str, int] = field(default_factory=dict)
-
-
 def pick_prompts(rows: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     """Return all rows of `n` random prompts (action and moral variance), the same prompts for every source."""
     prompts = rows[PROMPT].drop_duplicates()
@@ -109,7 +93,6 @@ def make_key(form: Form, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
     Parameters
     ----------
-    form : Form
     rows : DataFrame
         ``action_id action moral_variance candidate source context rationale`` and ``set`` (what the row is drawn for).
 
@@ -141,36 +124,28 @@ def refusing(where: Path | str, found: str, todo: str) -> Iterator[None]:
         raise DataError(f"{found} ({error!r})", where=str(where), todo=todo) from error
 
 
-def collect_votes(form: Form, votes: list[dict[str, str]], **left_out: int) -> Filled:
-    """Return what a file holds, vote by vote: ``row_id annotator``, the questions, and ``where``."""
-    return Filled(pd.DataFrame(votes, columns=["row_id", "annotator", *form.questions, "where"]), left_out)
-
-
 def check_votes(votes: pd.DataFrame, form: Form, key: pd.DataFrame) -> None:
-    """Check answers (as in `Filled`) against the key that `make_key` returned.
+    """Check votes (with ``where``, see `exchange`) against the key that `make_key` returned.
 
     Raises
     ------
     DataError
         An unknown row_id, a second answer of an annotator to a row, an answer that the form does not have; where it stands.
     """
-    for row in _first(votes, ~votes["row_id"].isin(key["row_id"])):
-        foreign = form_of(row["row_id"]) and not key["row_id"].str.startswith(row["row_id"][: -len("00001")]).any()
-        found = f"the row_id {row['row_id']!r} is {'of the form of another run' if foreign else 'not in the key'}"
-        todo = "fill the form of this run; a form of another run has other rows"
-        raise DataError(found, where=row["where"], todo=todo)
-    for row in _first(votes, votes.duplicated(["row_id", "annotator"])):
-        found = f"a second answer to the same row_id by {row['annotator']}"
-        raise DataError(found, where=row["where"], todo="keep one of them")
-    for name, question in form.questions.items():
-        for row in _first(votes, ~votes[name].isin(["", *question.answers])):
-            found = f"expected one of {', '.join(question.answers)} or nothing, found {row[name]!r}"
-            where = f"{row['where']}, {name}"
-            raise DataError(found, where=where, todo="use the codes of the form's instructions")
-
-
-def _first(votes: pd.DataFrame, bad: pd.Series) -> list[dict[str, str]]:
-    return votes[bad].head(1).to_dict("records")
+    known, seen = set(key["row_id"]), set()
+    for vote in votes.to_dict("records"):
+        row_id, who, where = vote["row_id"], vote["annotator"], vote["where"]
+        if row_id not in known:
+            foreign = form_of(row_id) and not key["row_id"].str.startswith(row_id[: -len("00001")]).any()
+            found = f"the row_id {row_id!r} is {'of the form of another run' if foreign else 'not in the key'}"
+            raise DataError(found, where=where, todo="fill the form of this run; a form of another run has other rows")
+        if (row_id, who) in seen:
+            raise DataError(f"a second answer to the same row_id by {who}", where=where, todo="keep one of them")
+        seen.add((row_id, who))
+        for name, question in form.questions.items():
+            if vote[name] not in ("", *question.answers):
+                found = f"expected one of {', '.join(question.answers)} or nothing, found {vote[name]!r}"
+                raise DataError(found, where=f"{where}, {name}", todo="use the codes of the form's instructions")
 
 
 def form_of(row_id: str) -> str | None:

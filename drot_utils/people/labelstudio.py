@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pandas as pd
 
-from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, refusing, show_rows
+from drot_utils.people.forms import INTRODUCTION, SHOWN, Form, Question, refusing, show_rows
 from drot_utils.study.paths import write_text
 
 _STYLE = (
@@ -30,64 +30,44 @@ def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
     write_text(place / f"{form.name}.json", json.dumps(tasks, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def claims(form: Form, path: Path) -> bool:
-    """Return whether a file is an export of a project: any JSON that no other tool wrote."""
-    return path.suffix.lower() == ".json"
-
-
-def read(form: Form, path: Path) -> Filled:
-    """Read an export of a project, as JSON or JSON-MIN; skipped tasks are left out and counted.
-
-    Raises
-    ------
-    DataError
-        A file that is not such an export.
-    """
+def read(form: Form, path: Path) -> list[dict[str, str]] | None:
+    """Read an export of a project, JSON or JSON-MIN: any JSON that no other tool wrote; skipped tasks are left out."""
+    if path.suffix.lower() != ".json":
+        return None
+    votes = []
     with refusing(path, "is not an export of a Label Studio project", "export the project as JSON or JSON-MIN"):
         tasks = json.loads(path.read_bytes())
         if not isinstance(tasks, list):
             raise TypeError(f"expected a list of tasks, found {type(tasks).__name__}")
-        found = [annotation for task in tasks for annotation in _annotations(task)]
-        votes = [
-            {
-                "row_id": row_id,
-                "annotator": str(who.get("email") or who["id"]) if isinstance(who, dict) else str(who),
-                **{name: _code(form, name, answers.get(name, [])) for name in form.questions},
-                "where": f"{path}, {where}",
-            }
-            for row_id, who, answers, where in found
-            if answers is not None
-        ]
-    return collect_votes(form, votes, skipped=len(found) - len(votes))
+        for row_id, who, given, where in (annotation for task in tasks for annotation in _annotations(task)):
+            if given is None:
+                votes.append({"left_out": "skipped"})
+                continue
+            annotator = str(who.get("email") or who["id"]) if isinstance(who, dict) else str(who)
+            answers = {name: _code(question, given.get(name, [])) for name, question in form.questions.items()}
+            votes.append({"row_id": row_id, "annotator": annotator, **answers, "where": f"{path}, {where}"})
+    return votes
 
 
-def _annotations(task: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, list[str]] | None, str]]:
+def _annotations(task: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any] | None, str]]:
     """Yield each annotation's row, annotator, choices by question (None: the task was skipped), and place."""
     if set(task) == {"data"}:  # a task to be imported
         return
-    if "data" not in task:  # JSON-MIN: one record an annotation, the data's fields beside the answers
-        if task["annotation_id"] is not None:  # else a task that nobody answered
-            answers = {name: _choices(value) for name, value in task.items() if name not in SHOWN}
-            where = f"task {task['id']}, annotation {task['annotation_id']}"
-            yield task["row_id"], task["annotator"], answers, where
-        return
-    for annotation in task["annotations"]:
-        results = [r for r in annotation["result"] if r["type"] == "choices"]
-        answers = {r["from_name"]: _choices(r["value"]) for r in results}
-        where = f"task {task['id']}, annotation {annotation['id']}"
-        skipped = annotation.get("was_cancelled")
-        yield task["data"]["row_id"], annotation["completed_by"], None if skipped else answers, where
+    if "data" in task:
+        for annotation in task["annotations"]:
+            given = {r["from_name"]: r["value"] for r in annotation["result"] if r["type"] == "choices"}
+            given = None if annotation.get("was_cancelled") else given
+            where = f"task {task['id']}, annotation {annotation['id']}"
+            yield task["data"]["row_id"], annotation["completed_by"], given, where
+    elif task["annotation_id"] is not None:  # JSON-MIN: one record an annotation, or a task that nobody answered
+        yield task["row_id"], task["annotator"], task, f"task {task['id']}, annotation {task['annotation_id']}"
 
 
-def _choices(value: object) -> list[str]:
-    chosen = value.get("choices", []) if isinstance(value, dict) else value
-    return [str(choice) for choice in (chosen if isinstance(chosen, list) else [chosen])]
-
-
-def _code(form: Form, name: str, choices: list[str]) -> str:
+def _code(question: Question, value: object) -> str:
     """Return the code of what was chosen, by its alias or by its text."""
-    codes = {text: code for code, text in form.questions[name].answers.items()}
-    return "+".join(codes.get(choice, choice) for choice in choices)
+    chosen = value.get("choices", []) if isinstance(value, dict) else value
+    codes = {text: code for code, text in question.answers.items()}
+    return "+".join(codes.get(c, c) for c in map(str, chosen if isinstance(chosen, list) else [chosen]))
 
 
 def _interface(form: Form) -> ET.Element:

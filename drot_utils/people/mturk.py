@@ -5,39 +5,48 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 
 from drot_utils.data.table import check_columns
-from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, refusing, show_rows
+from drot_utils.people.forms import INTRODUCTION, SHOWN, Form, refusing, show_rows
 from drot_utils.people.spreadsheet import is_table, read_csv
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import write_text
 
-#: Columns of every batch result; the questions' answers come as ``Answer.*`` beside them.
-RESULT = ["WorkerId", "AssignmentStatus", "Input.row_id"]
 AGAIN = "download the batch's results again"
 
 _LAYOUT = """\
 <script src="https://assets.crowd.amazonaws.com/crowd-html-elements.js"></script>
 <style>
-  .drot {{ font: 16px/1.5 sans-serif; max-width: 46em; margin: 1em auto; padding: 0 1em; color: #222; }}
-  .drot details {{ background: #f5f5f5; border-radius: 6px; padding: .6em 1em; }}
-  .drot dl {{ border-left: 4px solid #4a6fa5; padding-left: 1em; }}
-  .drot dt {{ font-size: .85em; color: #666; }}
-  .drot dd {{ margin: 0 0 .6em 0; }}
-  .drot fieldset {{ border: 1px solid #ddd; border-radius: 6px; margin: .8em 0; padding: .4em 1em .7em; }}
-  .drot legend {{ font-weight: bold; padding: 0 .3em; }}
-  .drot label {{ display: inline-block; margin-right: 1.5em; }}
+  .drot { font: 16px/1.5 sans-serif; max-width: 46em; margin: 1em auto; padding: 0 1em; color: #222; }
+  .drot details { background: #f5f5f5; border-radius: 6px; padding: .6em 1em; }
+  .drot dl { border-left: 4px solid #4a6fa5; padding-left: 1em; }
+  .drot dt { font-size: .85em; color: #666; }
+  .drot dd { margin: 0 0 .6em 0; }
+  .drot fieldset { border: 1px solid #ddd; border-radius: 6px; margin: .8em 0; padding: .4em 1em .7em; }
+  .drot legend { font-weight: bold; padding: 0 .3em; }
+  .drot label { display: inline-block; margin-right: 1.5em; }
 </style>
 <crowd-form answer-format="flatten-objects">
   <div class="drot">
     <details open><summary><b>What to do</b></summary>
-{introduction}
+    {% for text in introduction %}
+    <p>{{ text }}</p>
+    {% endfor %}
     </details>
     <dl>
-{texts}
+    {% for name in shown %}
+      <dt>{{ name.capitalize() }}</dt><dd>{{ "${" ~ name ~ "}" }}</dd>
+    {% endfor %}
     </dl>
-{questions}
+    {% for name, question in questions.items() %}
+    <fieldset><legend>{{ question.text }}</legend>
+      {% for code, text in question.answers.items() %}
+      <label><input type="radio" name="{{ name }}" value="{{ code }}" required> {{ text }}</label>
+      {% endfor %}
+    </fieldset>
+    {% endfor %}
   </div>
 </crowd-form>
 """
@@ -49,45 +58,34 @@ def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
     They are ``mturk/<form>.html`` (for the editor of a project's layout) and ``mturk/<form>.csv`` (to publish a batch with).
     Mechanical Turk puts the values in as they are, so they are escaped here, as HTML and to ASCII.
     """
-    write_text(folder / "mturk" / f"{form.name}.html", _layout(form))
+    html_ = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    page = html_.from_string(_LAYOUT).render(introduction=INTRODUCTION, shown=SHOWN[1:], questions=form.questions)
+    write_text(folder / "mturk" / f"{form.name}.html", page)
     write_text(folder / "mturk" / f"{form.name}.csv", show_rows(key).map(_escape).to_csv(index=False))
 
 
-def claims(form: Form, path: Path) -> bool:
-    """Return whether a file is the results of a batch: a table of what workers answered."""
-    return is_table(form, path) and "WorkerId" in read_csv(path).columns
+def read(form: Form, path: Path) -> list[dict[str, str]] | None:
+    """Read the results of a batch (the CSV file that "Download CSV" gives): a table with workers.
 
-
-def read(form: Form, path: Path) -> Filled:
-    """Read the results of a batch (the CSV file that "Download CSV" gives).
-
-    Rejected assignments are left out and counted: those of that status, and those marked in the column ``Reject``.
-
-    Raises
-    ------
-    DataError
-        A missing column, an unknown status, a flag other than true and false, or answers that cannot be read.
+    Rejected assignments are left out: those of that status, and those marked in the column ``Reject``.
     """
-    table = read_csv(path)
-    check_columns(table, RESULT, str(path))
-    votes, rejected = [], 0
+    if not is_table(form, path) or "WorkerId" not in (table := read_csv(path)):
+        return None
+    check_columns(table, ["AssignmentStatus", "Input.row_id"], str(path))
+    votes = []
     for number, row in zip(table.index, table.to_dict("records"), strict=True):
-        where = f"{path}, line {number}"
-        status = row["AssignmentStatus"]
+        where, status = f"{path}, line {number}", row["AssignmentStatus"]
         if status not in ("Submitted", "Approved", "Rejected"):
             found = f"expected the AssignmentStatus Submitted, Approved or Rejected, found {status!r}"
             raise DataError(found, where=where, todo=AGAIN)
         if status == "Rejected" or row.get("Reject"):
-            rejected += 1
+            votes.append({"left_out": "rejected"})
             continue
         given = _answers(row, where)
-        votes.append({
-            "row_id": html.unescape(row["Input.row_id"]),
-            "annotator": row["WorkerId"],
-            **{name: _chosen(given, name, where) for name in form.questions},
-            "where": where,
-        })  # fmt: skip
-    return collect_votes(form, votes, rejected=rejected)
+        answers = {name: _chosen(given, name, where) for name in form.questions}
+        row_id = html.unescape(row["Input.row_id"])
+        votes.append({"row_id": row_id, "annotator": row["WorkerId"], **answers, "where": where})
+    return votes
 
 
 def _answers(row: dict[str, str], where: str) -> dict[str, Any]:
@@ -106,11 +104,9 @@ def _chosen(given: dict[str, Any], name: str, where: str) -> str:
     flags = {code: str(value).strip().lower() for code, value in _below(f"{name}.", given).items()}
     for code, flag in flags.items():
         if flag not in ("true", "false", ""):
-            raise DataError(
-                f"expected true, false or nothing, found {flag!r}",
-                where=f"{where}, Answer.{name}.{code}",
-                todo="use the file as downloaded; a spreadsheet program writes flags in the user's language",
-            )
+            place, found = f"{where}, Answer.{name}.{code}", f"expected true, false or nothing, found {flag!r}"
+            todo = "use the file as downloaded; a spreadsheet program writes flags in the user's language"
+            raise DataError(found, where=place, todo=todo)
     return "+".join(code for code, flag in flags.items() if flag == "true") or str(given.get(name) or "")
 
 
@@ -120,18 +116,3 @@ def _below(prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 def _escape(text: str) -> str:
     return html.escape(text).replace("$", "&#36;").encode("ascii", "xmlcharrefreplace").decode()
-
-
-def _layout(form: Form) -> str:
-    questions = []
-    for name, question in form.questions.items():
-        choices = "\n".join(
-            f'      <label><input type="radio" name="{name}" value="{code}" required> {html.escape(text)}</label>'
-            for code, text in question.answers.items()
-        )
-        questions.append(f"    <fieldset><legend>{html.escape(question.text)}</legend>\n{choices}\n    </fieldset>")
-    return _LAYOUT.format(
-        introduction="\n".join(f"    <p>{html.escape(text)}</p>" for text in INTRODUCTION),
-        texts="\n".join(f"      <dt>{name.capitalize()}</dt><dd>${{{name}}}</dd>" for name in SHOWN[1:]),
-        questions="\n".join(questions),
-    )

@@ -8,14 +8,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from drot_utils.people.forms import INTRODUCTION, SHOWN, Filled, Form, collect_votes, refusing, show_rows
-from drot_utils.study.errors import DataError
+from drot_utils.people.forms import INTRODUCTION, SHOWN, Form, refusing, show_rows
 from drot_utils.study.paths import write_text
 
 #: In Potato's output, the file that holds an annotator's answers; there is one in each annotator's folder.
 STATE = "user_state.json"
-#: The file of that purpose (``.jsonl``, or all annotators' as ``.csv`` or ``.tsv``) of Potato 1, which cannot show this project.
-OLD_STATE = "annotated_instances"
+OLD_STATE = "annotated_instances"  # Potato 1's, which cannot show this project
 
 
 def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
@@ -24,72 +22,45 @@ def export(form: Form, key: pd.DataFrame, folder: Path) -> None:
     That is ``potato/<form>/``, with ``config.yaml`` and ``rows.jsonl``. Potato copies the rows' fields into the page as they
     are, so texts are escaped here and shown as HTML.
     """
-    lines = [
-        json.dumps({"id": row["row_id"], "number": f"{number} of {len(key)}", "card": _card(row)}, allow_nan=False)
-        for number, row in enumerate(show_rows(key).to_dict("records"), start=1)
-    ]
-    place = folder / "potato" / form.name
-    write_text(place / "rows.jsonl", "".join(f"{line}\n" for line in lines))
+    place, lines = folder / "potato" / form.name, ""
+    for number, row in enumerate(show_rows(key).to_dict("records"), start=1):
+        card = "".join(f"<p><b>{name.capitalize()}:</b> {html.escape(row[name])}</p>" for name in SHOWN[1:])
+        lines += json.dumps({"id": row["row_id"], "number": f"{number} of {len(key)}", "card": card}) + "\n"
+    write_text(place / "rows.jsonl", lines)
     config = yaml.safe_dump(_config(form), sort_keys=False, allow_unicode=True, width=110)
     write_text(place / "config.yaml", config)
 
 
-def claims(form: Form, path: Path) -> bool:
-    """Return whether Potato wrote a file, or reads it: its answers, and what else lies beside them or in its project."""
-    places = (path.parent / name for name in (STATE, "config.yaml"))
-    beside = "annotation_output" in path.parts or any(place.exists() for place in places)
-    return path.name == STATE or path.stem == OLD_STATE or (beside and path.suffix.lower() in (".json", ".jsonl"))
+def read(form: Form, path: Path) -> list[dict[str, str]] | None:
+    """Read one annotator's answers, ``annotation_output/<annotator>/user_state.json``.
 
-
-def read(form: Form, path: Path) -> Filled | None:
-    """Read one annotator's answers, ``annotation_output/<annotator>/user_state.json``; None for another file.
-
-    Raises
-    ------
-    DataError
-        A file that is not such a state, or Potato 1's.
+    What else Potato leaves there or reads, beside its answers or in its project, holds none.
     """
-    if path.stem == OLD_STATE:
-        todo = "ask again with the project in potato/, which needs Potato 2, or move the file elsewhere"
-        raise DataError("comes from Potato 1, whose answers are not read", where=str(path), todo=todo)
     if path.name != STATE:
-        return None
+        beside = any((path.parent / name).exists() for name in (STATE, "config.yaml"))
+        own = path.suffix.lower() in (".json", ".jsonl") and path.stem != OLD_STATE
+        return [] if own and (beside or "annotation_output" in path.parts) else None
     with refusing(path, "does not hold an annotator's answers", "copy the whole annotation_output folder again"):
         state = json.loads(path.read_bytes())
-        annotator = str(state["user_id"])
-        votes = [
-            {
-                "row_id": row_id,
-                "annotator": annotator,
-                **{name: _chosen(labels, name) for name in form.questions},
-                "where": f"{path}, {row_id}",
-            }
-            for row_id, labels in state["instance_id_to_label_to_value"].items()
-        ]
-    return collect_votes(form, votes)
+        annotator, votes = str(state["user_id"]), []
+        for row_id, labels in state["instance_id_to_label_to_value"].items():
+            answers = {name: _chosen(labels, name) for name in form.questions}
+            votes.append({"row_id": row_id, "annotator": annotator, **answers, "where": f"{path}, {row_id}"})
+    return votes
 
 
 def _chosen(labels: list[list[Any]], name: str) -> str:
     """Return the option of a question that is set; Potato keeps one entry an option."""
-    return "+".join(
-        label["name"] for label, value in labels if label["schema"] == name and value not in ("", "false", False, None)
-    )  # fmt: skip
-
-
-def _card(row: dict[str, str]) -> str:
-    return "".join(f"<p><b>{name.capitalize()}:</b> {html.escape(row[name])}</p>" for name in SHOWN[1:])
+    own = [(label["name"], value) for label, value in labels if label["schema"] == name]
+    return "+".join(code for code, value in own if value not in ("", "false", False, None))
 
 
 def _config(form: Form) -> dict[str, Any]:
-    questions = [
-        {
-            "annotation_type": "radio",
-            "name": name,
-            "description": question.text,
-            "labels": [{"name": code, "displayed_label": text} for code, text in question.answers.items()],
-        }
-        for name, question in form.questions.items()
-    ]
+    questions = []
+    for name, question in form.questions.items():
+        labels = [{"name": code, "displayed_label": text} for code, text in question.answers.items()]
+        shown = {"annotation_type": "radio", "name": name, "description": question.text, "labels": labels}
+        questions.append(shown)
     return {
         "annotation_task_name": form.title,
         "task_dir": ".",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from drot_utils.data.table import check_columns
-from drot_utils.people.forms import FORMS, INTRODUCTION, Filled, Form, show_rows
+from drot_utils.people.forms import FORMS, INTRODUCTION, Form, show_rows
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import write_text
 
@@ -35,49 +35,38 @@ def is_table(form: Form, path: Path) -> bool:
     return kind in (".csv", ".tsv") or (kind == ".txt" and is_named(form, path))
 
 
-claims = is_table
-
-
-def read(form: Form, path: Path) -> Filled | None:
+def read(form: Form, path: Path) -> list[dict[str, str]] | None:
     """Read a filled copy named ``<form>-<annotator>.csv``; what marks a copy of it, such as `` (1)``, is no part of the name.
 
     What else may lie there holds no answers: the empty form, the key, Mechanical Turk's input, and the other form's files.
-
-    Raises
-    ------
-    DataError
-        A file that is not CSV text, lacks a column, or has another name and may hold answers.
     """
+    if not is_table(form, path):
+        return None
     table = read_csv(path)
     if not is_named(form, path):
         answered = table.filter(items=list(form.questions)).ne("").any(axis=None)
         others = tuple(set(FORMS) - {form.name})
         if path.stem.startswith(others) or (path.stem.startswith(form.name) and not answered):
-            return None
+            return []
         todo = f"name it {form.name}-<annotator>.csv, or move it elsewhere"
         raise DataError("is not named as a filled form", where=str(path), todo=todo)
     check_columns(table, ["row_id", *form.questions], str(path))
     where = [f"{path}, line {number}" for number in table.index]
     annotator = _COPY.sub("", path.stem[len(form.name) + 1 :]).strip()
-    votes = table[["row_id", *form.questions]].assign(annotator=annotator, where=where)
-    return Filled(votes.reset_index(drop=True))
+    return table[["row_id", *form.questions]].assign(annotator=annotator, where=where).to_dict("records")
 
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Read a CSV file as text, as programs and countries write it.
 
     Commas, semicolons or tabs; UTF-8, UTF-16, or an older encoding of one byte, whichever (row_ids and codes are ASCII in all of
-    them). Rows without any text are left out.
+    them). Rows without any text are left out, and so are empty cells at the end of a row, which programs add as they like.
+    Other text, a row with more cells than the header, and two columns of one name are a `DataError`.
 
     Returns
     -------
     DataFrame of str
         Indexed by line number; empty and missing cells are "".
-
-    Raises
-    ------
-    DataError
-        A file that is not CSV text, a row with more cells than the header, or two columns of one name.
     """
     todo = "save it as CSV (UTF-8)"
     try:
@@ -86,23 +75,25 @@ def read_csv(path: Path) -> pd.DataFrame:
         told = re.fullmatch(r"sep=(.)\s*", first)  # a line of Excel's own above the header
         delimiter = told[1] if told else max(",;\t", key=first.count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        lines = [(reader.line_num, _strip_end(row)) for row in reader]
+        lines = [(reader.line_num, row) for row in reader]
     except (ValueError, OSError, csv.Error) as error:
         raise DataError(f"is not CSV text: {error}", where=str(path), todo=todo) from error
     rows = {number: row for number, row in lines[bool(told) :] if any(map(str.strip, row))}
     if not rows:
         raise DataError("is not CSV text: it is empty", where=str(path), todo=todo)
-    header = rows.pop(next(iter(rows)))
+    header, *_ = rows.values()
+    while not header[-1]:
+        header.pop()
     for name in header:
         if name and header.count(name) > 1:
             raise DataError(f"there are two columns {name}", where=str(path), todo="keep one of them")
-    quote = "put text that holds the delimiter into quotes, and nothing beside the form's columns"
     for number, row in rows.items():
-        if len(row) > len(header):
+        if any(row[len(header) :]):
             found = f"{len(row)} cells, but the header has {len(header)}"
+            quote = "put text that holds the delimiter into quotes, and nothing beside the form's columns"
             raise DataError(found, where=f"{path}, line {number}", todo=quote)
-        row += [""] * (len(header) - len(row))
-    table = pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype="str")
+    cells = [row[: len(header)] + [""] * (len(header) - len(row)) for row in rows.values()]
+    table = pd.DataFrame(cells[1:], index=list(rows)[1:], columns=header, dtype="str")
     return table.loc[:, [bool(name) for name in header]]
 
 
@@ -117,13 +108,6 @@ def _decode(data: bytes) -> str:
     if "\0" in text:
         raise ValueError("it holds zero bytes, as files of other kinds do")
     return text
-
-
-def _strip_end(row: list[str]) -> list[str]:
-    """Return a row without the empty cells at its end, which programs add and leave out as they like."""
-    while row and not row[-1]:
-        row.pop()
-    return row
 
 
 def _instructions(form: Form) -> str:

@@ -13,9 +13,8 @@ from drot_utils.study.graph import in_order
 #: What `measure_agreement` returns, and our columns of tables 4 and 2.
 AGREEMENT = ["rows", "annotators", "full", "majority", "kappa"]
 SHARES = ["rows", "valid_pct", "language_pct", "significant_pct", "slight_pct"]
-HUMAN_COLUMNS = [
-    "human_rows", "human_vld", "human_defease", "human_lan", "human_rationale", "human_n_vld", "human_n_unq_vld",
-]  # fmt: skip
+PAPER_HUMAN = [name for name in TABLE2 if name.startswith("paper_human")]
+HUMAN_COLUMNS = ["human_rows", *(name.removeprefix("paper_") for name in PAPER_HUMAN)]
 
 
 def make_table4(judged: pd.DataFrame | None) -> pd.DataFrame:
@@ -38,8 +37,8 @@ def make_table4(judged: pd.DataFrame | None) -> pd.DataFrame:
         for name, variance in (("all", (1, -1)), ("strengthening", (1,)), ("weakening", (-1,))):
             rows = dataset[dataset["moral_variance"].isin(variance)]
             answered = rows[valid].dropna()
-            significant = _percent(answered[answered != "N"] == "Y")
-            shares = (_percent(answered != "N"), _percent(rows[language].dropna() != "N"), significant)
+            significant = 100 * (answered[answered != "N"] == "Y").mean()
+            shares = (100 * (answered != "N").mean(), 100 * (rows[language].dropna() != "N").mean(), significant)
             ours.append((kind, name, len(answered), *shares, 100 - significant))
     return pd.DataFrame(ours, columns=["type", "polarity", *SHARES]).merge(TABLE4, on=["type", "polarity"])
 
@@ -63,15 +62,14 @@ def fill_table2(judged: pd.DataFrame | None, chosen: pd.DataFrame, entails: Enta
     if judged is None:
         table = table.reindex(columns=["model", *HUMAN_COLUMNS])
     else:
-        unparsed = as_invalid(chosen[chosen["context"].isna()])
+        unparsed = chosen[chosen["context"].isna()].assign(q2="N")  # nobody is asked where there is no context to show
         rows = pd.concat([judged[judged["set"] != "dataset"], unparsed], ignore_index=True)
         table = table.merge(human_table2(rows, entails, threshold), on="model", how="left")
-    columns = [name for name in TABLE2 if name == "model" or name.startswith("paper_human")]
-    return table.merge(TABLE2[columns], on="model", how="left")
+    return table.merge(TABLE2[["model", *PAPER_HUMAN]], on="model", how="left")
 
 
 def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd.DataFrame:
-    """Return people's columns of table 2 from judged rows of the sets ``greedy`` and ``sampled``.
+    """Return ``model`` and `HUMAN_COLUMNS`, people's of table 2, from judged rows of the sets ``greedy`` and ``sampled``.
 
     Defeasibility is (significant + slight / 2) / all (section 4.2). Of a prompt's sampled contexts, those that people
     call valid and the entailment filter calls different are the unique ones.
@@ -83,12 +81,7 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
     Parameters
     ----------
     judged : DataFrame
-        As `judge_rows` and `as_invalid` return it.
-
-    Returns
-    -------
-    DataFrame
-        ``model`` and `HUMAN_COLUMNS`.
+        As `judge_rows` returns it, with the rows that did not parse, whose ``q2`` is N.
     """
     out = []
     for model, rows in judged.groupby("source", sort=False):
@@ -115,26 +108,13 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
 
 def judge_rows(filled: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:
     """Return the key with the majority answer to each question of the evaluation form; null where nobody answered."""
-    judged = {
-        name: majority(spread_votes(filled, name), list(question.answers))
-        for name, question in EVALUATION_FORM.questions.items()
-    }
+    questions = EVALUATION_FORM.questions.items()
+    judged = {name: majority(spread_votes(filled, name), list(question.answers)) for name, question in questions}
     return key.merge(pd.DataFrame(judged), left_on="row_id", right_index=True, how="left")
 
 
-def as_invalid(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return rows that nobody was asked about, as there is no context to show, in the form of judged ones: not valid."""
-    return rows.assign(q1=None, q2="N", q3=None, q4=None)
-
-
 def agree_on_gold(gold: pd.DataFrame) -> pd.DataFrame:
-    """Return how far the annotators of the gold agree: ``question source`` ("all", then each) and `AGREEMENT`.
-
-    Parameters
-    ----------
-    gold : DataFrame
-        Single votes, as `gold.read_votes` returns them.
-    """
+    """Return how far the annotators of single votes (`gold.read_votes`) agree: ``question source`` and `AGREEMENT`."""
     out = []
     for question, rows in gold.groupby("question"):
         for source, group in [("all", rows), *rows.groupby("source")]:
@@ -163,16 +143,13 @@ def measure_agreement(votes: pd.DataFrame) -> dict[str, float | int]:
     """
     from statsmodels.stats.inter_rater import fleiss_kappa
 
-    answers = sorted(set(votes.stack().dropna()))
-    counts = [votes.eq(answer).sum(axis=1) for answer in answers]
-    counts = np.array(counts, dtype=int).reshape(len(answers), len(votes)).T
+    rows, columns = votes.notna().to_numpy().nonzero()
+    counts = pd.crosstab(rows, votes.to_numpy()[rows, columns])
     given = counts.sum(axis=1)
-    often = np.bincount(given, minlength=2)[2:]
-    if not often.any():
+    if not (given > 1).any():
         return {"rows": 0, "annotators": votes.shape[1], "full": np.nan, "majority": np.nan, "kappa": np.nan}
-    size = len(often) + 1 - int(often[::-1].argmax())  # the larger number where two are as common
-    counts = counts[given == size]
-    counts = counts[:, counts.any(axis=0)]
+    size = int(given[given > 1].mode().max())  # the larger number where two are as common
+    counts = counts[given == size].loc[:, lambda chosen: chosen.any()]
     top = counts.max(axis=1)
     kappa = float(fleiss_kappa(counts)) if counts.shape[1] > 1 else np.nan
     shares = {"full": float((top == size).mean()), "majority": float((top * 2 > size).mean())}
@@ -185,28 +162,18 @@ def spread_votes(filled: pd.DataFrame, question: str) -> pd.DataFrame:
 
 
 def majority(votes: pd.DataFrame, answers: list[str]) -> pd.Series:
-    """Return the majority answer of each row.
+    """Return the majority answer of each row, null where nobody answered.
 
-    Where no answer has more than half of the votes, the median of the ordered answers is taken: of yes, somewhat and no
-    once each, somewhat. The paper does not say what it does with such rows.
+    It is the median of the ordered answers, which is the answer of more than half of the votes where there is one; of yes,
+    somewhat and no once each, it is somewhat. The paper does not say what it does with such rows.
 
     Parameters
     ----------
     votes : DataFrame of str, shape (rows, annotators)
     answers : list of str
         All codes in their order.
-
-    Returns
-    -------
-    Series of str
-        Null where nobody answered.
     """
     counts = np.stack([votes.eq(answer).sum(axis=1) for answer in answers], axis=1)
     given = counts.sum(axis=1)
-    median = ((counts.cumsum(axis=1) * 2) >= given[:, None]).argmax(axis=1)
-    best = np.where(counts.max(axis=1) * 2 > given, counts.argmax(axis=1), median)
-    return pd.Series(np.array(answers, dtype=object)[best], index=votes.index).where(given > 0)
-
-
-def _percent(flags: pd.Series) -> float:
-    return 100 * float(flags.mean()) if len(flags) else np.nan
+    median = (counts.cumsum(axis=1) * 2 >= given[:, None]).argmax(axis=1)
+    return pd.Series(np.array(answers, dtype=object)[median], index=votes.index).where(given > 0)

@@ -16,6 +16,7 @@ plt.style.use(STYLE)
 
 #: The metrics of table 2, as the figure of the rounds calls them.
 METRICS = {"vld": "Vld (top 1)", "avg": "Avg score (top 1)", "n_vld": "#Vld of 10", "n_unq_vld": "#Unq.Vld of 10"}
+OUTLINE = {"histtype": "step", "linewidth": 1.6}
 
 
 def save_figure(figure: Figure, run: Run, name: str) -> Path:
@@ -32,7 +33,7 @@ def draw_lengths(texts: dict[str, pd.Series], title: str) -> Figure:
     for name, column in texts.items():
         words = column.dropna().str.split().str.len()
         label = f"{name} (mean {words.mean():.1f})" if len(words) else f"{name} (none)"
-        _draw_outline(axes, words, np.arange(0.5, 31.5), label)
+        axes.hist(words, np.arange(0.5, 31.5), **OUTLINE, label=label)
     _say_if_empty(axes, sum(column.notna().sum() for column in texts.values()))
     axes.legend()
     return figure
@@ -40,10 +41,8 @@ def draw_lengths(texts: dict[str, pd.Series], title: str) -> Figure:
 
 def draw_precision_recall(curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float, marked: str) -> Figure:
     """Draw precision-recall curves (figure 8): name to (valid, scores), the threshold marked on one of them."""
-    limits = {"xlim": (0, 1.02), "ylim": (0, 1.05)}
-    figure, axes = _make_axes(
-        (4.6, 3.6), xlabel="recall", ylabel="precision", title="Critic on held-out gold", **limits
-    )
+    figure, axes = _make_axes((4.6, 3.6), xlabel="recall", ylabel="precision", title="Critic on held-out gold")
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.05))
     for name, (valid, scores) in curves.items():
         # Without a valid row there is no recall.
         recall, precision = precision_recall_curve(valid, scores)[1::-1] if valid.any() else ([], [])
@@ -60,18 +59,16 @@ def draw_precision_recall(curves: dict[str, tuple[np.ndarray, np.ndarray]], thre
     return figure
 
 
-def draw_calibration(valid: np.ndarray, scores: np.ndarray, bins: int = 8) -> Figure:
-    """Draw how often contexts with a score are valid, in bins of equal size, with 95% Wilson intervals."""
+def draw_calibration(valid: np.ndarray, scores: np.ndarray) -> Figure:
+    """Draw how often contexts with a score are valid, in eight bins of equal size, with 95% Wilson intervals."""
     from statsmodels.stats.proportion import proportion_confint
 
-    parts = np.array_split(np.argsort(scores), min(bins, len(scores))) if len(scores) else []
-    x = np.array([scores[p].mean() for p in parts])
-    hits = np.array([valid[p].sum() for p in parts])
-    sizes = np.array([len(p) for p in parts])
+    parts = np.array_split(np.argsort(scores), min(8, len(scores))) if len(scores) else []
+    x, hits, sizes = np.array([(scores[p].mean(), valid[p].sum(), len(p)) for p in parts]).reshape(-1, 3).T
     low, high = proportion_confint(hits, sizes, method="wilson")
     rate = hits / sizes
-    limits = {"xlim": (0, 1), "ylim": (0, 1)}
-    figure, axes = _make_axes((3.8, 3.6), xlabel="critic score", ylabel="share valid", title="Calibration", **limits)
+    figure, axes = _make_axes((3.8, 3.6), xlabel="critic score", ylabel="share valid", title="Calibration")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="perfect")
     axes.errorbar(x, rate, [rate - low, high - rate], fmt="o-", capsize=2, label="critic")
     _say_if_empty(axes, len(scores))
@@ -82,8 +79,8 @@ def draw_calibration(valid: np.ndarray, scores: np.ndarray, bins: int = 8) -> Fi
 def draw_fit(curve: pd.DataFrame, best_step: int, title: str) -> Figure:
     """Draw train and dev loss of an encoder, the kept step marked."""
     figure, axes = _make_axes(xlabel="step", ylabel="cross-entropy (nats)", title=title)
-    axes.plot(curve["step"], curve["train_loss"], "o-", label="train")
-    axes.plot(curve["step"], curve["dev_loss"], "o-", label="dev")
+    for part in ("train", "dev"):
+        axes.plot(curve["step"], curve[f"{part}_loss"], "o-", label=part)
     axes.axvline(best_step, color="black", linewidth=1, linestyle=":", label=f"kept: step {best_step}")
     axes.legend()
     return figure
@@ -91,22 +88,19 @@ def draw_fit(curve: pd.DataFrame, best_step: int, title: str) -> Figure:
 
 def draw_confusion(table: pd.DataFrame, title: str) -> Figure:
     """Draw a confusion matrix of counts: rows the labels, columns the predictions."""
-    figure, axes = _make_axes((3.8, 3.3))
-    if _say_if_empty(axes, table.size):
-        return figure
-    _draw_cells(axes, table, "Blues", rotation=20)
-    limit = table.to_numpy().max() / 2
+    labels = {"xlabel": "predicted", "ylabel": "label", "title": title}
+    figure, axes = _draw_cells(table, (3.8, 3.3), "Blues", {"rotation": 20}, **labels)
     for (row, column), count in np.ndenumerate(table.to_numpy()):
-        axes.text(column, row, count, ha="center", va="center", color="white" if count > limit else "black")
-    axes.set(xlabel="predicted", ylabel="label", title=title)
+        light = count > table.to_numpy().max() / 2
+        axes.text(column, row, count, ha="center", va="center", color="white" if light else "black")
     return figure
 
 
-def draw_losses(losses: dict[str, list[float]], window: int = 10) -> Figure:
-    """Draw a student's training loss, smoothed by a running mean."""
-    figure, axes = _make_axes(xlabel="optimizer step", ylabel=f"nats a token (mean of {window})", title="Training loss")
+def draw_losses(losses: dict[str, list[float]]) -> Figure:
+    """Draw students' training loss, smoothed by a running mean."""
+    figure, axes = _make_axes(xlabel="optimizer step", ylabel="nats a token (mean of 10)", title="Training loss")
     for name, values in losses.items():
-        smooth = pd.Series(values).rolling(window, min_periods=1).mean()
+        smooth = pd.Series(values).rolling(10, min_periods=1).mean()
         axes.plot(np.arange(1, len(values) + 1), smooth, label=graph.label(name))
     _say_if_empty(axes, sum(map(len, losses.values())))
     axes.legend()
@@ -127,7 +121,8 @@ def draw_scores(
     figure, axes = _make_axes(layout="constrained", xlabel=xlabel, ylabel="density", xlim=(0, 1), title=title)
     for name, values in scores.items():
         values = values[~np.isnan(values)]
-        _draw_outline(axes, values, np.linspace(0, 1, 26), f"{name} ({len(values)})", density=len(values) > 0)
+        label = f"{name} ({len(values)})"
+        axes.hist(values, np.linspace(0, 1, 26), density=len(values) > 0, **OUTLINE, label=label)
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle=":", linewidth=1, label=f"threshold {threshold:.2f}")
     _say_if_empty(axes, sum(np.isfinite(values).sum() for values in scores.values()))
@@ -136,16 +131,9 @@ def draw_scores(
 
 
 def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]) -> Figure:
-    """Draw how the students change from round to round: four metrics with 95% intervals, ours and the paper's.
+    """Draw how students change from round to round: four metrics of table 2 with 95% intervals, ours and the paper's.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Table 2.
-    models : list of str
-        Rows, in the order of the x axis.
-    prefixes : dict of str
-        Column prefix to legend, such as ``auto_`` and ``independent_``.
+    The x axis is in the order of `models`; `prefixes` maps those of columns, such as ``auto_``, to their names in the legend.
     """
     rows = table.set_index("model").loc[models]
     names = [graph.label(m).replace("SelfDistill", "Self").replace("zero-shot base model", "base") for m in models]
@@ -186,14 +174,11 @@ def draw_stacked(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
     return figure
 
 
-def draw_bars(
-    table: pd.DataFrame, x: str, y: str, title: str, low: str | None = None, high: str | None = None
-) -> Figure:
-    """Draw one horizontal bar a row, with an interval where `low` and `high` name its ends."""
+def draw_bars(table: pd.DataFrame, x: str, y: str, title: str) -> Figure:
+    """Draw one horizontal bar a row, with the interval from its ``<y>_low`` to its ``<y>_high``."""
     figure, axes = _make_axes((5.5, 0.8 + 0.3 * len(table)), xlabel=y.replace("_", " "), title=title)
-    error = None
-    if low and high:  # an end that rounding puts on the wrong side of its value is the value
-        error = [(table[y] - table[low]).clip(lower=0), (table[high] - table[y]).clip(lower=0)]
+    # An end that rounding puts on the wrong side of its value is the value.
+    error = [(table[y] - table[f"{y}_low"]).clip(lower=0), (table[f"{y}_high"] - table[y]).clip(lower=0)]
     axes.barh(table[x], table[y], xerr=error, capsize=2)
     _turn_to_rows(axes, len(table))
     return figure
@@ -212,18 +197,13 @@ def draw_against(table: pd.DataFrame, label: str, found: str, expected: str, tit
 
 def draw_matrix(table: pd.DataFrame, title: str) -> Figure:
     """Draw a square table of distances as a heat map."""
-    figure, axes = _make_axes((4.8, 4.2))
-    if _say_if_empty(axes, table.size):
-        return figure
-    image = _draw_cells(axes, table, "viridis", rotation=40, ha="right")
-    axes.set_title(title)
-    figure.colorbar(image, shrink=0.8)
+    figure, axes = _draw_cells(table, (4.8, 4.2), "viridis", {"rotation": 40, "ha": "right"}, title=title)
+    if axes.images:
+        figure.colorbar(axes.images[0], shrink=0.8)
     return figure
 
 
-def _make_axes(
-    size: tuple[float, float] | None = None, layout: str | None = None, **settings: object
-) -> tuple[Figure, Axes]:
+def _make_axes(size: tuple | None = None, layout: str | None = None, **settings: object) -> tuple[Figure, Axes]:
     """Return a figure with one pair of axes, and what `Axes.set` takes set: title, labels, limits."""
     figure, axes = plt.subplots(figsize=size, layout=layout)
     axes.set(**settings)
@@ -244,14 +224,13 @@ def _turn_to_rows(axes: Axes, rows: int) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def _draw_outline(axes: Axes, values: np.ndarray, bins: np.ndarray, label: str, density: bool = False) -> None:
-    axes.hist(values, bins=bins, density=density, histtype="step", linewidth=1.6, label=label)
-
-
-def _draw_cells(axes: Axes, table: pd.DataFrame, colours: str, **ticks: object) -> object:
+def _draw_cells(table: pd.DataFrame, size: tuple, colours: str, ticks: dict, **settings: object) -> tuple[Figure, Axes]:
     """Draw a table as coloured cells with its names beside them; `ticks` is how the columns' are written."""
-    image = axes.imshow(table, cmap=colours)
-    axes.set_xticks(range(table.shape[1]), table.columns, **ticks)
-    axes.set_yticks(range(table.shape[0]), table.index)
-    axes.grid(False)
-    return image
+    figure, axes = _make_axes(size)
+    if not _say_if_empty(axes, table.size):
+        axes.imshow(table, cmap=colours)
+        axes.set_xticks(range(table.shape[1]), table.columns, **ticks)
+        axes.set_yticks(range(table.shape[0]), table.index)
+        axes.grid(False)
+        axes.set(**settings)
+    return figure, axes

@@ -1,7 +1,6 @@
 """What a run will take before it starts: candidates, tokens, pairs, GPU hours, requests and their cost."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -12,91 +11,59 @@ from drot_utils.llm.cache import Cache, cache_file
 from drot_utils.llm.costs import forecast, read_prices
 from drot_utils.method.critic import split_gold
 from drot_utils.method.judges import judge_prompt, judge_request
-from drot_utils.method.teacher import baseline_request, choose_requests, list_requests, make_request
+from drot_utils.method.teacher import baseline_request, choose_requests, list_requests
 from drot_utils.study.errors import DrotError
 from drot_utils.study.params import Endpoint, ModelRef, Params
 from drot_utils.study.paths import Run, resolve
 
-#: Parameters of the models that profiles name (from their model cards); embeddings are not counted for encoders.
+#: Parameters of the models that profiles train (from their model cards); embeddings are not counted for encoders.
 SIZES = {
     "google/flan-t5-xl": 2.85e9,
     "smollm2-135m-instruct": 1.35e8,
     "models/deberta-v3-large": 3.04e8,
     "models/roberta-large-wanli": 3.03e8,
     "all-minilm-l6-v2": 1.06e7,
-    "unitary/toxic-bert": 8.6e7,
 }
 #: What the paper reports, and what it leaves to be assumed.
 KEPT = {"seed": 85 / 240, "round_1": 434 / 800, "round_2": 466 / 800, "dataset": 578 / 2865}
 TOKENS = {"prompt": 20, "target": 40, "pair": 60}
-TRAIN_HOURS, TRAIN_GPUS, TRAIN_ROWS, TRAIN_EPOCHS = 28.0, 8, 434_000, 3
+TRAIN_ACTIONS, TEST_ACTIONS = 234_000, 6_000  # section 4.1
+#: Operations a second and GPU that the paper's fine-tuning of SelfDistill_1 implies: 434K rows, 3 epochs, 28 hours, 8 GPUs.
+PAPER_RATE = 6 * SIZES["google/flan-t5-xl"] * 434_000 * 3 * (TOKENS["prompt"] + TOKENS["target"]) / (28 * 3600 * 8)
+STAND_IN, STAND_IN_CONTEXT = "Setting a fire", "at a campsite"  # the paper's first example
+DECIMALS = {"gpu_hours": 1, "cost_usd": 2, "minutes": 2}  # as shown; none in other columns
 
 
-@dataclass(frozen=True)
-class Row:
-    """One stage's work: what is counted, how much of it, tokens through the model, and operations."""
+def plan_run(params: Params, rate: float = PAPER_RATE) -> pd.DataFrame:
+    """Return the work of each stage: what is counted, how much of it, tokens through the model, GPU hours; and their sum.
 
-    stage: str
-    unit: str
-    count: float
-    tokens: float
-    operations: float
-
-
-def plan_run(params: Params, train_actions: int = 234_000) -> list[Row]:
-    """Return the work of each stage.
-
-    Parameters
-    ----------
-    params : Params
-    train_actions : int
-        Actions of the corpus's training split, where ``final_actions`` is null.
-
-    Raises
-    ------
-    DrotError
-        For a model whose size is not known.
+    `rate` is in operations a second of one device. A model whose size is not known is a `DrotError`.
     """
-    corpus, n = params.corpus, params.generation.candidates
-    student, critic, nli = _size(params.student.base), _size(params.critic.base), _size(params.nli.base)
-    rounds = corpus.round_actions
-    rest = corpus.final_actions or max(0, train_actions - corpus.seed_actions - sum(rounds))
-    test = corpus.test_actions or TEST_ACTIONS
+    corpus, trained, n = params.corpus, params.student, params.generation.candidates
+    student, critic, nli = (_size(section.base) for section in (params.student, params.critic, params.nli))
+    first, second = corpus.round_actions
+    rest = corpus.final_actions or max(0, TRAIN_ACTIONS - corpus.seed_actions - first - second)
     seeds = corpus.seed_actions * 2 * params.teacher.contexts_per_variance
-    written = {"round 1": rounds[0] * 2 * n, "round 2": rounds[1] * 2 * n, "data set": rest * 2 * n}
-    kept = {"Distill_base": seeds * KEPT["seed"]}
-    kept["SelfDistill_1"] = written["round 1"] * KEPT["round_1"]
-    kept["SelfDistill_2"] = written["round 2"] * KEPT["round_2"]
-    scored = seeds + sum(written.values())
-    kept["Distill_final"] = (sum(kept.values()) + written["data set"]) * KEPT["dataset"]
+    written = {"round 1": first * 2 * n, "round 2": second * 2 * n, "data set": rest * 2 * n}
+    kept = [seeds * KEPT["seed"], written["round 1"] * KEPT["round_1"], written["round 2"] * KEPT["round_2"]]
+    kept.append((sum(kept) + written["data set"]) * KEPT["dataset"])
     read, write, pair = TOKENS["prompt"], TOKENS["target"], TOKENS["pair"]
-    rows = [Row("teacher", "requests", corpus.seed_actions * 2, seeds * (read + write), 0)]
-    trained = params.student
+
+    # Last in a row: operations a token, which are 2 a parameter forward and 6 in training.
+    rows = [("teacher", "requests", corpus.seed_actions * 2, seeds * (read + write), 0)]
+    names = ("Distill_base", "SelfDistill_1", "SelfDistill_2", "Distill_final")
     epochs = (trained.epochs, trained.round_epochs, trained.round_epochs, trained.final_epochs)
-    for (name, count), times in zip(kept.items(), epochs, strict=True):
-        tokens = count * times * (read + write)
-        rows.append(Row(f"train {name}", "rows", count, tokens, 6 * student * tokens))
-    for name, count in written.items():
-        tokens = count * (write + read / n)  # a prompt is read once for its candidates
-        rows.append(Row(f"write: {name}", "candidates", count, tokens, 2 * student * tokens))
-    tokens = test * 2 * (1 + params.evaluation.candidates) * 5 * write
-    rows.append(Row("write: evaluation, 5 models", "candidates", tokens / write, tokens, 2 * student * tokens))
-    pairs = sum(written.values()) * (n - 1) / 2
-    rows.append(Row("NLI filter", "pairs (at most)", pairs, pairs * pair, 2 * nli * pairs * pair))
-    rows.append(Row("critic", "contexts", scored, scored * pair, 2 * critic * scored * pair))
-    return rows
-
-
-def paper_rate() -> float:
-    """Return operations a second and GPU that the paper's fine-tuning implies: 28 hours on 8 A6000 for SelfDistill_1."""
-    tokens = TRAIN_ROWS * TRAIN_EPOCHS * (TOKENS["prompt"] + TOKENS["target"])
-    return 6 * SIZES["google/flan-t5-xl"] * tokens / (TRAIN_HOURS * 3600 * TRAIN_GPUS)
-
-
-def to_table(rows: list[Row], rate: float) -> pd.DataFrame:
-    """Return the plan as a table with GPU hours at `rate` operations a second, and their sum."""
-    table = pd.DataFrame([vars(row) for row in rows])
-    table["gpu_hours"] = table.pop("operations") / rate / 3600
+    for name, count, times in zip(names, kept, epochs, strict=True):
+        rows.append((f"train {name}", "rows", count, count * times * (read + write), 6 * student))
+    for name, count in written.items():  # a prompt is read once for its candidates
+        rows.append((f"write: {name}", "candidates", count, count * (write + read / n), 2 * student))
+    tests = (corpus.test_actions or TEST_ACTIONS) * 2 * (1 + params.evaluation.candidates) * 5
+    rows.append(("write: evaluation, 5 models", "candidates", tests, tests * write, 2 * student))
+    pairs, scored = sum(written.values()) * (n - 1) / 2, seeds + sum(written.values())
+    rows.append(("NLI filter", "pairs (at most)", pairs, pairs * pair, 2 * nli))
+    rows.append(("critic", "contexts", scored, scored * pair, 2 * critic))
+    table = pd.DataFrame(rows, columns=["stage", "unit", "count", "tokens", "operations"])
+    table["gpu_hours"] = table["tokens"] * table.pop("operations") / rate / 3600
     sums = table[["tokens", "gpu_hours"]].sum()
     return pd.concat([table, pd.DataFrame([{"stage": "all", "unit": "", **sums}])], ignore_index=True)
 
@@ -113,20 +80,13 @@ def _size(ref: ModelRef) -> float:
 def say_plan(params: Params, tflops: float | None = None) -> str:
     """Return the plan of a run as text: a table, what it assumes, and the requests to endpoints.
 
-    Parameters
-    ----------
-    tflops : float, optional
-        Effective TFLOP/s of one device; by default what the paper's hours imply.
+    The GPU hours are at `tflops`, effective TFLOP/s of one device, by default what the paper's hours imply.
     """
-    rate = tflops * 1e12 if tflops else paper_rate()
-    table = to_table(plan_run(params), rate)
-    for column, form in (("count", "{:,.0f}"), ("tokens", "{:,.0f}"), ("gpu_hours", "{:,.1f}")):
-        table[column] = ["" if pd.isna(value) else form.format(value) for value in table[column]]
-    sides = ["left", "left", "right", "right", "right"]
+    rate = tflops * 1e12 if tflops else PAPER_RATE
     source = "as given" if tflops else "as the paper's 28 hours on 8 A6000 for 434K rows and 3 epochs imply"
     kept = {name: round(share, 2) for name, share in KEPT.items()}
     return "\n".join([
-        table.to_markdown(index=False, disable_numparse=True, colalign=sides),
+        _to_markdown(plan_run(params, rate), unknown=""),
         f"\nAssumed: {TOKENS} tokens; shares kept as in the paper ({kept});",
         f"2 operations a parameter and token forward, 6 in training; {rate / 1e12:.2f} TFLOP/s a GPU, {source}.",
         "Writing one token at a time reaches that rate only in large batches, and ablations are not counted.\n",
@@ -134,106 +94,87 @@ def say_plan(params: Params, tflops: float | None = None) -> str:
     ])  # fmt: skip
 
 
-TEST_ACTIONS = 6_000  # section 4.1
-STAND_IN, STAND_IN_CONTEXT = "Setting a fire", "at a campsite"  # the paper's first example
+def _to_markdown(table: pd.DataFrame, unknown: str) -> str:
+    """Return a table with two columns of names and then numbers, of which those not known are written as `unknown`."""
+    for column in table.columns[2:]:
+        form = f"{{:,.{DECIMALS.get(column, 0)}f}}"
+        table[column] = [unknown if pd.isna(value) else form.format(value) for value in table[column]]
+    sides = ["left", "left"] + ["right"] * (len(table.columns) - 2)
+    return table.to_markdown(index=False, disable_numparse=True, colalign=sides)
 
 
 def plan_requests(params: Params) -> pd.DataFrame:
-    """Return what the requests to endpoints will take; nothing is asked.
+    """Return what the requests to endpoints will take: ``notebook model`` and the columns of `costs.Forecast`.
 
-    Where the corpus or the gold is not there yet, one action and context stand for all.
-
-    Returns
-    -------
-    DataFrame
-        A row a notebook and model: ``notebook model`` and the columns of `forecast.Forecast`.
+    Nothing is asked. Where the corpus or the gold is not there yet, one action and context stand for all.
     """
-    actions, note = _list_actions(params)
+    seed, test, note = _list_actions(params)
+    items = _list_judged(params) if any(judge.endpoint for judge in params.judges.panel) else []
     file = cache_file(Run(params.profile))
     cache = Cache(file) if file.exists() else None
     rows = []
-    for notebook, some in actions.items():
-        bodies, requests = list_requests(params, some), choose_requests(params)
-        found = forecast(bodies, params.teacher.endpoint, requests, cache)
-        rows.append({"notebook": notebook, "model": params.teacher.endpoint.model, **vars(found)})
-    for notebook, endpoint, bodies in _list_others(params, actions["07 evaluation"]):
-        found = forecast(bodies, endpoint, params.requests, cache)
-        rows.append({"notebook": notebook, "model": endpoint.model, **vars(found)})
-    return pd.DataFrame(rows).assign(how=lambda table: table["how"] + note)
+    for notebook, _, endpoint, bodies in _list_asked(params, seed, test, items):
+        settings = choose_requests(params) if endpoint is params.teacher.endpoint else params.requests
+        found = forecast(bodies, endpoint, settings, cache)
+        rows.append({"notebook": notebook, "model": endpoint.model, **vars(found), "how": found.how + note})
+    return pd.DataFrame(rows)
 
 
 def say_requests(params: Params) -> str:
     """Return the requests to endpoints as text: a table, what it rests on, and what recorded responses change."""
     table = plan_requests(params)
-    how = "\n".join(table.pop("how").unique())
-    for column in table.columns[2:]:
-        form = "{:,.2f}" if column in ("cost_usd", "minutes") else "{:,.0f}"
-        table[column] = ["unknown" if pd.isna(value) else form.format(value) for value in table[column]]
-    sides = ["left", "left"] + ["right"] * (len(table.columns) - 2)
-    table = table.to_markdown(index=False, disable_numparse=True, colalign=sides)
-    lines = ["Requests to endpoints:", "", table, "", f"{how}."]
+    how, judges = "\n".join(table.pop("how").unique()), params.judges
+    lines = ["Requests to endpoints:", "", _to_markdown(table, unknown="unknown"), "", f"{how}."]
     if params.teacher.recorded:
         lines.append(f"Nobody is asked for what {params.teacher.recorded} has: its responses fill the cache.")
-    if any(judge.endpoint for judge in params.judges.panel) and "judges" in (
-        params.judges.filter,
-        params.evaluation.critic,
-    ):
-        lines.append(
-            "Not in the table: what judges are asked instead of the critic, a request for each context and judge."
-        )
-    lines += warn_refused(params)
-    budget = params.requests.budget_usd
-    lines.append(
-        "No budget is set."
-        if budget is None
-        else f"The run begins nothing that is forecast to cost more than ${budget:,.2f} in all, and stops when that is spent."
-    )
-    return "\n".join(lines)
+    if any(judge.endpoint for judge in judges.panel) and "judges" in (judges.filter, params.evaluation.critic):
+        instead = "what judges are asked instead of the critic, a request for each context and judge"
+        lines.append(f"Not in the table: {instead}.")
+    limit, budget = "No budget is set.", params.requests.budget_usd
+    if budget is not None:
+        limit = f"The run begins nothing that is forecast to cost more than ${budget:,.2f} in all, and stops when that is spent."
+    return "\n".join([*lines, *warn_refused(params), limit])
 
 
 def warn_refused(params: Params) -> list[str]:
     """Return a sentence for each model of an endpoint that is known to refuse settings that it would be sent."""
-    prices, asked = read_prices(params.requests.prices), {}
-    if not params.teacher.recorded:
-        request = make_request(params, STAND_IN, 1)
-        asked["teacher"] = (params.teacher.endpoint, request)
+    prices, warnings = read_prices(params.requests.prices), []
+    asked = _list_asked(params, [STAND_IN], [STAND_IN], [(STAND_IN, 1, STAND_IN_CONTEXT)])
+    for name, (endpoint, body) in {name: (endpoint, bodies[0]) for _, name, endpoint, bodies in asked}.items():
+        refused = prices.list_refused(body, endpoint.names)
+        if refused and not (endpoint is params.teacher.endpoint and params.teacher.recorded):
+            warnings.append(
+                f"Warning: {endpoint.model} ({name}) is known to refuse {', '.join(refused)}: set them to null in `teacher`, "
+                "or in `names` of the endpoint. It thinks before it answers, which takes tokens of `max_tokens`, too."
+            )
+    return warnings
+
+
+def _list_asked(
+    params: Params, seed: list[str], test: list[str], items: list[tuple[str, int, str]]
+) -> Iterator[tuple[str, str, Endpoint, list[dict[str, Any]]]]:
+    """Yield who is asked what: the notebook, the name, the endpoint, and the requests."""
+    for notebook, actions in (("01 seed generation", seed), ("07 evaluation", test)):
+        yield notebook, "teacher", params.teacher.endpoint, list_requests(params, actions)
+    prompts = [(a, v) for a in test[: params.evaluation.baseline_actions or len(test)] for v in (1, -1)]
     for baseline in params.evaluation.baselines:
-        if baseline.endpoint:
-            asked[baseline.name] = (baseline.endpoint, baseline_request(params, baseline.endpoint, STAND_IN, 1))
+        if end := baseline.endpoint:
+            yield "07 evaluation", baseline.name, end, [baseline_request(params, end, a, v) for a, v in prompts]
     for judge in params.judges.panel:
-        if judge.endpoint:
-            asked[judge.name] = (judge.endpoint, judge_request(judge.endpoint, STAND_IN, params.seed))
-    refused = {name: (endpoint, prices.list_refused(body, endpoint.names)) for name, (endpoint, body) in asked.items()}
-    return [
-        f"Warning: {endpoint.model} ({name}) is known to refuse {', '.join(settings)}: set them to null in `teacher`, or in `names` of "
-        "the endpoint. It thinks before it answers, which takes tokens of `max_tokens`, too."
-        for name, (endpoint, settings) in refused.items()
-        if settings
-    ]
+        if end := judge.endpoint:
+            bodies = [judge_request(end, judge_prompt(*item), params.seed) for item in items]
+            yield "12 judges", judge.name, end, bodies
 
 
-def _list_actions(params: Params) -> tuple[dict[str, list[str]], str]:
+def _list_actions(params: Params) -> tuple[list[str], list[str], str]:
+    """Return the actions for seeds and for the test, and a note where they are made up."""
     corpus = params.corpus
     if resolve(corpus.actions).exists():
         parts = sample_actions(read_actions(corpus.actions), corpus, params.seed)
-        names = {"01 seed generation": "seed", "07 evaluation": "test"}
-        return {notebook: list(parts[part]["action"]) for notebook, part in names.items()}, ""
-    counts = {"01 seed generation": corpus.seed_actions, "07 evaluation": corpus.test_actions or TEST_ACTIONS}
-    actions = {name: [f"{STAND_IN} {number}" for number in range(count)] for name, count in counts.items()}
-    return actions, f"; {corpus.actions} is not there yet: {STAND_IN!r} stands for its actions"
-
-
-def _list_others(params: Params, test: list[str]) -> Iterator[tuple[str, Endpoint, list[dict[str, Any]]]]:
-    chosen = test[: params.evaluation.baseline_actions or len(test)]
-    for baseline in params.evaluation.baselines:
-        if baseline.endpoint:
-            bodies = [baseline_request(params, baseline.endpoint, a, v) for a in chosen for v in (1, -1)]
-            yield "07 evaluation", baseline.endpoint, bodies
-    items = _list_judged(params) if any(judge.endpoint for judge in params.judges.panel) else []
-    for judge in params.judges.panel:
-        if judge.endpoint:
-            bodies = [judge_request(judge.endpoint, judge_prompt(*item), params.seed) for item in items]
-            yield "12 judges", judge.endpoint, bodies
+        return list(parts["seed"]["action"]), list(parts["test"]["action"]), ""
+    counts = (corpus.seed_actions, corpus.test_actions or TEST_ACTIONS)
+    seed, test = ([f"{STAND_IN} {number}" for number in range(count)] for count in counts)
+    return seed, test, f"; {corpus.actions} is not there yet: {STAND_IN!r} stands for its actions"
 
 
 def _list_judged(params: Params) -> list[tuple[str, int, str]]:

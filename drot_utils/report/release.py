@@ -15,7 +15,7 @@ from drot_utils.study.paths import atomic, write_text
 COLUMNS = ["action", "moral_variance", "context", "rationale", "critic_score", "source"]
 CHUNK = 100_000  # rows converted at once: the memory an export takes beside its rows
 #: What the hub calls a number of rows below a limit.
-SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+SIZES = {1000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 
 CARD = """\
 ---
@@ -48,7 +48,7 @@ DEMO_NOTE = (
 
 
 def export_drot(rows: pd.DataFrame, actions: pd.DataFrame, params: Params, threshold: float, folder: Path) -> Path:
-    """Write ``d-rot.parquet``, ``d-rot.tsv`` and the card ``README.md``.
+    """Write ``d-rot.parquet``, ``d-rot.tsv`` and the card ``README.md`` into a folder, which is returned.
 
     One table, one configuration: the published repository holds two tables of different columns under one, which is why
     ``load_dataset`` fails on it.
@@ -61,13 +61,7 @@ def export_drot(rows: pd.DataFrame, actions: pd.DataFrame, params: Params, thres
         As `corpora.read_actions` returns it; the corpus's own columns are joined in by action.
     threshold : float
         Of the critic.
-
-    Returns
-    -------
-    Path
-        `folder`.
     """
-    parts = [rows.iloc[start : start + CHUNK] for start in range(0, len(rows) or 1, CHUNK)]
     schema = pa.Schema.from_pandas(_publish(rows.head(0), actions), preserve_index=False)
     with (
         atomic(folder / "d-rot.parquet") as binary,
@@ -75,20 +69,19 @@ def export_drot(rows: pd.DataFrame, actions: pd.DataFrame, params: Params, thres
         pq.ParquetWriter(binary, schema.remove_metadata(), compression="zstd", write_page_checksum=True) as writer,
         text.open("w", encoding="utf-8", newline="") as handle,
     ):
-        for k, part in enumerate(parts):
-            table = _publish(part, actions)
+        for start in range(0, len(rows) or 1, CHUNK):
+            table = _publish(rows.iloc[start : start + CHUNK], actions)
             writer.write_table(pa.Table.from_pandas(table, schema, preserve_index=False).replace_schema_metadata(None))
             strings = table.select_dtypes("str").columns
-            table[strings] = table[strings].apply(_on_one_line)
-            table.to_csv(handle, sep="\t", index=False, header=k == 0, quoting=3, quotechar=None, escapechar=None)
-    others = schema.names[len(COLUMNS) :]
-    write_text(folder / "README.md", data_card(rows, others, params, threshold))
+            table[strings] = table[strings].apply(lambda texts: texts.str.replace(r"\s+", " ", regex=True).str.strip())
+            table.to_csv(handle, sep="\t", index=False, header=start == 0, quoting=3, quotechar=None, escapechar=None)
+    write_text(folder / "README.md", data_card(rows, schema.names[len(COLUMNS) :], params, threshold))
     return folder
 
 
 def data_card(rows: pd.DataFrame, others: list[str], params: Params, threshold: float) -> str:
     """Return the card of a data set as `export_drot` writes it; `others` are the columns of the actions' corpus."""
-    size = next((name for limit, name in SIZES if len(rows) < limit), "n>1M")
+    size = next((name for limit, name in SIZES.items() if len(rows) < limit), "n>1M")
     header = DatasetCardData(
         license="cc-by-4.0" if is_builtin(params) else "cc-by-sa-4.0",
         language=["en"],
@@ -114,10 +107,6 @@ def _publish(rows: pd.DataFrame, actions: pd.DataFrame) -> pd.DataFrame:
     others = actions.drop(columns=[c for c in ("action", "source") if c in actions])
     joined = rows[["action_id", *COLUMNS]].merge(others, on="action_id", how="left", validate="many_to_one")
     return joined.drop(columns="action_id").rename(columns=lambda name: name.replace("_", "-"))
-
-
-def _on_one_line(column: pd.Series) -> pd.Series:
-    return column.str.replace(r"\s+", " ", regex=True).str.strip()
 
 
 def _describe_filter(params: Params) -> str:

@@ -9,25 +9,16 @@ from drot_utils.study.paths import Run, write_text
 
 #: What would end a line or is no character to be printed, and what else stands for something in LaTeX and in Markdown.
 BREAK = re.compile(r"(?:[^\S ]|[\x00-\x1f\x7f])+")
-LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
+LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
+LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 MARKDOWN = {"|": r"\|", "\\": r"\\"}
 
 
 def save_table(frame: pd.DataFrame, run: Run, name: str, caption: str, decimals: int = 3) -> Path:
-    """Write a table as ``.csv`` (all digits), ``.tex`` and ``.md`` (rounded; an empty cell is an unknown value).
+    """Write a table as ``.csv`` (all digits; its path is returned), ``.tex`` and ``.md`` (rounded; what is unknown is empty).
 
     In the latter two, cells and caption are on one line, and characters that mean something there are escaped. pdfLaTeX needs the
     package booktabs; texts in other scripts than the Latin one need XeLaTeX or LuaLaTeX and a font that has them.
-
-    Returns
-    -------
-    Path
-        The CSV.
     """
     path = write_text(run.figures / f"{name}.csv", frame.to_csv(index=False))
     shown, caption = round_table(frame, decimals), BREAK.sub(" ", caption)
@@ -48,10 +39,9 @@ def with_intervals(frame: pd.DataFrame, metrics: list[str], decimals: int = 2) -
     """Return `frame` with each metric and its ``_low`` and ``_high`` columns folded into "0.41 [0.36, 0.46]"."""
     out = frame.copy()
     for metric in metrics:
-        low, high = f"{metric}_low", f"{metric}_high"
-        columns = zip(frame[metric], frame[low], frame[high], strict=True)
-        out[metric] = [_fold(*values, decimals) for values in columns]
-        out = out.drop(columns=[low, high])
+        ends = [f"{metric}_low", f"{metric}_high"]
+        out[metric] = [_fold(*values, decimals) for values in frame[[metric, *ends]].itertuples(index=False)]
+        out = out.drop(columns=ends)
     return out
 
 

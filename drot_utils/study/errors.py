@@ -1,9 +1,7 @@
 """What goes wrong, said so that a reader can act: what was expected, what was found, where, what to do."""
 
 import errno
-import io
 import re
-import sys
 
 
 class DrotError(Exception):
@@ -58,15 +56,8 @@ class StorageError(DrotError):
 
 
 def wrap_os_error(error: Exception, path: object) -> StorageError:
-    """Return an error to be raised ``from error`` that says what a failed write to `path` means for the study.
-
-    Parameters
-    ----------
-    error : OSError or SafetensorError
-        As raised by the operating system, or by a library that keeps its number in the message only.
-    path : path-like
-    """
-    said = re.search(r"os error (\d+)", str(error))
+    """Return an error, to be raised ``from error``, that says what a failed write to `path` means for the study."""
+    said = re.search(r"os error (\d+)", str(error))  # so safetensors keeps the number
     number = int(said[1]) if said else getattr(error, "errno", None)
     todo = "check that the folder exists and may be written (DROT_OUTPUT names another place for all that a run writes)"
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -75,10 +66,3 @@ def wrap_os_error(error: Exception, path: object) -> StorageError:
     found = f"could not be written ({said}); the half-written file was removed and nothing else was touched"
     todo = f"{todo}, then run the same command again: it continues where it stopped"
     return StorageError(found, where=str(path), todo=todo)
-
-
-def escape_output() -> None:
-    r"""Write what the terminal's encoding lacks as ``\u2013``: a dash must not end a finished run in a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")

@@ -2,7 +2,7 @@
 
 The runner starts the server, which imports nothing before a notebook asks. What the kernel manager starts in the place of a
 kernel is a small process that asks the server for one and ends with it: so a dead kernel is seen as always. When the one that
-asked dies, its kernel is killed, and the server ends with the runner.
+asked dies, or its manager, the kernel is killed, and the server ends with the runner.
 ``DROT_KERNELS=fresh`` does without, and another value names the socket of a server that is there. This file runs on its own,
 too, and so imports the standard library only.
 """
@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -24,36 +25,29 @@ from pathlib import Path
 KERNELS = "DROT_KERNELS"  # names the server's socket
 ROOT = Path(__file__).resolve().parent.parent.parent
 FRESH = ["-m", "ipykernel_launcher"]
+#: Environment variables by which a library is told its number of threads.
+THREADS = [f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "GOTO")] + ["VECLIB_MAXIMUM_THREADS"]
 
 
 @contextmanager
-def kernel_server(place: Path, environment: dict[str, str], keeper: list[int]):
-    """Serve kernels while the block runs, where that is possible; yields what to add to the environment of those who ask.
+def kernel_server(place: Path, environment: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Serve kernels at the socket `place` while the block runs, where that is possible; yields what those who ask need to know.
 
-    Parameters
-    ----------
-    place : Path
-        The socket.
-    environment : dict
-        Of the server.
-    keeper : list of int
-        Gets the number of an open file: the server lives as long as a process has it.
+    That is for their environment. `environment` is the server's, but for the numbers of threads.
     """
     gpu = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))  # CUDA does not survive a fork
     if sys.platform != "linux" or gpu or os.environ.get(KERNELS):
         yield {}
         return
     place.unlink(missing_ok=True)
-    read, write = os.pipe()
-    keeper.append(write)
-    command = [sys.executable, __file__, "serve", str(place), str(read)]
-    environment = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"} | environment  # as a kernel sets it
-    subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[read], start_new_session=True)
-    os.close(read)
-    try:
-        yield {KERNELS: str(place)}
-    finally:
-        os.close(write)
+    kept = {name: value for name, value in environment.items() if name not in THREADS}
+    kept.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel does before it imports
+    command = [sys.executable, __file__, "serve", str(place)]
+    with subprocess.Popen(command, env=kept, stdin=subprocess.PIPE, start_new_session=True) as server:
+        try:
+            yield {KERNELS: str(place)}
+        finally:
+            server.kill()  # perhaps while it imports; its kernels do not need it any more
 
 
 def kernel_command() -> list[str]:
@@ -64,41 +58,45 @@ def kernel_command() -> list[str]:
 
 
 def ask(place: str, arguments: list[str]) -> None:
-    """Ask the server for a kernel with these arguments, and end when it ends; without a server, become a fresh kernel."""
+    """Ask the server for a kernel with these arguments, and end when it or the kernel manager ends; without a server, become a fresh kernel."""
     request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     server = socket.socket(socket.AF_UNIX)
     try:
         os.chdir(Path(place).parent)  # the address of a socket may have a hundred letters only
         server.connect(Path(place).name)
-        socket.send_fds(server, [json.dumps(request).encode() + b"\n"], [1, 2])
+        socket.send_fds(server, [json.dumps(request).encode() + b"\n"], [0, 1, 2])
         kernel = int(server.makefile().readline())
         end = os.pidfd_open(kernel)
     except (OSError, ValueError):
         os.chdir(request["folder"])
         os.execv(sys.executable, [sys.executable, *FRESH, *arguments])
     signal.signal(signal.SIGINT, lambda number, _: os.kill(kernel, number))
-    select.select([end], [], [])
+    manager = os.getppid()
+    while os.getppid() == manager and not select.select([end], [], [], 1.0)[0]:
+        continue
 
 
-def serve(place: str, keeper: int) -> None:
-    """Fork a kernel for each process that asks, until the file `keeper` ends."""
+def serve(place: str) -> None:
+    """Fork a kernel for each process that asks, until standard input ends, and with it who started this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
     os.chdir(Path(place).parent)
     listener.bind(Path(place).name)
     listener.listen()
     # Nobody waits for the kernels, so that the number of one that ended stays its own.
-    while keeper not in select.select([listener, keeper], [], [])[0]:
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         load_libraries()
         asker, _ = listener.accept()
         with asker, suppress(OSError, ValueError):
-            message, streams, _, _ = socket.recv_fds(asker, 1 << 16, 2)
+            message, streams, _, _ = socket.recv_fds(asker, 1 << 16, 3)
             while not message.endswith(b"\n"):
                 message += asker.recv(1 << 16) or b"\n"
             request = json.loads(message)
-            if not os.fork():
+            kernel = os.fork()
+            if not kernel:
                 listener.close()
                 _become_kernel(request, streams, asker)
+            asker.send(f"{kernel}\n".encode())
             for stream in streams:
                 os.close(stream)
 
@@ -122,14 +120,13 @@ def _become_kernel(request: dict, streams: list[int], asker: socket.socket) -> N
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number, stream in enumerate(streams, start=1):
+        for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
         threading.Thread(target=_end_with, args=[asker], daemon=True).start()
-        asker.send(f"{os.getpid()}\n".encode())
         from ipykernel.kernelapp import IPKernelApp
 
         # 1: it is not for the terminal, and need not look whether its parent lives.
@@ -149,6 +146,6 @@ def _end_with(asker: socket.socket) -> None:
 if __name__ == "__main__":
     del sys.path[0]  # this folder
     if sys.argv[1] == "serve":
-        serve(sys.argv[2], int(sys.argv[3]))
+        serve(sys.argv[2])
     else:
         ask(sys.argv[2], sys.argv[3:])

@@ -224,10 +224,6 @@ class Judges(Section):
     sample: PositiveInt | None
     filter: Literal["critic", "judges"]
 
-    def _check(self) -> None:
-        if self.filter == "judges" and not self.panel:
-            raise ValueError("`filter: judges` needs at least one judge in `panel`")
-
 
 class Nli(Encoder):
     """The entailment model (section 3.2): fine-tuned on `groups`, or used as it is when `groups` is null."""
@@ -303,23 +299,17 @@ class Toxicity(Section):
     word_list: str
 
     def _check(self) -> None:
-        if self.scorer == "recorded" and self.recorded is None:
-            raise ValueError("`scorer: recorded` needs the path of the scores in `recorded`")
-        if self.scorer == "model" and self.model is None:
-            raise ValueError("`scorer: model` needs a pinned `model`")
+        if self.scorer != "none" and getattr(self, self.scorer) is None:
+            raise ValueError(f"`scorer: {self.scorer}` needs a value of `{self.scorer}`")
 
 
 class Bias(Section):
     """The country probe (table 10), with a permutation test over sampled contexts."""
 
-    action: str
+    action: Annotated[str, Field(pattern=r"\{country\}")]
     countries: Annotated[list[str], Field(min_length=2)]
     samples: Annotated[int, Field(ge=2)]
     permutations: PositiveInt
-
-    def _check(self) -> None:
-        if "{country}" not in self.action:
-            raise ValueError("`action` must contain {country}")
 
 
 class Annotation(Section):
@@ -360,8 +350,10 @@ class Params(Section):
         if batches % processes:
             shared = f"`student.accumulate`, the batches that {processes} processes share in a step,"
             raise ValueError(f"{shared} must be a multiple of {processes}, not {batches}")
-        if self.evaluation.critic == "judges" and not self.judges.panel:
-            raise ValueError("`evaluation.critic: judges` needs at least one judge in `judges.panel`")
+        if "judges" in (self.judges.filter, self.evaluation.critic) and not self.judges.panel:
+            raise ValueError(
+                "`judges.filter` or `evaluation.critic` is judges: at least one judge in `judges.panel` is needed"
+            )
 
 
 def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:

@@ -110,13 +110,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def require(path: Path, made_by: str) -> Path:
-    """Return `path` if it exists.
-
-    Raises
-    ------
-    MissingInputError
-        Naming the notebook that makes it.
-    """
+    """Return `path` if it exists, else raise a `MissingInputError` that names the notebook which makes it."""
     if not path.exists():
         todo = f"run notebooks/{made_by}.ipynb with the same params_file first (`make demo` runs all in order)"
         raise MissingInputError("this input does not exist yet", where=str(path), todo=todo)
@@ -125,26 +119,30 @@ def require(path: Path, made_by: str) -> Path:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to, and rename it when the block ends well.
+    """Give a temporary name beside `path` for a file or a folder, and rename it when the block ends well.
 
-    A reader (or a re-run after a kill) sees the whole file or none.
+    A reader (or a re-run after a kill) sees the whole of it or none.
 
     Raises
     ------
     StorageError
-        When the disk is full or refuses the write; the temporary file is removed.
+        When the disk is full or refuses the write; what is temporary is removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
+        if temporary.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
         temporary.replace(path)
         WRITTEN.append(path)
     except (OSError, SafetensorError) as error:
         raise wrap_os_error(error, path) from error
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
             temporary.unlink()
 
@@ -157,25 +155,12 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """Let `fill` write into a temporary folder, then put it in the place of `folder`.
-
-    Raises
-    ------
-    StorageError
-        When the disk is full or refuses a write; the temporary folder is removed.
-    """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    """Let `fill` write into a temporary folder, then put it in the place of `folder` (see `atomic`)."""
+    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    with atomic(folder) as temporary:
+        temporary.mkdir()
         fill(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-        WRITTEN.append(folder)
-    except (OSError, SafetensorError) as error:
-        raise wrap_os_error(error, folder) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

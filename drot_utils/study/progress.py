@@ -17,11 +17,8 @@ class Progress:
 
     Parameters
     ----------
-    what : str
-        What is being done, such as "sampling".
-    total : int
-    unit : str
-        The field's word for one unit, such as "candidates".
+    what, unit : str
+        What is being done, such as "sampling", and the field's word for one unit, such as "candidates".
     done : int
         Units finished by an earlier run; they count as done, not towards the rate.
     quiet : bool
@@ -73,46 +70,6 @@ class Progress:
             self.status = None  # progress is a courtesy: the work itself continues
 
 
-def bar_left(status: dict, now: float) -> float:
-    """Return the seconds until the work of a status file is done, at its own rate up to `now`; 0 when the rate is not known."""
-    gained = status["n"] - status["start_n"]
-    return (status["total"] - status["n"]) * (now - status["began"]) / gained if gained > 0 else 0.0
-
-
-def study_left(
-    usual: dict[str, float],
-    needs: dict[str, tuple[str, ...]],
-    took: dict[str, float],
-    running: dict[str, tuple[float, float]],
-    cores: int,
-) -> float:
-    """Return the seconds until a study is done: those of its longest chain of stages, or of all of them shared by the cores.
-
-    Parameters
-    ----------
-    usual : dict
-        The seconds that each planned stage takes elsewhere; here they are stretched as those of the finished ones were, and of the
-        running ones that are late.
-    needs : dict
-        The stages that each one waits for.
-    took : dict
-        The seconds of the finished ones; at least one.
-    running : dict
-        The seconds so far of the running ones, and what is left of their present work (see `bar_left`).
-    cores : int
-        Stages that run side by side.
-    """
-
-    def pace(seconds: dict[str, float]) -> float:
-        return sum(seconds.values()) / sum(usual[name] for name in seconds)
-
-    late = {name: so_far for name, (so_far, _) in running.items() if so_far > usual[name] * pace(took)}
-    here = pace(took | late)
-    left = {name: seconds * here for name, seconds in usual.items() if name not in took}
-    for name, (so_far, bar) in running.items():
-        left[name] = max(left[name] - so_far, bar)
-
-    def until(name: str) -> float:
-        return left[name] + max((until(before) for before in needs[name] if before in left), default=0.0)
-
-    return max([sum(left.values()) / cores, *map(until, left)])
+def rate_of(status: dict, now: float) -> float:
+    """Return the units a second of the work of a status file up to `now`, so that it falls while nothing is done."""
+    return (status["n"] - status["start_n"]) / max(now - status["began"], 1e-9)

@@ -1,6 +1,5 @@
 """Who runs the stages: a whole study through Snakemake, with its progress; one notebook with papermill."""
 
-import getpass
 import json
 import os
 import re
@@ -11,11 +10,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+import papermill
 import yaml
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import DeadKernelError
+from tqdm import tqdm
 
 from drot_utils.study.errors import DrotError, wrap_os_error
 from drot_utils.study.graph import Stage, Stamp, list_stages, refuse_braces, stamp_stages
-from drot_utils.study.kernels import kernel_command, kernel_server
+from drot_utils.study.kernels import THREADS, kernel_command, kernel_server
 from drot_utils.study.outputs import (
     BATCH,
     BY_HAND,
@@ -34,12 +39,10 @@ from drot_utils.study.outputs import (
 )  # fmt: skip
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run, exclusive, output_root, resolve, write_text
-from drot_utils.study.progress import STATUS, bar_left, study_left
+from drot_utils.study.progress import STATUS, rate_of
 
 LOG_EVERY = 30  # seconds between lines when the output is a file
 START = 600  # seconds that a kernel may take to start: a network file system reads a thousand files first
-#: Environment variables by which a library is told its number of threads.
-THREADS = [f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "GOTO")] + ["VECLIB_MAXIMUM_THREADS"]
 
 
 def run_study(
@@ -109,10 +112,9 @@ def _run_snakemake(
     environment = run_environment(run) | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
     # Snakemake holds the lock too: if this process is killed and it is not, nobody starts a second one.
     held = [lock.fileno()] if lock else []
-    kernels = {name: value for name, value in environment.items() if name not in THREADS}
     with (
         log.open("w") as out,
-        kernel_server(work / "kernels.socket", kernels, held) as served,
+        kernel_server(work / "kernels.socket", environment) as served,
         subprocess.Popen(command, stdout=out, stderr=out, env=environment | served, pass_fds=held) as process,
     ):
         try:
@@ -198,53 +200,66 @@ def _find_stage(stages: list[Stage], name: str) -> Stage:
 
 
 def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage], cores: int) -> None:
-    began = shown = time.monotonic()
+    began = shown = time.time()
     started: dict[str, float] = {}
     took: dict[str, float] = {}
-    needs = {stage.name: stage.needs for stage in stages}
     terminal = sys.stdout.isatty()
     while process.poll() is None:
         time.sleep(0.5)
-        now = time.monotonic()
+        now = time.time()
         text = log.read_text(encoding="utf-8", errors="replace")
         listed = re.findall(r"^(\S+) +1$", text, re.MULTILINE)  # Snakemake's table of what it will run
-        planned = {stage.name: stage.seconds for stage in stages if stage.name in listed}
+        planned = {stage.name: stage for stage in stages if stage.name in listed}
         for name in re.findall(r"^Finished jobid: \d+ \(Rule: (\S+)\)", text, re.MULTILINE):
             if name in planned:
                 took.setdefault(name, now - started.get(name, shown))
-        running = {name: s for name, s in _read_status(run).items() if name in planned and name not in took}
-        for name in running:
-            started.setdefault(name, now)
+        words, running = [], {}
+        for path in sorted(run.work("progress").glob("*.json")):
+            if (name := path.stem) in planned and name not in took:
+                with suppress(FileNotFoundError):  # just finished
+                    status = json.loads(path.read_text(encoding="utf-8"))
+                    rate, rest = rate_of(status, now), status["total"] - status["n"]
+                    running[name] = now - started.setdefault(name, now), rest / rate if rate else 0.0
+                    done = f" {status['n']}/{status['total']} {status['unit']}, {rate:.1f}/s" if status["total"] else ""
+                    words.append(f"{name}: {status['what']}{done}")
         if not running or now - shown < (0.5 if terminal else LOG_EVERY):
             continue
         shown = now
-        line = f"[{len(took) + 1}/{len(planned)}] {' + '.join(_describe(n, s) for n, s in running.items())}"
-        line += f" | {_clock(now - began)} so far"
-        at = {name: (now - started[name], bar_left(status, time.time())) for name, status in running.items()}
-        if took and (left := study_left(planned, needs, took, at, cores)):
-            line += f", about {_clock(left)} left"
+        line = f"[{len(took) + 1}/{len(planned)}] {' + '.join(words)} | {tqdm.format_interval(now - began)} so far"
+        if took and (left := time_left(list(planned.values()), took, running, cores)):
+            line += f", about {tqdm.format_interval(left)} left"
         print(f"\r\033[K{line[:180]}" if terminal else line, end="" if terminal else "\n", flush=True)
     if terminal:
         print("\r\033[K", end="")
 
 
-def _read_status(run: Run) -> dict[str, dict]:
-    status = {}
-    for path in sorted(run.work("progress").glob("*.json")):
-        with suppress(FileNotFoundError):  # just finished
-            status[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-    return status
+def time_left(
+    planned: list[Stage], took: dict[str, float], running: dict[str, tuple[float, float]], cores: int
+) -> float:
+    """Return the seconds until a study is done: those of its longest chain of stages, or of all of them shared by the cores.
 
+    A stage takes what it usually takes, stretched as it was in the finished ones and is in running ones that are late.
 
-def _describe(name: str, status: dict) -> str:
-    if not status["total"]:
-        return f"{name}: {status['what']}"
-    rate = (status["n"] - status["start_n"]) / max(time.time() - status["began"], 1e-9)
-    return f"{name}: {status['what']} {status['n']}/{status['total']} {status['unit']}, {rate:.1f}/s"
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+    Parameters
+    ----------
+    planned : list of Stage
+        All that this run runs, in their order.
+    took : dict
+        The seconds of the finished ones, at least one.
+    running : dict
+        The seconds so far of the running ones, and those that are left of their present work.
+    """
+    usual = {stage.name: stage.seconds for stage in planned}
+    pace = sum(took.values()) / sum(usual[name] for name in took)
+    seen = took | {name: so_far for name, (so_far, _) in running.items() if so_far > usual[name] * pace}
+    pace = sum(seen.values()) / sum(usual[name] for name in seen)
+    left, ends = {}, {}
+    for stage in planned:
+        if stage.name not in took:
+            so_far, present = running.get(stage.name, (0, 0))
+            left[stage.name] = max(stage.seconds * pace - so_far, present)
+            ends[stage.name] = left[stage.name] + max((ends.get(name, 0) for name in stage.needs), default=0)
+    return max([sum(left.values()) / cores, *ends.values()])
 
 
 def _conclude(run: Run, params: Params) -> None:
@@ -260,18 +275,7 @@ def _conclude(run: Run, params: Params) -> None:
 
 
 def run_stage(name: str, params_file: str, look: str | None = None) -> None:
-    """Execute the stage of that name (see `execute`).
-
-    Parameters
-    ----------
-    look : str, optional
-        The stamp that it must have: what it has when the runner planned it.
-
-    Raises
-    ------
-    DrotError
-        Where no stage has that name, its stamp has changed, or as `execute`.
-    """
+    """Execute the stage of that name (see `execute`); a `DrotError` where there is none, or its stamp is not `look`."""
     params = load_params(params_file)
     run = Run(params.profile)
     refuse_braces(run.root, params_file)
@@ -307,7 +311,7 @@ def execute(stage: Stage, params_file: str | Path, run: Run, stamp: Stamp | None
     status, closing = run.work("progress") / f"{stage.name}.json", closing_path(run, stage.name)
     with exclusive(run.work("running") / f"{stage.name}.lock", wait=False, what=f"running {stage.name}"):
         unfinished.parent.mkdir(parents=True, exist_ok=True)
-        write_text(status, json.dumps({"what": "starting", "n": 0, "start_n": 0, "total": 0}))
+        write_text(status, json.dumps({"what": "starting", "n": 0, "start_n": 0, "total": 0, "began": 0}))
         os.environ |= {STATUS: str(status), BATCH: stage.name}
         # Snakemake tells each job's libraries to use one thread; `compute.threads` says how many.
         for name in THREADS:
@@ -330,13 +334,10 @@ def execute(stage: Stage, params_file: str | Path, run: Run, stamp: Stamp | None
 
 
 def _run_notebook(stage: Stage, params_file: str, output: Path) -> None:
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
     try:
         papermill.execute_notebook(
             stage.notebook, output, {"params_file": params_file, **stage.parameters}, kernel_name="python3",
-            kernel_manager_class=_own_kernel(), start_timeout=START, cwd=ROOT, progress_bar=False,
+            kernel_manager_class=_OwnKernel, start_timeout=START, cwd=ROOT, progress_bar=False,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         found = f"cell {error.cell_index} failed with {error.ename}: {error.evalue}"
@@ -350,16 +351,11 @@ def _run_notebook(stage: Stage, params_file: str, output: Path) -> None:
         raise DrotError(f"the notebook's kernel did not start ({error})", where=stage.name, todo=todo) from error
 
 
-def _own_kernel() -> type:
-    from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
-
-    class OwnKernel(AsyncKernelManager):
-        # Whatever kernel is installed as python3, perhaps another environment's: ours runs in this interpreter.
-        kernel_spec = KernelSpec(**get_kernel_dict() | {"argv": kernel_command()})
-
-    return OwnKernel
+class _OwnKernel(AsyncKernelManager):
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """Of this interpreter, whatever is installed as python3: perhaps another environment's."""
+        return KernelSpec(**get_kernel_dict() | {"argv": kernel_command()})
 
 
 def run_environment(run: Run) -> dict[str, str]:
@@ -375,7 +371,10 @@ def run_environment(run: Run) -> dict[str, str]:
         forced = {"HOME": str(home)}
     # Models from the hub are large and for all runs, and the user's token lies beside them: they stay where they are, if they can.
     models = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface"
+    above = next(place for place in models.parents if place.exists())
+    usable = models.is_dir() or os.access(above, os.W_OK | os.X_OK)
     own = {
+        "USER": f"uid{os.getuid()}",  # for libraries that ask for a name, where there is none
         "DROT_OUTPUT": str(output_root()),
         # Of Snakemake, vLLM, and numba, where it cannot keep its code beside the packages (which all runs share).
         "XDG_CACHE_HOME": str(cache),
@@ -385,18 +384,10 @@ def run_environment(run: Run) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "HF_DATASETS_CACHE": str(cache / "datasets"),
-        "HF_HOME": str(models if models.is_dir() or _can_be_made(models) else cache / "huggingface"),
+        "HF_HOME": str(models if usable else cache / "huggingface"),
         # Huge pages, where the kernel gives them on request: a training step takes a tenth less, as fresh memory is dear.
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         # Threads of OpenMP that wait sleep: those that spin halve a training beside another busy process (benchmarks/contention.py).
         "OMP_WAIT_POLICY": "passive",
     }
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        own["USER"] = f"uid{os.getuid()}"
     return own | {name: value for name, value in os.environ.items() if value or name not in own} | forced
-
-
-def _can_be_made(folder: Path) -> bool:
-    return os.access(next(place for place in folder.parents if place.exists()), os.W_OK | os.X_OK)
