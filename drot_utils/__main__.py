@@ -62,8 +62,9 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from drot_utils.study.outputs import branch_run
     from drot_utils.study.params import read_overrides
-    from drot_utils.study.runner import branch_run, run_study
+    from drot_utils.study.runner import run_study
 
     params_file, overrides = options.params_file, read_overrides(options.set)
     if overrides and not options.name:

@@ -10,7 +10,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from drot_utils.data.table import DIRECTIONS, make_table
 from drot_utils.engine import classifier, load
-from drot_utils.engine.shards import Work, map_rows, source_hash
+from drot_utils.engine.shards import Work, map_rows
 from drot_utils.study.params import ModelRef
 from drot_utils.study.params import Topics as Settings
 from drot_utils.study.record import Study
@@ -74,8 +74,7 @@ def embed(study: Study, texts: list[str], ref: ModelRef, what: str = "embedding"
     if not texts:  # an empty shard does not know the width
         return embed(study, [""], ref, what)[:0]
     asked = pd.DataFrame({"text": texts})
-    key = (load.describe_model(ref), source_hash("engine/classifier"))
-    found = map_rows(study, asked, partial(_open_embedder, study, ref), what, "texts", *key)
+    found = map_rows(study, asked, partial(_open_embedder, study, ref), what, "texts", load.describe_model(ref))
     return np.stack(found["vector"].to_list()).astype(np.float32)
 
 

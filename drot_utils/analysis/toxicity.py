@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from drot_utils.data.corpora import read_lines, read_tsv, refuse
 from drot_utils.engine import classifier, load
-from drot_utils.engine.shards import Work, map_rows, source_hash
+from drot_utils.engine.shards import Work, map_rows
 from drot_utils.study.errors import DataError, ModelError
 from drot_utils.study.paths import resolve, sha256
 from drot_utils.study.record import Study
@@ -27,7 +27,7 @@ def score_toxicity(study: Study, texts: list[str], what: str = "toxicity") -> np
     settings = study.params.toxicity
     recorded = sha256(resolve(settings.recorded)) if settings.scorer == "recorded" else None
     asked = pd.DataFrame({"text": texts})
-    key = (settings.model_dump(), recorded, source_hash("analysis/toxicity", "engine/classifier"))
+    key = (settings.model_dump(), recorded)
     found = map_rows(study, asked, partial(_open_work, study), what, "texts", *key)
     return found["score"].to_numpy(dtype=float, na_value=np.nan)
 

@@ -1,6 +1,7 @@
 """A pair classifier on a pretrained encoder, and its fine-tuning: what the critic and the NLI model have in common."""
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,8 +16,11 @@ from scipy.special import softmax
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from drot_utils.engine.load import fit_embeddings, load_model, round_weights, save_module
+from drot_utils.engine.load import describe_model, fit_embeddings, load_model, round_weights, save_module
+from drot_utils.engine.shards import fingerprint
+from drot_utils.study.code import hash_code
 from drot_utils.study.errors import ModelError
+from drot_utils.study.outputs import borrow
 from drot_utils.study.params import Encoder
 from drot_utils.study.paths import replace_folder, require
 from drot_utils.study.progress import Progress
@@ -190,6 +194,8 @@ def train_classifier(
 ) -> tuple[Classifier, Fit]:
     """Fine-tune with AdamW and a linear schedule, and keep the weights of the lowest dev loss (early stopping).
 
+    What was trained before on the same texts and labels, from the same weights with the same settings, is loaded.
+
     Parameters
     ----------
     tokens : tuple of str
@@ -200,6 +206,15 @@ def train_classifier(
         Arguments of `PairClassifier`.
     """
     device, dtype = study.device, study.dtype
+    key = fingerprint(
+        [(texts, labels.tolist()) for texts, labels in (train, dev)], settings.model_dump(include=set(Encoder.model_fields)),
+        describe_model(settings.base), tokens, class_weights, head, study.params.seed, str(dtype),
+        hash_code("engine.classifier.train_classifier"),
+    )  # fmt: skip
+    kept = borrow(study.run, f"trained/{key}")
+    if (kept / "settings.json").is_file():
+        done = json.loads((kept / "settings.json").read_text(encoding="utf-8"))
+        return load_classifier(study, kept, settings, "", **head), Fit(done["curve"], done["best_step"])
     encoder, tokenizer = load_model(settings.base, "encoder", study.run)
     if tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": [*tokens]})
@@ -243,7 +258,9 @@ def train_classifier(
                 break
             model.train()
     model.load_state_dict(best)
-    return Classifier(model.eval(), tokenizer, settings.max_length, device, dtype), result
+    trained = Classifier(model.eval(), tokenizer, settings.max_length, device, dtype)
+    trained.save(kept, vars(result))
+    return trained, result
 
 
 def _endless_batches(rows: list[dict], size: int, generator: torch.Generator) -> Iterator[list[int]]:

@@ -20,9 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drot_utils.data.table import to_pandas
+from drot_utils.study.code import hash_code
 from drot_utils.study.errors import DrotError
+from drot_utils.study.outputs import borrow
 from drot_utils.study.params import Executor
-from drot_utils.study.paths import ROOT, atomic
+from drot_utils.study.paths import atomic
 from drot_utils.study.progress import Progress
 from drot_utils.study.record import Study
 
@@ -42,12 +44,12 @@ def map_rows(
 ) -> pd.DataFrame:
     """Apply work to rows in shards of ``compute.shard_rows``, by the executor of the parameters (see `map_shards`).
 
-    `key` is all that the result depends on beside the rows: weights, settings, code.
+    `key` is all that the result depends on beside the rows and the code: weights and settings.
     """
     compute = study.params.compute
-    name = fingerprint(asked, *key, compute.shard_rows, str(study.dtype), source_hash("engine/load"))
+    name = fingerprint(asked, *key, compute.shard_rows, str(study.dtype), hash_work(open_work))
     return map_shards(
-        asked, compute.shard_rows, open_work, study.run.work("shards") / f"scoring-{name}",
+        asked, compute.shard_rows, open_work, borrow(study.run, f"shards/scoring-{name}"),
         seed=study.params.seed, stage=what, unit=unit, executor=compute.executor,
     )  # fmt: skip
 
@@ -115,9 +117,10 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def source_hash(*modules: str) -> str:
-    """Return a hash of the code of modules such as ``engine/load``, for fingerprints: other code's work is not reused."""
-    return fingerprint([(ROOT / "drot_utils" / f"{name}.py").read_text(encoding="utf-8") for name in modules])
+def hash_work(open_work: OpenWork) -> str:
+    """Return a hash of the code that `open_work` reaches, for fingerprints: what other code did is not used again."""
+    function = getattr(open_work, "func", open_work)
+    return hash_code(f"{function.__module__.removeprefix('drot_utils.')}.{function.__qualname__}")
 
 
 def derive_seed(seed: int, stage: str, number: int) -> int:

@@ -16,7 +16,7 @@ from sklearn.metrics import precision_recall_curve
 from drot_utils.data.corpora import read_actions, read_recorded
 from drot_utils.data.gold import read_gold
 from drot_utils.engine.classifier import Classifier, Fit, Texts, load_classifier, train_classifier
-from drot_utils.engine.shards import Work, map_rows, source_hash
+from drot_utils.engine.shards import Work, map_rows
 from drot_utils.study.errors import DataError
 from drot_utils.study.params import Critic as Settings
 from drot_utils.study.params import Threshold
@@ -219,9 +219,9 @@ def choose_thresholds(settings: Settings, valid: np.ndarray, scores: np.ndarray)
 def score_contexts(study: Study, name: str, rows: pd.DataFrame) -> np.ndarray:
     """Score rows by the run's ``critic`` or ``critic_independent`` in shards (see `Critic.score`)."""
     weights = sha256(require(study.run.model(name) / "model.safetensors", "02_critic"))
-    settings, code = study.params.critic, source_hash("method/critic", "engine/classifier")
+    settings = study.params.critic
     asked = rows[["action", "moral_variance", "context"]]
-    key = (weights, settings.head, settings.pooling, settings.max_length, code)
+    key = (weights, settings.head, settings.pooling, settings.max_length)
     found = map_rows(study, asked, partial(_open_critic, study, name), "critic", "contexts", *key)
     return found["score"].to_numpy(dtype=float, na_value=np.nan)
 

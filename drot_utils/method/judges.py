@@ -16,7 +16,7 @@ from drot_utils.data.parsing import parse_score
 from drot_utils.data.table import make_table, write_frame
 from drot_utils.engine import load
 from drot_utils.engine.load import encode_question, round_weights
-from drot_utils.engine.shards import Work, map_rows, source_hash
+from drot_utils.engine.shards import Work, map_rows
 from drot_utils.llm.cache import open_cache
 from drot_utils.llm.client import ask_all
 from drot_utils.llm.replies import USED_UP, Answer, explain_finish, phrase_request
@@ -260,8 +260,8 @@ def _read_score(answer: Answer) -> float | None:
 
 
 def _ask_local(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
-    key = (load.describe_model(judge.model), source_hash("method/judges"))
-    return map_rows(study, items, partial(_open_local, study, judge), f"{judge.name} judges", "contexts", *key)
+    origin = load.describe_model(judge.model)
+    return map_rows(study, items, partial(_open_local, study, judge), f"{judge.name} judges", "contexts", origin)
 
 
 def _open_local(study: Study, judge: Respondent) -> Work:

@@ -10,7 +10,7 @@ import torch
 
 from drot_utils.engine import load
 from drot_utils.engine.classifier import Classifier, Fit, Texts, load_classifier, train_classifier
-from drot_utils.engine.shards import Work, map_rows, source_hash
+from drot_utils.engine.shards import Work, map_rows
 from drot_utils.study.errors import ModelError
 from drot_utils.study.params import Nli as Settings
 from drot_utils.study.paths import replace_folder, require, sha256
@@ -196,11 +196,11 @@ def load_pretrained(study: Study) -> Nli:
 
 def filter_groups(study: Study, groups: Sequence[Sequence[str]]) -> Filtered:
     """Keep of each group the contexts that say something new, by the run's model, in shards (see `filter_unique`)."""
-    settings, code = study.params.nli, source_hash("method/nli", "engine/classifier")
+    settings = study.params.nli
     folder = require(study.run.model("nli") / "settings.json", "03_nli_filter").parent
     weights = sha256(folder / "model.safetensors")
     asked = pd.DataFrame({"contexts": [list(group) for group in groups]})
-    key = (settings.threshold, weights, load.describe_model(settings.base), settings.max_length, code)
+    key = (settings.threshold, weights, load.describe_model(settings.base), settings.max_length)
     found = map_rows(study, asked, partial(_open_filter, study), "NLI filter", "groups", *key)
     blocked_by = [[None if j < 0 else int(j) for j in group] for group in found["blocked_by"]]
     return Filtered(blocked_by, int(found["asked"].sum()))

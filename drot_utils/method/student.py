@@ -23,14 +23,16 @@ from drot_utils.data.table import CANDIDATES, PROMPT, empty_columns, read_table,
 from drot_utils.engine import load, trainer
 from drot_utils.engine.batches import MOST_TARGETS, Example
 from drot_utils.engine.load import cut_prompt, encode_question
-from drot_utils.engine.shards import Work, fingerprint, map_shards, source_hash
+from drot_utils.engine.shards import Work, fingerprint, hash_work, map_shards
 from drot_utils.engine.vllm import VllmWriter
 from drot_utils.engine.writer import Prompt, Writer, Written
 from drot_utils.method.prompts import parse_student, student_source, student_target, teacher_prompt
+from drot_utils.study.code import hash_code
 from drot_utils.study.errors import DataError, DrotError
+from drot_utils.study.outputs import borrow, take_model
 from drot_utils.study.params import ModelRef, Params
 from drot_utils.study.params import Student as Settings
-from drot_utils.study.paths import Run, require, sha256, to_json, write_text
+from drot_utils.study.paths import WRITTEN, Run, require, sha256, to_json, write_text
 from drot_utils.study.record import Study, release_memory
 
 MADE_BY = {"distill_base": "04_distill_base", "distill_final": "06_final_dataset"}
@@ -68,15 +70,16 @@ def fine_tune(
     key = fingerprint(
         rows[[*PROMPT, "context", "rationale"]], origin, params.student.model_dump(), learning_rate, epochs, steps,
         params.seed, str(study.dtype), params.compute.compile,
-        source_hash("engine/batches", "engine/trainer", "engine/load", "method/prompts"),
+        hash_code("engine.trainer.train", "engine.load.load_model", "method.student.make_examples"),
     )  # fmt: skip
-    if (read_training(study, name) or {}).get("fingerprint") != key:
+    if not take_model(study.run, name, "training.json", key):
         job = {"key": key, "start": start, "learning_rate": learning_rate, "epochs": epochs, "steps": steps}
         release_memory()
         if params.compute.parallel.processes > 1:
             launch(study, rows, {"name": name, **job}, study.run.work("parallel") / key)
         else:
             learn(study, rows, name, **job)
+    WRITTEN.append(study.run.model(name))
     return read_training(study, name)
 
 
@@ -131,7 +134,7 @@ def launch(study: Study, rows: pd.DataFrame, job: dict, work: Path) -> None:
     The folder `work` gets the job, the rows and what the processes say (``log.txt``); an error of theirs is quoted.
     """
     write_frame(rows, work / "rows.parquet")
-    saved = {"params": study.params.model_dump(), "stage": study.stage, "job": job}
+    saved = {"params": study.params.model_dump(), "run": study.run.profile, "stage": study.stage, "job": job}
     write_text(work / "job.json", json.dumps(saved, allow_nan=False))
     processes = study.params.compute.parallel.processes
     command = [
@@ -155,7 +158,7 @@ def main(work: Path) -> None:
     """Do one process's part of the job in `work`."""
     saved = json.loads((work / "job.json").read_text(encoding="utf-8"))
     params = Params.model_validate(saved["params"])
-    study = Study(params, Run(params.profile), saved["stage"])
+    study = Study(params, Run(saved["run"]), saved["stage"])
     if study.device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     learn(study, read_table(work / "rows.parquet"), **saved["job"])
@@ -220,13 +223,13 @@ def write_contexts(
     zero_shot = zero_shot or (params.student.base if name == "base" else None)
     weights = load.describe_model(zero_shot) if zero_shot else sha256(_weights(study, name))
     prompts = list_prompts(actions)
+    open_work = partial(_open_writing, study, name, n, method, zero_shot)
     key = fingerprint(
-        prompts, n, method, settings.model_dump(), params.seed, stage, str(study.dtype), weights,
-        source_hash("engine/writer", "engine/slots", "engine/load", "engine/vllm", "method/prompts", "data/parsing"),
-    )  # fmt: skip
+        prompts, n, method, settings.model_dump(), params.seed, stage, str(study.dtype), weights, hash_work(open_work)
+    )
     return empty_columns(map_shards(
-        prompts, settings.shard_size, partial(_open_writing, study, name, n, method, zero_shot),
-        study.run.work("shards") / f"{stage}-{name}-{key}", seed=params.seed, stage=f"{stage}: {name} writes",
+        prompts, settings.shard_size, open_work, borrow(study.run, f"shards/{stage}-{name}-{key}"), seed=params.seed,
+        stage=f"{stage}: {name} writes",
         per_row=n, unit="candidates", executor=params.compute.executor,
     ))  # fmt: skip
 

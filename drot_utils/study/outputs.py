@@ -9,12 +9,17 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from drot_utils.study.errors import wrap_os_error
+import yaml
+from tqdm import tqdm
+
+from drot_utils.study.errors import DrotError, wrap_os_error
 from drot_utils.study.graph import Stage, Stamp
-from drot_utils.study.paths import Run, exclusive, output_root, to_json, write_text
+from drot_utils.study.params import load_params
+from drot_utils.study.paths import Run, exclusive, output_root, replace_folder, resolve, to_json, write_text
 
 BATCH = "DROT_STAGE"  # names, for a notebook that the runner started, the stage it is
 BY_HAND = "by-hand"  # stands for the stamp of what was run by hand
@@ -125,6 +130,34 @@ def link(source: Path, target: Path) -> None:
         raise wrap_os_error(error, target) from error
 
 
+def borrow(run: Run, name: str) -> Path:
+    """Return the folder `name` of unfinished work, with links to what other runs have in theirs.
+
+    Its name must say all that its files depend on.
+    """
+    for other in other_runs(run):
+        for path in other.work(name).glob("[!.]*"):
+            if not (run.work(name) / path.name).exists():
+                link(path, run.work(name) / path.name)
+    return run.work(name)
+
+
+def take_model(run: Run, name: str, file: str, fingerprint: str) -> bool:
+    """Tell whether the run has the model with this fingerprint in its record `file`, after linking it from another run that has."""
+    for place in (run, *other_runs(run)):
+        record = place.model(name) / file
+        if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
+            if place != run:
+                replace_folder(run.model(name), partial(_link_all, place.model(name)))
+            return True
+    return False
+
+
+def _link_all(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        link(path, target / path.name)
+
+
 def other_runs(run: Run) -> Iterator[Run]:
     """Yield the other runs below the same output folder."""
     for folder in sorted(path.parent for path in (output_root() / "runs").glob("*/stages")):
@@ -156,6 +189,62 @@ def explain(stamp: Stamp, old: dict[str, Any] | None) -> list[str]:
     why += [f"{_say(name)} changed" for name in _changed(before["code"], new["code"])]
     why += [f"after {name}" for name in _changed(before["needs"], new["needs"])]
     return why or [f"{_say(name)} changed (drawing only)" for name in _changed(before["look"], new["look"])]
+
+
+def describe_stages(run: Run, stages: list[Stage], stamps: dict[str, Stamp]) -> str:
+    """Say for each stage whether it is there, is taken over or would run, and why; and for how long in all."""
+    lines, total = [], 0.0
+    known = [read_records(place) for place in (run, *other_runs(run))]
+    for stage in stages:
+        stamp = stamps[stage.name]
+        made = find_made(run, stage.name, stamp.look)
+        if made:
+            how = "is there" if made[0] == run else f"is taken over from runs/{made[0].profile}"
+            lines.append(f"{stage.name:34} {how}")
+            continue
+        records = [records[stage.name] for records in known if stage.name in records]
+        why = min((explain(stamp, record) for record in records), key=len, default=["has not run"])
+        if records and records[0].get("look") == stamp.look:
+            why = [f"{find_broken(run, records[0])} is not as it was written"]
+        seconds = next((record["seconds"] for record in records if "seconds" in record), stage.seconds)
+        total += seconds
+        more = f" and {len(why) - 4} more" if len(why) > 4 else ""
+        lines.append(f"{stage.name:34} runs, about {tqdm.format_interval(seconds)}: {'; '.join(why[:4])}{more}")
+    return "\n".join([*lines, f"about {tqdm.format_interval(total)} in all" if total else "nothing to run"])
+
+
+def branch_run(params_file: str, name: str, overrides: dict[str, Any]) -> Path:
+    """Name another run, with some parameters changed, and return its parameter file, ``runs/<name>/params.yaml``.
+
+    Raises
+    ------
+    DrotError
+        When a run of that name has other parameters.
+    ParamsError
+        See `load_params`.
+    """
+    base = load_params(params_file, {**overrides, "profile": name})
+    run = Run(name)
+    path = run.root / "params.yaml"
+    if name == load_params(params_file).profile or (run.root.exists() and not path.exists()):
+        raise DrotError("a run of this name is there already", where=str(run.root), todo="choose another name for --as")
+    if path.exists() and (there := load_params(path)) != base:
+        old, new = (flatten(params.model_dump(mode="json")) for params in (there, base))
+        differ = [f"{key}: {old.get(key)}, not {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
+        raise DrotError(
+            f"the run of this name has other parameters ({'; '.join(differ)})", where=str(path),
+            todo="choose another name for --as, or remove the folder",
+        )  # fmt: skip
+    all_values = base.model_dump(mode="json")
+    values: dict[str, Any] = {"extends": os.path.relpath(resolve(params_file), run.root), "profile": name}
+    for section, _, key in (key.partition(".") for key in overrides):
+        if key:
+            key = key.split(".")[0]
+            values.setdefault(section, {})[key] = all_values[section][key]
+        else:
+            values[section] = all_values[section]
+    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return path
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -8,37 +8,21 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import papermill
-import yaml
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
+from drot_utils.study import outputs
 from drot_utils.study.errors import DrotError, wrap_os_error
 from drot_utils.study.graph import Stage, Stamp, list_stages, refuse_braces, stamp_stages
 from drot_utils.study.kernels import THREADS, kernel_command, kernel_server
-from drot_utils.study.outputs import (
-    BATCH,
-    BY_HAND,
-    begin,
-    closing_path,
-    explain,
-    find_broken,
-    find_made,
-    finish,
-    flatten,
-    list_files,
-    other_runs,
-    read_records,
-    record_path,
-    settle,
-)  # fmt: skip
 from drot_utils.study.params import Params, load_params
-from drot_utils.study.paths import ROOT, Run, exclusive, output_root, resolve, write_text
+from drot_utils.study.paths import ROOT, Run, exclusive, output_root, write_text
 from drot_utils.study.progress import STATUS, rate_of
 
 LOG_EVERY = 30  # seconds between lines when the output is a file
@@ -75,18 +59,18 @@ def run_study(
         stages = _needed_by(_find_stage(stages, until), stages)
     refuse_braces(run.root, params_file)
     if dry:
-        print(describe_stages(run, stages, stamps))
+        print(outputs.describe_stages(run, stages, stamps))
         return 0
     work = run.work("")
     with exclusive(work / ".lock", wait=False, what="running this study") as lock:
-        before = read_records(run)
-        missing = settle(run, stages, stamps)
-        taken = [f"{name} ({record['from']})" for name, record in read_records(run).items()
+        before = outputs.read_records(run)
+        missing = outputs.settle(run, stages, stamps)
+        taken = [f"{name} ({record['from']})" for name, record in outputs.read_records(run).items()
                  if record.get("from") and name not in before]  # fmt: skip
         if taken:
             print(f"taken over by links: {', '.join(taken)}")
         if missing:
-            targets = [str(record_path(run, name, stamps[name].look)) for name in missing]
+            targets = [str(outputs.record_path(run, name, stamps[name].look)) for name in missing]
             planned = [stage for stage in stages if stage.name in missing]
             if status := _run_snakemake(run, params_file, cores, ablations, targets, planned, lock):
                 return status
@@ -135,61 +119,6 @@ def _needed_by(last: Stage, stages: list[Stage]) -> list[Stage]:
         if stage.name in needed:
             needed |= set(stage.needs)
     return [stage for stage in stages if stage.name in needed]
-
-
-def describe_stages(run: Run, stages: list[Stage], stamps: dict[str, Stamp]) -> str:
-    """Say for each stage whether it is there, is taken over or would run, and why; and for how long in all."""
-    lines, total = [], 0.0
-    known = [read_records(place) for place in (run, *other_runs(run))]
-    for stage in stages:
-        stamp = stamps[stage.name]
-        made = find_made(run, stage.name, stamp.look)
-        if made:
-            how = "is there" if made[0] == run else f"is taken over from runs/{made[0].profile}"
-            lines.append(f"{stage.name:34} {how}")
-            continue
-        records = [records[stage.name] for records in known if stage.name in records]
-        why = min((explain(stamp, record) for record in records), key=len, default=["has not run"])
-        if records and records[0].get("look") == stamp.look:
-            why = [f"{find_broken(run, records[0])} is not as it was written"]
-        seconds = next((record["seconds"] for record in records if "seconds" in record), stage.seconds)
-        total += seconds
-        more = f" and {len(why) - 4} more" if len(why) > 4 else ""
-        lines.append(f"{stage.name:34} runs, about {_clock(seconds)}: {'; '.join(why[:4])}{more}")
-    return "\n".join([*lines, f"about {_clock(total)} in all" if total else "nothing to run"])
-
-
-def branch_run(params_file: str, name: str, overrides: dict[str, Any]) -> Path:
-    """Name another run, with some parameters changed, and return its parameter file, ``runs/<name>/params.yaml``.
-
-    Raises
-    ------
-    DrotError
-        When a run of that name has other parameters.
-    ParamsError
-        See `load_params`.
-    """
-    base = load_params(params_file, {**overrides, "profile": name})
-    run = Run(name)
-    path = run.root / "params.yaml"
-    if name == load_params(params_file).profile or (run.root.exists() and not path.exists()):
-        raise DrotError("a run of this name is there already", where=str(run.root), todo="choose another name for --as")
-    if path.exists() and (there := load_params(path)) != base:
-        old, new = (flatten(params.model_dump(mode="json")) for params in (there, base))
-        differ = [f"{key}: {old.get(key)}, not {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
-        raise DrotError(
-            f"the run of this name has other parameters ({'; '.join(differ)})", where=str(path),
-            todo="choose another name for --as, or remove the folder",
-        )  # fmt: skip
-    values: dict[str, Any] = {"extends": os.path.relpath(resolve(params_file), run.root), "profile": name}
-    for key, value in overrides.items():
-        *above, last = key.split(".")
-        place = values
-        for section in above:
-            place = place.setdefault(section, {})
-        place[last] = value
-    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    return path
 
 
 def _find_stage(stages: list[Stage], name: str) -> Stage:
@@ -308,15 +237,15 @@ def execute(stage: Stage, params_file: str | Path, run: Run, stamp: Stamp | None
     """
     output = stage.output(run)
     unfinished = output.parent / "unfinished" / output.name
-    status, closing = run.work("progress") / f"{stage.name}.json", closing_path(run, stage.name)
+    status, closing = run.work("progress") / f"{stage.name}.json", outputs.closing_path(run, stage.name)
     with exclusive(run.work("running") / f"{stage.name}.lock", wait=False, what=f"running {stage.name}"):
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         write_text(status, json.dumps({"what": "starting", "n": 0, "start_n": 0, "total": 0, "began": 0}))
-        os.environ |= {STATUS: str(status), BATCH: stage.name}
+        os.environ |= {STATUS: str(status), outputs.BATCH: stage.name}
         # Snakemake tells each job's libraries to use one thread; `compute.threads` says how many.
         for name in THREADS:
             os.environ.pop(name, None)
-        begin(run, stage.name)
+        outputs.begin(run, stage.name)
         closing.unlink(missing_ok=True)
         try:
             _run_notebook(stage, str(params_file), unfinished)
@@ -326,10 +255,10 @@ def execute(stage: Stage, params_file: str | Path, run: Run, stamp: Stamp | None
         finally:
             status.unlink(missing_ok=True)
         record = json.loads(closing.read_text(encoding="utf-8")) if closing.exists() else {"files": {}}
-        record["files"] |= list_files(run, [output])
+        record["files"] |= outputs.list_files(run, [output])
         if stamp:
             record |= {"stamp": stamp.value, "look": stamp.look, "inputs": stamp.inputs}
-        finish(run, stage.name, stamp.look if stamp else BY_HAND, record)
+        outputs.finish(run, stage.name, stamp.look if stamp else outputs.BY_HAND, record)
     return output
 
 
