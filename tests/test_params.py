@@ -1,12 +1,14 @@
 """Tests of `params`."""
 
+import re
+
 import pytest
 import yaml
 from conftest import make_endpoint, write_params
 from pydantic import ValidationError
 
 from drot_utils.study.errors import ParamsError
-from drot_utils.study.params import Executor, ModelRef, Params, Respondent, Threshold, load_params
+from drot_utils.study.params import Executor, ModelRef, Params, Respondent, Threshold, load_params, read_overrides
 
 LOCAL = ModelRef(source="package", name="smollm2-135m-instruct")
 
@@ -155,7 +157,7 @@ def test_paper_profile_holds_the_papers_numbers():
         ({"toxicity__scorer": "recorded"}, "needs a value of `recorded`"),
         ({"toxicity__scorer": "model"}, "needs a value of `model`"),
         ({"bias__action": "No country here"}, r"`bias\.action`.*country"),
-        ({"corpus__round_actions": [1]}, "round_actions"),
+        ({"corpus__round_actions": []}, "round_actions"),
         ({"critic__independent_share": 0.0, "evaluation__critic": "independent"}, "above 0"),
         ({"profile": "../escape"}, "profile"),
         ({"judges__filter": "judges", "judges__panel": []}, r"at least one judge in `judges\.panel`"),
@@ -245,3 +247,86 @@ def test_a_key_given_twice_is_refused(tmp_path, text, line, key):
     with pytest.raises(ParamsError, match="twice") as caught:
         load_params(tmp_path / "p.yaml")
     assert "sk-secret" not in str(caught.value)
+
+
+def extend(folder, name, text):
+    path = folder / f"{name}.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_file_may_extend_another_section_by_section(tmp_path):
+    write_params(tmp_path / "base.yaml", "smoke")
+    extend(tmp_path, "mine", "extends: base.yaml\nprofile: mine\nnli: {threshold: 0.4}\n")
+    last = extend(
+        tmp_path, "last", "extends: mine.yaml\nnli: {epochs: 9}\ncritic: {threshold_distill: {precision: 0.7}}\n"
+    )
+    base, params = load_params(tmp_path / "base.yaml"), load_params(last)
+    assert (params.profile, params.nli.threshold, params.nli.epochs) == ("mine", 0.4, 9)
+    assert params.critic.threshold_distill == Threshold(precision=0.7)  # the whole value of a key, not a mixture
+    assert params.nli.base == base.nli.base and params.student == base.student
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: nothing.yaml\n", r"no such parameter file, which .*mine.yaml extends"),
+        ("extends: mine.yaml\n", "mine.yaml extends mine.yaml: a circle"),
+        ("extends: [a.yaml, b.yaml]\n", "expected the name of a file"),
+        ("extends: base.yaml\nnli: 3\n", "`nli`"),
+        ("extends: base.yaml\nnli: {treshold: 0.4}\n", r"unknown key `nli.treshold` \(did you mean `threshold`"),
+    ],
+)
+def test_what_a_file_may_not_extend(tmp_path, text, message):
+    write_params(tmp_path / "base.yaml", "smoke")
+    with pytest.raises(ParamsError, match=message):
+        load_params(extend(tmp_path, "mine", text))
+
+
+def test_files_that_extend_each_other_in_a_circle(tmp_path):
+    extend(tmp_path, "a", "extends: b.yaml\n")
+    with pytest.raises(ParamsError, match=r"b.yaml extends a.yaml extends b.yaml: a circle"):
+        load_params(extend(tmp_path, "b", "extends: a.yaml\n"))
+
+
+def test_overrides_reach_every_key(smoke):
+    changes = {"nli.threshold": 0.4, "student.base.name": "tiny-t5", "corpus.round_actions": [5, 4, 3], "seed": 7}
+    params = load_params("params/smoke.yaml", changes)
+    assert (params.nli.threshold, params.student.base.name, params.seed) == (0.4, "tiny-t5", 7)
+    assert params.corpus.round_actions == [5, 4, 3] and params.critic == smoke.critic
+    whole = load_params("params/smoke.yaml", {"critic.threshold_dataset": {"recall": 0.5}})
+    assert whole.critic.threshold_dataset == Threshold(recall=0.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("nli.treshold", 0.4, r"unknown key `nli.treshold` \(did you mean `threshold`"),
+        ("nlii.threshold", 0.4, "unknown key `nlii.threshold`"),
+        ("nli.threshold.x", 0.4, "unknown key `nli.threshold.x`"),
+        ("nli.threshold", "high", r"`nli.threshold`: Input should be a valid number \(found 'high'\)"),
+        ("nli.threshold", 2, "less than 1"),
+        ("nli", {"threshold": 0.4}, r"`nli` is a whole section.*such as `nli\.base`"),
+        ("corpus.round_actions", [], "at least 1 item"),
+        ("threshold", 0.4, "unknown key `threshold`"),
+    ],
+)
+def test_an_override_that_is_refused(key, value, message):
+    with pytest.raises(ParamsError, match=re.compile(message, re.DOTALL)):
+        load_params("params/smoke.yaml", {key: value})
+
+
+def test_overrides_on_the_command_line_are_yaml():
+    texts = [
+        "nli.threshold=0.4",
+        "critic.learning_rate=1e-4",
+        "corpus.final_actions=null",
+        "corpus.round_actions=[3, 4]",
+    ]
+    assert read_overrides([*texts, "bias.action=Lying = bad in {country}"]) == {
+        "nli.threshold": 0.4, "critic.learning_rate": 1e-4, "corpus.final_actions": None, "corpus.round_actions": [3, 4],
+        "bias.action": "Lying = bad in {country}",
+    }  # fmt: skip
+    for wrong in ("nli.threshold", "=3", "nli.threshold=[3"):
+        with pytest.raises(ParamsError, match="expected key=value"):
+            read_overrides([wrong])

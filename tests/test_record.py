@@ -1,6 +1,7 @@
 """Tests of `record`."""
 
 import json
+import shutil
 import weakref
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import files_and_hashes
 
+from drot_utils.study import outputs
 from drot_utils.study.errors import DataError, ModelError, ParamsError
-from drot_utils.study.paths import Run
+from drot_utils.study.paths import Run, write_text
 from drot_utils.study.record import Study, open_study, release_memory
 
 
@@ -37,8 +40,13 @@ def test_stages_come_together_and_unknown_is_null(smoke):
     close_stage(smoke, "01_a", {"cost_usd": None, "rows": {"in": 3}})
     manifest = json.loads(close_stage(smoke, "02_b", {}))
     assert list(manifest["stages"]) == ["01_a", "02_b"] and manifest["stages"]["01_a"]["cost_usd"] is None
-    assert manifest["parameters"]["profile"] == "smoke" and len(manifest["lock_sha256"]) == 64
-    assert manifest["packages"]["torch"].startswith("2.13.0")
+    stage = manifest["stages"]["02_b"]
+    assert stage["parameters"]["profile"] == "smoke" and stage["parameters"]["nli"]["threshold"] == 0.5
+    machine = stage["machine"]
+    assert machine["packages"]["torch"].startswith("2.13.0") and machine["dtype"] in ("float32", "bfloat16")
+    assert (
+        machine["cpu"] and machine["threads"] >= 1 and machine["device"] == "cpu" and len(machine["lock_sha256"]) == 64
+    )
 
 
 def test_a_stage_run_again_replaces_its_record(smoke):
@@ -52,22 +60,52 @@ def test_the_manifest_is_json_for_every_reader(smoke):
         "mean": float("nan"), "most": np.float64("inf"), "shares": [np.float32("nan"), (0.5, -np.inf)], "rows": np.int64(3),
         "flags": {"any": np.bool_(True), "none": pd.NA}, "column": np.array([1.0, np.nan]), "path": Path("a/b"),
     }  # fmt: skip
+    names = list(odd)
     stage = json.loads(close_stage(smoke, "01_a", odd), parse_constant=pytest.fail)["stages"]["01_a"]
-    assert {name: stage[name] for name in odd if name not in ("seconds", "summary")} == {
+    assert {name: stage[name] for name in names} == {
         "mean": None, "most": None, "shares": [None, [0.5, None]], "rows": 3,
         "flags": {"any": True, "none": None}, "column": [1.0, None], "path": "a/b",
     }  # fmt: skip
 
 
 def test_open_note_close(capsys):
-    study = open_study("04_distill_base", "params/smoke.yaml", "no_critic")
+    study = open_study("04_distill_base", "params/smoke.yaml", variant="no_critic")
     study.account(10, 7, {"nli": 1, "critic": 2})
     study.note_data("data/demo/actions.tsv")
     study.close("seven rows")
     record = json.loads(study.run.manifest.read_text())["stages"]["04_distill_base-no_critic"]
     assert record["rows"] == {"in": 10, "kept": 7, "dropped": {"nli": 1, "critic": 2}}
     assert len(record["data_sha256"]["data/demo/actions.tsv"]) == 64 and record["seed"] == study.params.seed
-    assert capsys.readouterr().out == "04_distill_base-no_critic: seven rows\n"
+    by_hand, done = capsys.readouterr().out.splitlines()
+    assert by_hand == "By hand: writes to runs/smoke-play/, and reads what is not there from runs/smoke/."
+    assert done == "04_distill_base-no_critic: seven rows"
+
+
+def test_by_hand_another_learning_rate_and_the_batch_run_stays(smoke):
+    batch = Run("smoke")
+    for name, stage in (("critic", "02_critic"), ("d0", "04_distill_base")):
+        write_text(batch.data(name), f"batch {name}")
+        outputs.finish(batch, stage, "a1", {"files": outputs.list_files(batch, [batch.data(name)]), "look": "a1"})
+    before = files_and_hashes(batch)
+    study = open_study("02_critic", "params/smoke.yaml", {"critic.learning_rate": 0.5})
+    assert study.params.critic.learning_rate == 0.5 and study.run.data("critic").read_text() == "batch critic"
+    write_text(study.run.data("critic"), "mine")
+    study.close("mine")
+    later = open_study("04_distill_base", "params/smoke.yaml")
+    assert later.run.data("critic").read_text() == "mine" and later.run.data("d0").read_text() == "batch d0"
+    record = outputs.read_records(later.run)["02_critic"]
+    assert record["files"] == {"run/data/critic.parquet": 4} and record["parameters"]["critic"]["learning_rate"] == 0.5
+    assert files_and_hashes(batch) == before
+    shutil.rmtree(later.run.root)
+    assert open_study("04_distill_base", "params/smoke.yaml").run.data("critic").read_text() == "batch critic"
+
+
+def test_a_notebook_of_the_runner_writes_into_its_run(monkeypatch, capsys):
+    monkeypatch.setenv(outputs.BATCH, "02_critic")
+    study = open_study("02_critic", "params/smoke.yaml")
+    study.close("done")
+    assert study.run == Run("smoke") and capsys.readouterr().out == "02_critic: done\n"
+    assert outputs.closing_path(study.run, "02_critic").exists() and not study.run.manifest.exists()
 
 
 def test_rows_must_add_up(study):

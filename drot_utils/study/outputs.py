@@ -62,14 +62,15 @@ def finish(run: Run, stage: str, look: str, record: dict[str, Any]) -> None:
 def list_files(run: Run, paths: list[Path]) -> dict[str, int]:
     """Return the files among `paths` and below them that are results of a run, by name, with their sizes.
 
-    Unfinished work and what lies elsewhere is left out.
+    Unfinished work, records and what lies elsewhere is left out.
     """
     found = {}
     for path in paths:
         for file in path.rglob("*") if path.is_dir() else [path]:
             for kind, folder in _places(run).items():
-                if file.is_file() and file.is_relative_to(folder) and not file.is_relative_to(run.work("")):
-                    found[f"{kind}/{file.relative_to(folder).as_posix()}"] = file.stat().st_size
+                name = file.relative_to(folder).as_posix() if file.is_relative_to(folder) else ""
+                if file.is_file() and name and not name.startswith(("work/", "stages/", "manifest.json")):
+                    found[f"{kind}/{name}"] = file.stat().st_size
     return dict(sorted(found.items()))
 
 

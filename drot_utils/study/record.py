@@ -25,7 +25,7 @@ from drot_utils import __version__
 from drot_utils.study.errors import DataError, ModelError
 from drot_utils.study.outputs import BATCH, BY_HAND, closing_path, finish, list_files, overlay
 from drot_utils.study.params import Compute, Params, load_params
-from drot_utils.study.paths import WRITTEN, Run, resolve, sha256, to_json, write_text
+from drot_utils.study.paths import ROOT, WRITTEN, Run, resolve, sha256, to_json, write_text
 
 #: Packages whose versions the manifest names.
 PACKAGES = [
@@ -148,10 +148,11 @@ class Study:
         return os.environ.get(BATCH) != self.stage
 
     def _describe_machine(self) -> dict[str, Any]:
+        lock = ROOT / "requirements" / "core.txt"
         return {
             "cpu": name_processor(), "device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(), "platform": platform.platform(), "python": platform.python_version(),
-            "drot_utils": __version__, "packages": {name: metadata.version(name) for name in PACKAGES},
+            "drot_utils": __version__, "lock_sha256": sha256(lock) if lock.exists() else None, "packages": {name: metadata.version(name) for name in PACKAGES},
         }  # fmt: skip
 
 
