@@ -1,4 +1,4 @@
-"""The study from the command line: ``python -m drot_utils run | plan | answers | stage``."""
+"""The study from the command line: ``python -m drot_utils run | compare | plan | answers | stage``."""
 
 import argparse
 import io
@@ -54,6 +54,8 @@ def _make_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--tflops", type=float, help="effective TFLOP/s of one GPU; by default what the paper's hours imply"
     )
+    compare = add("compare", _compare, "show what differs between finished runs, and table 2 of each side by side")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="such as demo nli04")
     answers = add("answers", _exchange_answers, "publish the answers of endpoints as JSON lines, or take some over")
     answers.add_argument("what", choices=["export", "import"])
     answers.add_argument("cache", type=Path, help="such as runs/demo/data/answers.sqlite")
@@ -78,6 +80,13 @@ def _run_stage(options: argparse.Namespace) -> int:
     from drot_utils.study.runner import run_stage
 
     run_stage(options.stage, options.params_file, options.look)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from drot_utils.report.tables import compare_runs
+
+    print(compare_runs(options.runs))
     return 0
 
 

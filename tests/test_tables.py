@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 
 from drot_utils.report import tables
-from drot_utils.study.paths import ROOT, Run
+from drot_utils.study import outputs
+from drot_utils.study.errors import DrotError
+from drot_utils.study.paths import ROOT, Run, write_text
 
 
 def test_three_files_and_an_unknown_value_is_empty():
@@ -96,3 +98,26 @@ def test_every_latex_table_compiles(tmp_path):
 def test_an_unknown_interval_is_left_out():
     frame = pd.DataFrame({"vld": [0.41], "vld_low": [np.nan], "vld_high": [np.nan]})
     assert tables.with_intervals(frame, ["vld"])["vld"].tolist() == ["0.41"]
+
+
+def test_runs_side_by_side(monkeypatch):
+    for name, vld, threshold in (("demo", 0.5, 0.5), ("nli04", 0.6, 0.4)):
+        run = Run(name)
+        models = ["distill_final", "base"] if name == "demo" else ["base", "self_distill_1", "distill_final"]
+        table = pd.DataFrame({"model": models, "auto_vld": vld, "auto_vld_low": vld - 0.1, "auto_vld_high": vld + 0.1})
+        write_text(run.figures / "table2.csv", table.assign(paper_auto_vld=0.8).to_csv(index=False))
+        parameters = {"nli": {"threshold": threshold, "epochs": 3}, "stage": {"round": 1}}
+        outputs.finish(run, "07_evaluation", name, {"inputs": {"parameters": parameters}})
+    assert tables.compare_runs(["demo", "nli04"]).splitlines() == [
+        "| parameter     | demo   | nli04   |",
+        "|:--------------|:-------|:--------|",
+        "| nli.threshold | 0.5    | 0.4     |",
+        "",
+        "| model          | auto_vld demo     | auto_vld nli04    |",
+        "|:---------------|:------------------|:------------------|",
+        "| base           | 0.50 [0.40, 0.60] | 0.60 [0.50, 0.70] |",
+        "| self_distill_1 |                   | 0.60 [0.50, 0.70] |",
+        "| distill_final  | 0.50 [0.40, 0.60] | 0.60 [0.50, 0.70] |",
+    ]
+    with pytest.raises(DrotError, match=r"(?s)no table 2.*choose among: demo, nli04"):
+        tables.compare_runs(["demo", "smoke"])

@@ -1,10 +1,14 @@
 """Tables for the paper: one frame, three files (CSV for programs, LaTeX and Markdown for people)."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from drot_utils.study.errors import DrotError
+from drot_utils.study.graph import in_order
+from drot_utils.study.outputs import flatten, read_records
 from drot_utils.study.paths import Run, write_text
 
 #: What would end a line or is no character to be printed, and what else stands for something in LaTeX and in Markdown.
@@ -43,6 +47,38 @@ def with_intervals(frame: pd.DataFrame, metrics: list[str], decimals: int = 2) -
         out[metric] = [_fold(*values, decimals) for values in frame[[metric, *ends]].itertuples(index=False)]
         out = out.drop(columns=ends)
     return out
+
+
+def compare_runs(names: Sequence[str]) -> str:
+    """Return what differs in the parameters of finished runs, and table 2's automatic metrics side by side, as Markdown.
+
+    Raises
+    ------
+    DrotError
+        For a run without a table 2.
+    """
+    differ, side = {}, pd.DataFrame({"model": []})
+    for name in names:
+        run = Run(name)
+        path = run.figures / "table2.csv"
+        if not path.exists():
+            there = ", ".join(sorted(p.parent.name for p in run.figures.parent.glob("*/table2.csv"))) or "none yet"
+            raise DrotError("this run has no table 2", where=name, todo=f"finish it, or choose among: {there}")
+        table = pd.read_csv(path)
+        metrics = [column for column in table if column.startswith("auto_") and f"{column}_low" in table]
+        folded = with_intervals(table, metrics)[["model", *metrics]]
+        side = side.merge(
+            folded.rename(columns={metric: f"{metric} {name}" for metric in metrics}), on="model", how="outer"
+        )
+        for record in read_records(run).values():
+            for key, value in flatten(record.get("inputs", {}).get("parameters", {})).items():
+                if not key.startswith("stage."):
+                    differ.setdefault(key, {})[name] = str(value)
+    different = pd.DataFrame({k: v for k, v in differ.items() if len({v.get(n) for n in names}) > 1}).T
+    ordered = side.set_index("model").loc[in_order(side["model"])].reset_index()
+    by_metric = sorted(ordered.columns[1:], key=lambda column: metrics.index(column.split()[0]))
+    parts = [different.reset_index(names="parameter"), ordered[["model", *by_metric]]]
+    return "\n\n".join(round_table(part).to_markdown(index=False, disable_numparse=True) for part in parts)
 
 
 def _fold(mean: float, low: float, high: float, decimals: int) -> str:
