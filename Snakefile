@@ -13,7 +13,7 @@ PARAMS_FILE = config.get("params_file", "params/demo.yaml")
 PARAMS_FILE = PARAMS_FILE[0] if isinstance(PARAMS_FILE, list) else str(PARAMS_FILE)
 PARAMS = load_params(PARAMS_FILE)
 RUN = Run(PARAMS.profile)
-refuse_braces(RUN.root, PARAMS_FILE)
+refuse_braces(RUN.root)
 STAGES = list_stages(PARAMS, ablations=True if config.get("ablations") else None)
 STAMPS = stamp_stages(STAGES, PARAMS)
 TARGETS = {stage.name: record_path(RUN, stage.name, STAMPS[stage.name].look) for stage in STAGES}

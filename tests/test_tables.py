@@ -79,7 +79,7 @@ def test_every_latex_table_compiles(tmp_path):
     run = Run("smoke")
     tables.save_table(nasty_frame(), run, "nasty", "95% of {country}, x_y & ^ ~ # $ \\ |")
     tables.save_table(nasty_frame().iloc[:0], run, "empty", "No rows: 0%.")
-    paths = [*sorted((ROOT / "figures" / "demo").glob("*.tex")), *sorted(run.figures.glob("*.tex"))]
+    paths = [*sorted((ROOT / "figures" / "reference").glob("*.tex")), *sorted(run.figures.glob("*.tex"))]
     assert len(paths) > 20
     inputs = "\n\\clearpage\n".join(path.read_text(encoding="utf-8") for path in paths)
     document = tmp_path / "all.tex"

@@ -237,9 +237,9 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def refuse_braces(*paths: str | Path) -> None:
-    """Raise a `DrotError` where a path that the runner gets holds a brace: Snakemake reads ``{name}`` as a placeholder."""
-    for path in (ROOT, *paths):
+def refuse_braces(folder: Path) -> None:
+    """Raise a `DrotError` where the checkout or a run's folder holds a brace: Snakemake reads ``{name}`` as a placeholder."""
+    for path in (ROOT, folder):
         if set("{}") & set(str(path)):
             raise DrotError(
                 "a path with a brace, which the runner (Snakemake) takes for a placeholder",

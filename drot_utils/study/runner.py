@@ -57,7 +57,7 @@ def run_study(
     stamps = stamp_stages(stages, params)
     if until:
         stages = _needed_by(_find_stage(stages, until), stages)
-    refuse_braces(run.root, params_file)
+    refuse_braces(run.root)
     if dry:
         print(outputs.describe_stages(run, stages, stamps))
         return 0
@@ -207,7 +207,7 @@ def run_stage(name: str, params_file: str, look: str | None = None) -> None:
     """Execute the stage of that name (see `execute`); a `DrotError` where there is none, or its stamp is not `look`."""
     params = load_params(params_file)
     run = Run(params.profile)
-    refuse_braces(run.root, params_file)
+    refuse_braces(run.root)
     # The ablations change the stamp of what comes after them: with them or without, as planned.
     for stages in (list_stages(params), list_stages(params, ablations=True)):
         if name in {stage.name for stage in stages}:
