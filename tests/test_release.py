@@ -70,3 +70,13 @@ def test_cards_of_other_corpora_do_not_claim_the_demos_licence(candidates):
     assert "| `rot` | as in the actions' corpus |" in card and "text2text" in student.model_card(
         "x", None, 1, 1, True, params
     )
+
+
+def test_rows_of_a_student_none_of_whose_texts_parses_do_not_spoil_the_export(candidates, actions, smoke, tmp_path):
+    ids = actions["action_id"].head(2).repeat(3).to_numpy()
+    rows = empty_columns(candidates.assign(action_id=ids))
+    nothing = empty_columns(candidates.assign(action_id=ids, context=None, rationale=None))
+    together = pd.concat([rows, nothing], ignore_index=True)
+    kept = together[together["context"].notna()].reset_index(drop=True)
+    release.export_drot(kept, actions, smoke, 0.5, tmp_path)
+    assert pd.read_parquet(tmp_path / "d-rot.parquet")["context"].tolist() == kept["context"].tolist()

@@ -73,8 +73,12 @@ def make_table(rows: list, columns: dict[str, str]) -> pd.DataFrame:
 
 
 def empty_columns(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return `frame` with the columns of `CANDIDATES` that it lacks added as nulls, in order."""
-    return frame.reindex(columns=CANDIDATES.names)
+    """Return `frame` with the columns of `CANDIDATES` that it lacks added as nulls, in order.
+
+    Texts are of pandas' kind for texts also where all are null, as of a student none of whose texts parses.
+    """
+    texts = [field.name for field in CANDIDATES if pa.types.is_string(field.type)]
+    return frame.reindex(columns=CANDIDATES.names).astype(dict.fromkeys(texts, "str"))
 
 
 def write_candidates(frame: pd.DataFrame, path: Path) -> Path:
