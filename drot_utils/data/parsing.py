@@ -90,9 +90,6 @@ _KINDS = {
     "action": "action",
 }
 _NAMES = "|".join(_KINDS.values())
-_BEFORE = (
-    r"(?:(?:here(?:['’]s| is| are)|the|my|a|an|one|possible|example|first|modified|more|less|(?:un)?ethical)\s){0,4}"
-)
 _NUMBER = r"(?:\s?[#(\[]?(?P<number>\d{1,2}|[A-C])\b[)\].]?)?"
 _CLAUSE = r"(?:\s?\([^()]{1,60}\))?(?:\s(?:in which|where|why|for|that|behind)\b[^:：*]{1,80}(?=[:：*]))?"
 _COLON = r"[*_`\"”'’\])]*+\s*+[:：][*_`\"”'’]*+"
@@ -100,7 +97,8 @@ _COLON = r"[*_`\"”'’\])]*+\s*+[:：][*_`\"”'’]*+"
 _PREFIX = re.compile(rf"{SIGNS}(?:(?:\d{{1,3}}|[A-Ca-c])[.):]{SIGNS})*+")
 #: A label that begins a line: with a colon, with a dash after a blank, or with nothing after it.
 _LABEL = re.compile(
-    rf"{_BEFORE}(?P<name>{_NAMES})\b{_NUMBER}{_CLAUSE}(?:{_COLON}|[*_`]*+\s++[-–—](?=\s)|[*_`\"”'’]*+(?P<bare>\s*+)$)",
+    r"(?:(?:here(?:['’]s| is| are)|the|my|an?|one|possible|example|first|modified|more|less|(?:un)?ethical)\s){0,4}"
+    rf"(?P<name>{_NAMES})\b{_NUMBER}{_CLAUSE}(?:{_COLON}|[*_`]*+\s++[-–—](?=\s)|[*_`\"”'’]*+(?P<bare>\s*+)$)",
     re.IGNORECASE,
 )
 #: A label within a line: what cannot be a word of the sentence, as it has a capital, signs, or a stop before it.

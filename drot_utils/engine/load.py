@@ -91,11 +91,9 @@ def load_folder(
         model = KINDS[kind].from_pretrained(place, revision=revision, use_safetensors=True, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no safetensors weights could be loaded ({str(error).splitlines()[0]})",
-            where=str(place),
-            todo="check the name, revision and connection; pickled weights are refused: take a revision with safetensors",
-        ) from error
+        found = f"no safetensors weights could be loaded ({str(error).splitlines()[0]})"
+        todo = "check the name, revision and connection; pickled weights are refused: take a revision with safetensors"
+        raise ModelError(found, where=str(place), todo=todo) from error
     _complete_tokens(model, tokenizer, kind, place)
     fit_embeddings(model, tokenizer)
     if kind == "causal":

@@ -49,10 +49,9 @@ BATCH = 32  # prompts a local model reads at once
 
 @dataclass
 class Panel:
-    """The judges of the parameters. `score` is that of a `critic.Critic`: the probability that a context is valid.
+    """The judges of the parameters, who `score` as a `critic.Critic` does: the probability that a context is valid.
 
-    Reliabilities are found once (notebook 12): a context's score must not depend on what else is scored. Without any, they
-    are found on that.
+    Their reliabilities are found once (notebook 12), so that a score does not depend on what else is scored.
     """
 
     study: Study
@@ -73,10 +72,7 @@ class Panel:
         return pd.concat(parts, ignore_index=True)[["row", "judge", *ITEM, "score", "raw"]]
 
     def score(self, rows: pd.DataFrame) -> np.ndarray:
-        """Return the judges' scores of rows with the columns `ITEM`, merged by `judges.aggregate`, shape (rows,).
-
-        NaN (null) where there is no context, or no judge gave a score.
-        """
+        """Return the judges' merged scores of rows with `ITEM`, shape (rows,); NaN without a context or a score."""
         rows = rows.reset_index(drop=True)
         if rows.empty:
             return np.zeros(0)
@@ -147,9 +143,9 @@ def gather_scores(study: Study, shown: pd.DataFrame, answers: pd.DataFrame) -> p
 
 
 def panel_thresholds(study: Study, shown: pd.DataFrame, scores: np.ndarray) -> dict[str, float]:
-    """Apply the critic's threshold rules (`choose_thresholds`) to the panel's scores of the dev contexts shown to it.
+    """Apply the critic's threshold rules (`choose_thresholds`) to the panel's scores (if any) of dev contexts.
 
-    Contexts without a score (NaN) are left out. Empty when the panel neither filters nor evaluates.
+    Empty when the panel neither filters nor evaluates.
     """
     if "judges" not in (study.params.judges.filter, study.params.evaluation.critic):
         return {}

@@ -64,8 +64,8 @@ def plan_run(params: Params, rate: float = PAPER_RATE) -> pd.DataFrame:
     rows.append(("critic", "contexts", scored, scored * pair, 2 * critic))
     table = pd.DataFrame(rows, columns=["stage", "unit", "count", "tokens", "operations"])
     table["gpu_hours"] = table["tokens"] * table.pop("operations") / rate / 3600
-    sums = table[["tokens", "gpu_hours"]].sum()
-    return pd.concat([table, pd.DataFrame([{"stage": "all", "unit": "", **sums}])], ignore_index=True)
+    table.loc[len(table)] = {"stage": "all", "unit": "", **table[["tokens", "gpu_hours"]].sum()}
+    return table
 
 
 def _size(ref: ModelRef) -> float:
@@ -133,16 +133,15 @@ def say_requests(params: Params) -> str:
 
 def warn_refused(params: Params) -> list[str]:
     """Return a sentence for each model of an endpoint that is known to refuse settings that it would be sent."""
-    prices, warnings = read_prices(params.requests.prices), []
-    asked = _list_asked(params, [STAND_IN], [STAND_IN], [(STAND_IN, 1, STAND_IN_CONTEXT)])
-    for name, (endpoint, body) in {name: (endpoint, bodies[0]) for _, name, endpoint, bodies in asked}.items():
-        refused = prices.list_refused(body, endpoint.names)
+    prices, warnings = read_prices(params.requests.prices), {}
+    for _, name, endpoint, bodies in _list_asked(params, [STAND_IN], [STAND_IN], [(STAND_IN, 1, STAND_IN_CONTEXT)]):
+        refused = prices.list_refused(bodies[0], endpoint.names)
         if refused and not (endpoint is params.teacher.endpoint and params.teacher.recorded):
-            warnings.append(
+            warnings[name] = (
                 f"Warning: {endpoint.model} ({name}) is known to refuse {', '.join(refused)}: set them to null in `teacher`, "
                 "or in `names` of the endpoint. It thinks before it answers, which takes tokens of `max_tokens`, too."
             )
-    return warnings
+    return list(warnings.values())
 
 
 def _list_asked(
