@@ -143,10 +143,7 @@ def gather_scores(study: Study, shown: pd.DataFrame, answers: pd.DataFrame) -> p
 
 
 def panel_thresholds(study: Study, shown: pd.DataFrame, scores: np.ndarray) -> dict[str, float]:
-    """Apply the critic's threshold rules (`choose_thresholds`) to the panel's scores (if any) of dev contexts.
-
-    Empty when the panel neither filters nor evaluates.
-    """
+    """Apply the critic's rules to the panel's scores of dev contexts; nothing if it neither filters nor evaluates."""
     if "judges" not in (study.params.judges.filter, study.params.evaluation.critic):
         return {}
     seen = shown["part"].eq("dev").to_numpy() & ~np.isnan(scores)

@@ -376,9 +376,8 @@ def load_params(path: str | Path) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(map(_explain, error.errors()))
         todo = "params/demo.yaml shows every key with its meaning"
-        raise ParamsError(problems, where=str(path), todo=todo) from error
+        raise ParamsError("; ".join(map(_explain, error.errors())), where=str(path), todo=todo) from error
 
 
 def read_yaml(path: Path) -> Any:
