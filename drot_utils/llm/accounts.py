@@ -94,14 +94,12 @@ class Accounts:
         self.billed = sum(self.prices.cost(*line) for line in spent)
         cost = forecast(requests, self.endpoint, self.settings, self.cache).cost_usd
         if cost is None:
-            found = "a budget is set, but nothing limits the answers"
             todo = "give the requests `max_tokens`, or set `requests.budget_usd: null`"
-        elif self.billed + cost > limit:
+            raise BudgetError("a budget is set, but nothing limits the answers", where="requests.budget_usd", todo=todo)
+        if self.billed + cost > limit:
             found = f"this would cost about ${cost:,.4f}; of ${limit:,.2f}, ${self.billed:,.4f} are spent"
             todo = "raise the budget, or ask for less (fewer actions, fewer choices, a smaller max_tokens); nothing was asked"
-        else:
-            return
-        raise BudgetError(found, where="requests.budget_usd", todo=todo)
+            raise BudgetError(found, where="requests.budget_usd", todo=todo)
 
     def check_budget(self) -> None:
         """Stop with a `BudgetError` when the budget is spent; what is under way then may pass it."""

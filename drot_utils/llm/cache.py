@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from drot_utils.study.errors import DataError, StorageError
 from drot_utils.study.paths import Run, atomic, exclusive, file_system
@@ -53,9 +53,7 @@ class Answer:
 
     text: str
     finish: str | None = None
-    prompt_tokens: int | None = (
-        None  # a prompt is billed once a response: counted for its first choice, 0 for the others
-    )
+    prompt_tokens: int | None = None  # a prompt is billed once a response: with its first choice, else 0
     completion_tokens: int | None = None  # shared out over a response's choices by their lengths
     answered_by: str | None = None  # the server's name of the model
 
@@ -185,9 +183,7 @@ class Cache:
                 found = f"the cache could not be written ({error}); what was in it is kept"
                 todo = "check that it may be written, the disk has room and no other program holds it, then run again"
                 raise StorageError(found, where=str(self.path), todo=todo) from error
-            todo = (
-                "move the file away and import your export of it, if you have one (python -m drot_utils answers import)"
-            )
+            todo = "move the file away and import your export, if you have one (python -m drot_utils answers import)"
             raise DataError(f"is damaged, or no cache ({error})", where=str(self.path), todo=todo) from error
 
 
@@ -238,15 +234,12 @@ def import_lines(cache: Cache, file: Path) -> tuple[int, int]:
 
     A `DataError` names the first line that is no answer; nothing of the file was taken over then.
     """
-    new = total = 0
-    with cache.transaction():
-        for request, number, answer in _read_lines(file):
-            new += cache.put([(request, {number: answer})])
-            total += 1
-    return new, total - new
+    items = list(_read_lines(file))
+    new = cache.put(items)
+    return new, len(items) - new
 
 
-def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any], int, Answer]]:
+def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any], dict[int, Answer]]]:
     number = 0
     try:
         with file.open(encoding="utf-8-sig") as handle:
@@ -264,11 +257,12 @@ def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any], int, Answer]]:
         raise DataError(found, where=f"{file}, line {max(1, number)}", todo=todo) from error
 
 
-def _read_answer(request: Any, choice: Any, **values: Any) -> tuple[dict[str, Any], int, Answer]:
-    answer = Answer(**values)
-    texts, counts = (answer.finish, answer.answered_by), (answer.prompt_tokens, answer.completion_tokens)
-    if not isinstance(request, dict) or type(choice) is not int or choice < 0 or not isinstance(answer.text, str):
-        raise ValueError("expected an object `request`, a number `choice` and a text `text`")
-    if not all(isinstance(t, str | None) for t in texts) or not all(type(c) in (int, type(None)) for c in counts):
-        raise ValueError("expected texts in `finish` and `answered_by` and whole numbers of tokens, or null")
-    return request, choice, answer
+def _read_answer(request: Any, choice: Any, **values: Any) -> tuple[dict[str, Any], dict[int, Answer]]:
+    answer, types = Answer(**values), get_type_hints(Answer)
+    if not isinstance(request, dict) or type(choice) is not int or choice < 0:
+        raise ValueError("expected an object `request` and a number `choice`")
+    if wrong := [
+        name for name, value in vars(answer).items() if isinstance(value, bool) or not isinstance(value, types[name])
+    ]:
+        raise ValueError(f"expected a text `text`, texts or null, and whole numbers or null, not this `{wrong[0]}`")
+    return request, {choice: answer}

@@ -155,9 +155,8 @@ class _Asking:
     async def _wind_up(self, tasks: list[asyncio.Task], seconds: float) -> None:
         # What waits is stopped; what is under way was paid for, so it has some time to arrive.
         self.stopping = self.server.closing = True
-        for task in tasks:
-            if task not in self.server.under_way:
-                task.cancel()
+        for task in set(tasks) - self.server.under_way:
+            task.cancel()
         await asyncio.wait(tasks, timeout=seconds)
         for task in tasks:
             task.cancel()
@@ -175,10 +174,9 @@ class _Asking:
         """Ask for one request until nothing of it is missing."""
         try:
             # Until one request is answered the others wait: a wrong key, address or setting costs one request, not sixty.
-            if not self.server.answered:
-                async with self.first:
-                    while work.missing and not self.server.answered:
-                        await self._ask(work)
+            async with self.first:
+                while work.missing and not self.server.answered:
+                    await self._ask(work)
             while work.missing:
                 await self._ask(work)
         except Fault as fault:

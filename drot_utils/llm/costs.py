@@ -15,7 +15,6 @@ from drot_utils.study.params import Endpoint, Requests, Section, Setting, read_y
 from drot_utils.study.paths import resolve
 
 ENOUGH = 20  # answers of a model in the cache from which their mean length is taken for the next ones'
-SAMPLE = 2000  # requests whose tokens are counted; of more, these stand for all
 BYTES_A_TOKEN = 4  # English text under current tokenizers; an estimate, and said to be one
 FRAME = 4  # tokens around a message, and to open the answer
 _ANSWERS = (
@@ -75,13 +74,10 @@ def read_prices(path: str) -> Prices:
     place = resolve(path)
     try:
         return Prices(TypeAdapter(dict[str, Price]).validate_python(read_yaml(place) or {}), path)
-    except FileNotFoundError as error:
-        todo = "point `requests.prices` at one; data/prices.yaml is ours"
-        raise ParamsError("no such table of prices", where=str(place), todo=todo) from error
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         why = f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}" if first else error
-        todo = "an entry has input, output, batch (a share, or null), as_of and source; see data/prices.yaml"
+        todo = "let `requests.prices` name one, as data/prices.yaml is: an entry has input, output, batch, as_of and source"
         raise ParamsError(f"is no table of prices ({why})", where=str(place), todo=todo) from error
 
 
@@ -106,8 +102,7 @@ def forecast(
     prices = read_prices(settings.prices)
     works = list_missing(requests, [request_key(r) for r in requests], cache, refresh=settings.cache == "refresh")
     choices = sum(len(work.missing) for work in works)
-    sample = works[:: max(1, len(works) // SAMPLE)]
-    prompt = round(sum(count_prompt(work.request) for work in sample) * len(works) / max(1, len(sample)))
+    prompt = sum(count_prompt(work.request) for work in works)
     answers, mean = cache.query(_ANSWERS, endpoint.model)[0] if cache else (0, None)
     most = [work.request.get("max_tokens") for work in works]
     if answers >= ENOUGH:

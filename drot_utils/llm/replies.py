@@ -116,17 +116,8 @@ def list_choices(reply: dict[str, Any]) -> list[tuple[str, str | None]]:
 def read_reply(work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> tuple[dict[int, Answer], bool]:
     """Number the choices of a reply to what was `sent` for `work`; those that came are no longer missing there.
 
-    Returns
-    -------
-    choices : dict of Answer
-        By number.
-    fewer : bool
-        Whether the server gave fewer different choices than it was asked for.
-
-    Raises
-    ------
-    Fault
-        As `list_choices` does; nothing is changed then.
+    Returns them by number, and whether the server gave fewer different ones than it was asked for. A `Fault` as from
+    `list_choices` changes nothing.
     """
     asked, given = sent.get("n", 1), reply.get("choices")
     given = given[:asked] if isinstance(given, list) else []
@@ -151,9 +142,8 @@ def read_reply(work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> tuple
 
 def is_broken(choice: Any) -> bool:
     """Say whether a choice of a reply is an error in an answer's place."""
-    return isinstance(choice, dict) and (
-        bool(choice.get("error")) or str(choice.get("finish_reason")).lower() in BROKEN
-    )
+    said = choice if isinstance(choice, dict) else {}
+    return bool(said.get("error")) or str(said.get("finish_reason")).lower() in BROKEN
 
 
 def _as_text(value: Any) -> str | None:
