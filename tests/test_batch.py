@@ -243,11 +243,11 @@ def test_a_batch_is_written_down_before_it_is_sent(cache):
     assert noted == [(line["custom_id"], work.key, "[0, 1]") for line, work in zip(lines, works, strict=True)]
     assert lines[0]["url"] == "/v1/chat/completions"
     assert [line["body"] for line in lines] == [work.outgoing() for work in works]
-    later, elsewhere = (open_batches([], Cache(cache.path), kind=kind) for kind in ("chat", "completions"))
-    assert later.list_open() == [(token, None)] and elsewhere.list_open() == []
+    assert cache.query("SELECT * FROM batches") == [(token, batches.place, None)]
+    assert open_batches([], cache, kind="completions").place != batches.place
     kept = [json.loads(body) for (body,) in cache.query("SELECT body FROM requests")]
     assert {name: value for name, value in works[1].request.items() if name != "n"} in kept
-    assert batches.note_id(token, "batch-1") == "batch-1" and later.list_open() == [(token, "batch-1")]
+    assert batches.note_id(token, "batch-1") == "batch-1"
+    assert cache.query("SELECT * FROM batches") == [(token, batches.place, "batch-1")]
     batches.forget(token)
-    assert later.list_open() == []
-    assert cache.query("SELECT count(*) FROM lines") == [(0,)]
+    assert cache.query("SELECT * FROM batches") == cache.query("SELECT * FROM lines") == []

@@ -149,7 +149,7 @@ class Accounts:
     def decline(self, work: Work, sent: dict[str, Any], no: Declined) -> None:
         """Keep a server's no to what a request says as the answer to all its choices; who read the prompt may bill it."""
         with self.cache.transaction():
-            refused = dict.fromkeys(work.missing, Answer("", REFUSED + no.reason, 0, 0))
+            refused = dict.fromkeys(work.missing, Answer("", f"{REFUSED}{no}", 0, 0))
             self.cache.put([(work.request, refused)], replace=self.anew)
             self._bill(UNMETERED, bound_tokens(sent)[0], 0)
         self.unmetered += 1

@@ -40,7 +40,9 @@ class Batches:
 
     async def ask(self) -> None:
         """Ask until nothing is missing; an `EndpointError` when the server refuses, or batch after batch brings nothing."""
-        batches, idle = self.list_open(), -1
+        # Those that an earlier run handed in at this place, or had written down, and did not take in.
+        batches = self.cache.query("SELECT token, id FROM batches WHERE place = ? ORDER BY token", self.place)
+        idle = -1
         try:
             while True:
                 self.progressed = False
@@ -162,8 +164,8 @@ class Batches:
             self.accounts.take(work, sent, body)
         elif status >= 400:
             raise read_status(status, body, self.endpoint, f"line {values['custom_id']}")
-        elif (reason := find_content(error)) is not None:
-            raise Declined(reason)
+        elif code := find_content(error):
+            raise Declined(code)
         else:
             raise Fault(f"batch: {error.get('code')}", str(error.get("message")), billed=False)
 
@@ -185,10 +187,6 @@ class Batches:
         """Write down the server's number of a batch, and return it."""
         self.cache.query("UPDATE batches SET id = ? WHERE token = ?", number, token)
         return number
-
-    def list_open(self) -> list[tuple[str, str | None]]:
-        """Return the mark and number of each batch that went to this place and of which nothing was taken in yet."""
-        return self.cache.query("SELECT token, id FROM batches WHERE place = ? ORDER BY token", self.place)
 
     def forget(self, token: str) -> None:
         """Strike a batch off."""

@@ -192,11 +192,6 @@ def cache_file(run: Run) -> Path:
     return run.root / "data" / "answers.sqlite"
 
 
-def open_cache(run: Run) -> Cache:
-    """Open the cache of a run."""
-    return Cache(cache_file(run))
-
-
 def _body(request: dict[str, Any]) -> str:
     body = {name: value for name, value in request.items() if name != "n"}
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

@@ -7,7 +7,7 @@ asked again by the `openai` client (see `server`); what comes is kept and counte
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from aiolimiter import AsyncLimiter
@@ -84,21 +84,16 @@ def _check_may_ask(works: list[Work], count: int, endpoint: Endpoint, settings: 
 
 def _run_in_thread(asking: "_Asking", progress: Progress) -> None:
     """Ask in a thread; this one shows how far it is, and gets Ctrl-C."""
-    what = progress.what
-
-    def show() -> None:
-        progress.update(asking.accounts.done - (progress.n - progress.start_n))
-        progress.say(f"{what} ({asking.accounts.note})" if asking.accounts.note else what)
-
+    what, accounts, over = progress.what, asking.accounts, False
     with ThreadPoolExecutor(1, "asking") as pool:
-        future: Future = pool.submit(asyncio.run, asking.run())
+        future = pool.submit(asyncio.run, asking.run())
         try:
-            while not wait([future], LOOK).done:
-                show()
-            show()
+            while not over:
+                over = wait([future], LOOK).done
+                progress.update(accounts.done - (progress.n - progress.start_n))
+                progress.say(f"{what} ({accounts.note})" if accounts.note else what)
         except BaseException:
             asking.stop()
-            wait([future])
             raise
     future.result()
 

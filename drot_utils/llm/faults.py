@@ -51,11 +51,8 @@ class Fault(Exception):
         return f"{self.kind}: {self.detail}" if self.detail else self.kind
 
 
-@dataclass(eq=False)
 class Declined(Exception):
-    """A server's no to what one request says: that one has no answer, the others may have."""
-
-    reason: str  # the server's code
+    """A server's no to what one request says, with its code: that one has no answer, the others may have."""
 
 
 class Refusal(EndpointError):
@@ -69,16 +66,12 @@ class Refusal(EndpointError):
 def read_status(status: int, body: Any, endpoint: Endpoint, asked: str) -> Fault:
     """Return the fault of an error status (400 and above), with a body as `open_error` takes it.
 
-    Raises
-    ------
-    Declined
-        When this request is refused for its content.
-    Refusal
-        When asking again is no use: what was `asked`, in these words, what came back and what to do.
+    `Declined` when this request is refused for its content; a `Refusal` when asking again is no use: what was `asked`, in
+    these words, what came back and what to do.
     """
     error, said = open_error(body), say_error(body)
-    if status in (400, 403, 422) and (reason := find_content(error, words=status != 403)):
-        raise Declined(reason)
+    if status in (400, 403, 422) and (code := find_content(error, words=status != 403)):
+        raise Declined(code)
     quota = error.get("code") in QUOTA or error.get("type") in QUOTA
     if (status in TRANSIENT or status >= 500) and not quota:
         return Fault(f"HTTP {status}", said, overload=status in OVERLOAD, billed=False)

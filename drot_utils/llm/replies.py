@@ -72,8 +72,7 @@ def list_missing(
     """Return the work that the cache leaves to do, each request once; with `refresh` or without one it counts as empty."""
     wanted: dict[str, dict[str, Any]] = {}
     for key, request in zip(keys, requests, strict=True):
-        if key not in wanted or request.get("n", 1) > wanted[key].get("n", 1):
-            wanted[key] = request
+        wanted[key] = max(wanted.get(key, request), request, key=lambda body: body.get("n", 1))
     present = {} if refresh or cache is None else cache.read(wanted)
     works = [
         Work(key, request, [number for number in range(request.get("n", 1)) if number not in present.get(key, ())])
