@@ -40,33 +40,31 @@ class Batches:
 
     async def ask(self) -> None:
         """Ask until nothing is missing; an `EndpointError` when the server refuses, or batch after batch brings nothing."""
-        # Those that an earlier run handed in at this place, or had written down, and did not take in.
+        # At first those that an earlier run wrote down for this place and did not take in.
         batches = self.cache.query("SELECT token, id FROM batches WHERE place = ? ORDER BY token", self.place)
-        idle = -1
+        idle, found = -1, "the server did not answer"
         try:
             while True:
                 self.progressed = False
                 for token, known in batches:
                     if number := known or await self.server.wait_for(self._search(token)):
-                        await self._bring_in(token, self.note_id(token, number))
+                        await self._bring_in(token, number)
                     else:
                         self.forget(token)  # it was never made
                 if not (missing := [work for work in self.works.values() if work.missing]):
                     return
                 idle = 0 if self.progressed else idle + 1
                 if idle > self.endpoint.max_retries:
-                    raise self._say_nothing_came(f"{len(missing)} requests got no answer in {idle} batches")
+                    found = f"{len(missing)} requests got no answer in {idle} batches"
+                    break
                 if idle:
                     await self._pause(idle)
                 self.accounts.check_budget()
                 batches = [await self._hand_in(part) for part in cut_work(missing)]
         except Fault as fault:
             self.accounts.last = str(fault)
-            raise self._say_nothing_came("the server did not answer") from fault
-
-    def _say_nothing_came(self, found: str) -> EndpointError:
         todo = "run the same command again: what was answered is in the cache, and what was handed in is not handed in again"
-        return EndpointError(f"{found}; at last: {self.accounts.last}", where=self.place, todo=todo)
+        raise EndpointError(f"{found}; at last: {self.accounts.last}", where=self.place, todo=todo)
 
     async def _pause(self, times: int) -> None:
         await asyncio.sleep(min(LONGEST_POLL, POLL * 2 ** min(times, 9)))
@@ -80,9 +78,11 @@ class Batches:
         creation = {"input_file_id": sent.id, "endpoint": self.path, "completion_window": "24h"}
         made = self.server.client.batches.create(**creation, metadata={"drot": token})
         try:
-            return token, self.note_id(token, (await self.server.wait_for(made, 0)).id)
+            number = (await self.server.wait_for(made, 0)).id
         except Fault:
             return token, None  # sent again at once, it could be made, and paid, twice: it is looked for first
+        self.cache.query("UPDATE batches SET id = ? WHERE token = ?", number, token)
+        return token, number
 
     async def _search(self, token: str) -> str | None:
         async for entry in self.server.client.batches.list(limit=100):
@@ -182,11 +182,6 @@ class Batches:
                 values = token, line["custom_id"], work.key, json.dumps(work.missing)
                 self.cache.query("INSERT INTO lines VALUES (?, ?, ?, ?)", *values)
         return token
-
-    def note_id(self, token: str, number: str) -> str:
-        """Write down the server's number of a batch, and return it."""
-        self.cache.query("UPDATE batches SET id = ? WHERE token = ?", number, token)
-        return number
 
     def forget(self, token: str) -> None:
         """Strike a batch off."""

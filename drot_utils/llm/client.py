@@ -6,15 +6,13 @@ asked again by the `openai` client (see `server`); what comes is kept and counte
 """
 
 import asyncio
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from aiolimiter import AsyncLimiter
 
-from drot_utils.llm.accounts import Accounts, Usage
+from drot_utils.llm.accounts import Accounts, Usage, count_prompt
 from drot_utils.llm.cache import Answer, Cache, request_key
-from drot_utils.llm.costs import count_prompt
 from drot_utils.llm.faults import Declined, Fault, Refusal
 from drot_utils.llm.replies import Work, describe_request, list_missing
 from drot_utils.study.errors import EndpointError
@@ -28,7 +26,7 @@ NO_API = ("no JSON", "no choices")  # faults of an address where something else 
 
 
 def ask_all(
-    requests: Sequence[dict[str, Any]], endpoint: Endpoint, settings: Requests, cache: Cache, what: str
+    requests: list[dict[str, Any]], endpoint: Endpoint, settings: Requests, cache: Cache, what: str
 ) -> tuple[list[list[Answer]], Usage]:
     """Have all requests answered: by the cache, and by the server where the cache has no answer.
 
@@ -36,7 +34,7 @@ def ask_all(
 
     Parameters
     ----------
-    requests : sequence of dict
+    requests : list of dict
         Whole request bodies: model, messages or prompt, n, sampling settings, seed ...
     cache : Cache
         Gets every answer as it comes; what it has in the end is what is returned.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,15 +60,12 @@ def phrase_request(endpoint: Endpoint, text: str, **settings: Any) -> dict[str, 
 
 def describe_request(request: Mapping[str, Any]) -> str:
     """Return the end of a request's text, where what sets it apart from others mostly stands."""
-    messages = request.get("messages")
-    content = messages[-1].get("content") if messages else request.get("prompt")
-    text = " ".join(str(content).split())
+    messages = request.get("messages", [{"content": request.get("prompt")}])
+    text = " ".join(str(messages[-1].get("content")).split())
     return "the request " + repr(text if len(text) <= 100 else f"...{text[-97:]}")
 
 
-def list_missing(
-    requests: Sequence[dict[str, Any]], keys: Sequence[str], cache: Cache | None, *, refresh: bool
-) -> list[Work]:
+def list_missing(requests: list[dict[str, Any]], keys: list[str], cache: Cache | None, *, refresh: bool) -> list[Work]:
     """Return the work that the cache leaves to do, each request once; with `refresh` or without one it counts as empty."""
     wanted: dict[str, dict[str, Any]] = {}
     for key, request in zip(keys, requests, strict=True):

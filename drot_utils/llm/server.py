@@ -118,7 +118,10 @@ class Server:
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise Fault("timeout", f"no whole answer in {seconds} s") from error
         except (httpx2.RequestError, OSError, anyio.EndOfStream) as error:
-            said = (str(error) or type(error).__name__) + _say_environment(self.endpoint.base_url, str(error))
+            said = str(error) or type(error).__name__
+            names = CERTIFICATES if "CERTIFICATE_VERIFY_FAILED" in said else PROXIES
+            if not is_loopback(self.endpoint.base_url) and (found := _list_set(*names)):
+                said += f"; the environment sets {found}"
             if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
                 raise Fault("no connection", said, billed=False, unreachable=True) from error
             raise Fault("broken connection", said) from error
@@ -169,12 +172,6 @@ def is_loopback(url: str) -> bool:
     """Say whether an address is this machine's own, which no proxy can reach."""
     host = urlsplit(url).hostname or ""
     return bool(re.fullmatch(r"(?:.*\.)?localhost|127\.[\d.]+|0\.0\.0\.0|::1?", host))
-
-
-def _say_environment(url: str, said: str) -> str:
-    names = CERTIFICATES if "CERTIFICATE_VERIFY_FAILED" in said else PROXIES
-    found = "" if is_loopback(url) else _list_set(*names)
-    return f"; the environment sets {found}" if found else ""
 
 
 def read_key(endpoint: Endpoint, why: str = "") -> str | None:

@@ -8,10 +8,9 @@ import pandas as pd
 
 from drot_utils.data.corpora import read_recorded
 from drot_utils.data.parsing import diagnose, parse_teacher
-from drot_utils.llm.accounts import Usage
+from drot_utils.llm.accounts import Forecast, Usage, forecast
 from drot_utils.llm.cache import Answer, Cache, cache_file, request_key
 from drot_utils.llm.client import ask_all
-from drot_utils.llm.costs import Forecast, forecast
 from drot_utils.llm.replies import REFUSED, derive_choice_seed, explain_finish, phrase_request, read_whole
 from drot_utils.method.prompts import teacher_prompt, teacher_response
 from drot_utils.study.params import Endpoint, Params, Requests
@@ -95,7 +94,7 @@ def fill_cache(study: Study, actions: pd.DataFrame) -> int:
 
 
 def plan(study: Study, actions: pd.DataFrame) -> Forecast:
-    """Return what asking for these actions will take (see `costs.Forecast`); nothing is asked."""
+    """Return what asking for these actions will take (see `accounts.Forecast`); nothing is asked."""
     params = study.params
     bodies = list_requests(params, actions["action"])
     return forecast(bodies, params.teacher.endpoint, choose_requests(params), Cache(cache_file(study.run)))
