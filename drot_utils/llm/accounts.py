@@ -158,8 +158,7 @@ class Usage:
     cost_usd: float | None = 0.0  # of all choices, at the table's prices for this endpoint
     spent_usd: float | None = 0.0  # of the answers to this run's calls
     unmetered: int = 0  # calls that may have been billed although no answer arrived whole; not in `spent_usd`
-    #: `FEWER` and `NO_LENGTH` of this model's servers, in the cache's life.
-    ignored: dict[str, int] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)  # `FEWER` and `NO_LENGTH`, in the cache's life
     unfinished: dict[str, int] = field(default_factory=dict)  # choices without an end of their own, by reason
     answered_by: dict[str, int] = field(default_factory=dict)  # choices, by the server's name of the model
 

@@ -9,7 +9,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -117,18 +117,13 @@ class Cache:
         With `replace` they take the place of those that are there; else the earlier ones stay, so that all processes
         go on with the same.
         """
-        new = 0
+        new, sql = 0, f"INSERT OR {'REPLACE' if replace else 'IGNORE'} INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)"
         with self.transaction():
             for request, choices in items:
                 key = request_key(request)
                 self.file.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (key, _body(request)))
-                before = self.file.total_changes
-                self.file.executemany(
-                    f"INSERT OR {'REPLACE' if replace else 'IGNORE'} INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    [(key, number, _join_halves(c.text), c.finish, c.prompt_tokens, c.completion_tokens, c.answered_by)
-                     for number, c in choices.items()],
-                )  # fmt: skip
-                new += self.file.total_changes - before
+                rows = [(key, number, _join_halves(c.text), *astuple(c)[1:]) for number, c in choices.items()]
+                new += self.file.executemany(sql, rows).rowcount
         return new
 
     def enter(self, model: str, transport: str, entry: str, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
@@ -196,15 +191,12 @@ def _body(request: dict[str, Any]) -> str:
     body = {name: value for name, value in request.items() if name != "n"}
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     if _join_halves(text) != text:
-        where = text[:80].encode("ascii", "replace").decode()
-        raise DataError("a request holds half a character (a lone surrogate)", where=where)
+        raise DataError("a request holds half a character (a lone surrogate)", where=ascii(text[:80]))
     return text
 
 
 def _join_halves(text: str) -> str:
     # JSON can escape halves of characters; joined where both are there, else replaced: no file can hold half a one.
-    if text.isascii():
-        return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 

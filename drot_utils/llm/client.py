@@ -176,7 +176,8 @@ class _Asking:
             self.given_up.append((work, fault))
             self.in_a_row += 1
             # A first request that never works says nothing of the others, unless nobody is there, or no such API.
-            if self.in_a_row >= GIVE_UP or (not self.server.answered and _is_no_api(fault)):
+            nobody = fault.unreachable or fault.kind in NO_API
+            if self.in_a_row >= GIVE_UP or (nobody and not self.server.answered):
                 raise self._say_given_up() from None
         else:
             self.in_a_row = 0
@@ -217,7 +218,7 @@ class _Asking:
         if not self.server.answered and fault.unreachable:
             found = f"nobody answers at this address ({fault})"
             todo = "check `base_url`, that the server runs, and the network, or the proxy if one is named"
-        elif not self.server.answered and _is_no_api(fault):
+        elif not self.server.answered and fault.kind in NO_API:
             found = f"what answers at this address is no OpenAI-compatible API ({fault})"
             todo = "check `base_url` (most end in /v1) and `kind`"
         else:
@@ -225,10 +226,6 @@ class _Asking:
             found += f"; the first is {describe_request(work.request)}, at last {fault}"
             todo = "run the same command again, later or with a larger `max_retries`: what was answered is in the cache"
         return EndpointError(found, where=self.server.where, todo=todo)
-
-
-def _is_no_api(fault: Fault) -> bool:
-    return fault.unreachable or fault.kind in NO_API
 
 
 def _open_limit(per_minute: int | None) -> AsyncLimiter | None:

@@ -23,9 +23,8 @@ REFUSED = "refused: "  # begins our own: the server refused the input, with the 
 USED_UP = "max_tokens used up"
 #: As far as a text is whole: up to the end of a sentence (no abbreviation, no number of a list), a paragraph, or JSON.
 _WHOLE = re.compile(
-    r".*(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)(?<!\d)[.!?…][\"”’')\]}*_]*(?=\s|$)"
-    r"|\n[ \t]*\n|[}\]]\s*(?=\n|$))",
-    re.DOTALL,
+    r"(?s).*(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)(?<!\d)[.!?…][\"”’')\]}*_]*(?=\s|$)"
+    r"|\n[ \t]*\n|[}\]]\s*(?=\n|$))"
 )
 
 
@@ -88,8 +87,7 @@ def read_json(content: bytes, content_type: str) -> dict[str, Any]:
     try:
         reply = json.loads(content)
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError, too
-        json_meant = "json" in content_type or content.lstrip()[:1] == b"{"
-        kind = "broken JSON" if json_meant else "no JSON"
+        kind = "broken JSON" if "json" in content_type or content.lstrip()[:1] == b"{" else "no JSON"
         raise Fault(kind, f"{content_type or 'no content type'}, {say_error(content)}") from error
     if not isinstance(reply, dict):
         raise Fault("no JSON", f"expected an object, found {type(reply).__name__}")
