@@ -49,10 +49,10 @@ class Prices:
     def cost(self, model: str, transport: str, prompt: int | None, completion: int | None) -> float | None:
         """Return what tokens cost in US dollars; None where the price, or a number of tokens, is not known."""
         price = self.table.get(model)
-        if price is None or prompt is None or completion is None:
+        share = price and (1.0 if transport == "direct" else price.batch)
+        if share is None or prompt is None or completion is None:
             return None
-        share = 1.0 if transport == "direct" else price.batch
-        return None if share is None else share * (price.input * prompt + price.output * completion) / 1e6
+        return share * (price.input * prompt + price.output * completion) / 1e6
 
     def list_refused(self, request: dict[str, Any], names: dict[str, str | None]) -> list[str]:
         """Return the settings of a request that its model is known to refuse, as far as `names` (see `Endpoint`) sends them.

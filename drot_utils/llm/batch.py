@@ -35,7 +35,6 @@ class Batches:
         self.endpoint, self.cache = server.endpoint, accounts.cache
         self.path = f"/v1{PATHS[self.endpoint.kind]}"
         self.place = f"{self.endpoint.base_url} {self.path}"
-        self.progressed = False
         self.refusal: EndpointError | None = None
 
     async def ask(self) -> None:

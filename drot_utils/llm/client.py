@@ -133,27 +133,23 @@ class _Asking:
         self.limits = [_open_limit(self.endpoint.requests_per_minute), _open_limit(self.endpoint.tokens_per_minute)]
         count = min(len(self.works), self.endpoint.concurrency)
         tasks = [asyncio.create_task(self._take_turns()) for _ in range(count)]
+        seconds = GRACE
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            await self._wind_up(tasks, self.endpoint.timeout_s)
-        except asyncio.CancelledError:
-            await self._wind_up(tasks, GRACE)
-            raise
+            seconds = self.endpoint.timeout_s
+        finally:  # what waits is stopped; what is under way was paid for, so it has some time to arrive
+            self.stopping = self.server.closing = True
+            for task in set(tasks) - self.server.under_way:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=seconds)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
         for task in tasks:
             if task in done and not task.cancelled():
                 task.result()  # the error that ended it all, if one did
         if self.given_up:
             raise self._say_given_up()
-
-    async def _wind_up(self, tasks: list[asyncio.Task], seconds: float) -> None:
-        # What waits is stopped; what is under way was paid for, so it has some time to arrive.
-        self.stopping = self.server.closing = True
-        for task in set(tasks) - self.server.under_way:
-            task.cancel()
-        await asyncio.wait(tasks, timeout=seconds)
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
     async def _take_turns(self) -> None:
         try:
