@@ -7,8 +7,8 @@ import pandas as pd
 
 from drot_utils.data.corpora import read_actions, sample_actions
 from drot_utils.data.gold import read_gold
+from drot_utils.llm.accounts import forecast, read_prices
 from drot_utils.llm.cache import Cache, cache_file
-from drot_utils.llm.costs import forecast, read_prices
 from drot_utils.method.critic import split_gold
 from drot_utils.method.judges import ITEM, choose_shown, judge_prompt, judge_request
 from drot_utils.method.teacher import baseline_request, choose_requests, list_requests
@@ -100,7 +100,7 @@ def _to_markdown(table: pd.DataFrame, unknown: str) -> str:
 
 
 def plan_requests(params: Params) -> pd.DataFrame:
-    """Return what the requests to endpoints will take: ``notebook model`` and the columns of `costs.Forecast`.
+    """Return what the requests to endpoints will take: ``notebook model`` and the columns of `accounts.Forecast`.
 
     Nothing is asked. Where the corpus or the gold is not there yet, one action and context stand for all.
     """
