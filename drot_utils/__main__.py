@@ -14,9 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and do what it asks for; 1 on a known error, said in one paragraph."""
     options = _make_parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # what a terminal cannot show, such as a dash, must not end a finished run
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show, such as a dash, must not end a run
             stream.reconfigure(errors="backslashreplace")
     try:
         settle_output()
@@ -52,7 +50,7 @@ def _make_parser() -> argparse.ArgumentParser:
     plan = add("plan", _plan, "say what a run will take")
     plan.add_argument("params_file")
     plan.add_argument(
-        "--tflops", type=float, help="effective TFLOP/s of one GPU; by default what the paper's hours imply"
+        "--tflops", type=float, help="effective TFLOP/s of a GPU; by default what the paper's hours imply"
     )
     compare = add("compare", _compare, "show what differs between finished runs, and table 2 of each side by side")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="such as demo nli04")

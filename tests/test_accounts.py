@@ -3,9 +3,8 @@
 import pytest
 from conftest import USE, make_endpoint, make_questions
 
-from drot_utils.llm.accounts import Accounts, Usage
+from drot_utils.llm.accounts import Accounts, Usage, bound_tokens, read_prices
 from drot_utils.llm.cache import Answer, request_key
-from drot_utils.llm.costs import bound_tokens, read_prices
 from drot_utils.llm.faults import Declined, Fault, Refusal
 from drot_utils.llm.replies import Work
 from drot_utils.study.errors import BudgetError

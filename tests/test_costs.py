@@ -1,4 +1,4 @@
-"""Tests of `costs`."""
+"""Tests of the prices and the forecast in `accounts`."""
 
 import pytest
 import yaml
@@ -6,26 +6,29 @@ from conftest import USE, make_endpoint, make_questions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drot_utils.llm import costs
+from drot_utils.llm import accounts
+from drot_utils.llm.accounts import ENOUGH, forecast, read_prices
 from drot_utils.llm.cache import Answer
-from drot_utils.llm.costs import ENOUGH, forecast, read_prices
 from drot_utils.study.errors import ParamsError
 
 
 def test_messages_have_a_frame_and_prompts_have_none():
     (chat,) = make_questions(1)
-    assert costs.count_prompt(chat) == 3 + 8  # of 11 bytes, 4 a token
-    assert costs.count_prompt({"prompt": "sixteen letters!"}) == 4
+    assert accounts.count_prompt(chat) == 3 + 8  # of 11 bytes, 4 a token
+    assert accounts.count_prompt({"prompt": "sixteen letters!"}) == 4
 
 
 @given(st.text(st.characters(codec="utf-8")), st.integers(1, 9))
 def test_the_bound_holds_for_a_tokenizer_of_bytes(text, n):
-    prompt, completion = costs.bound_tokens({"prompt": text, "max_tokens": 20, "n": n})
-    assert prompt >= len(text.encode()) >= costs.count_prompt({"prompt": text}) and completion == 20 * n
+    prompt, completion = accounts.bound_tokens({"prompt": text, "max_tokens": 20, "n": n})
+    assert prompt >= len(text.encode()) >= accounts.count_prompt({"prompt": text}) and completion == 20 * n
 
 
 def test_what_limits_an_answer():
-    assert costs.bound_tokens({"prompt": "", "max_tokens": 5})[1] == 5 and costs.bound_tokens({"prompt": ""})[1] is None
+    assert (
+        accounts.bound_tokens({"prompt": "", "max_tokens": 5})[1] == 5
+        and accounts.bound_tokens({"prompt": ""})[1] is None
+    )
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def test_a_wrong_entry_is_named(tmp_path, changes, message):
 
 
 def test_no_table_and_no_yaml(tmp_path):
-    with pytest.raises(ParamsError, match="no such table"):
+    with pytest.raises(ParamsError, match=r"no table of prices \(.*No such file"):
         read_prices(str(tmp_path / "nothing.yaml"))
     for text in ("a: [", "- 1", "\xff"):
         (tmp_path / "p.yaml").write_text(text, encoding="latin-1")

@@ -8,11 +8,12 @@ from conftest import CUT, WRAPPERS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drot_utils.data.parsing import DIAGNOSES, Parsed, clean, diagnose, parse_score, parse_teacher, unwrap
+from drot_utils.data.parsing import Parsed, clean, diagnose, parse_score, parse_teacher, unwrap
 from drot_utils.method.prompts import teacher_prompt, teacher_response
 from drot_utils.study.paths import ROOT
 
 CAMP = Parsed("at a campsite", "the fire is safe there")
+DIAGNOSES = ("parsed", "empty", "refusal", "cut off", "too long", "no situation", "no explanation")
 
 #: How real models write the pair CAMP.
 WRITTEN = [

@@ -15,10 +15,6 @@ METRICS = ["vld", "avg", "n_vld", "n_unq_vld"]
 MEASURES = ("accuracy", "f1", "pr_auc", "roc_auc")
 #: Of a column's name: the number, and the ends of its 95% interval.
 ENDS = ("", "_low", "_high")
-#: Columns of `paired_differences`.
-DIFFERENCES = dict.fromkeys(["earlier", "later", "metric"], "str") | dict.fromkeys(
-    ["difference", "low", "high"], "float"
-)
 
 
 def score_models(
@@ -31,12 +27,7 @@ def score_models(
 ) -> dict[str, pd.DataFrame]:
     """Return each model's `METRICS` by ``action_id``: of its greedy contexts, and of its samples where there are some.
 
-    Parameters
-    ----------
-    score : callable
-        Gives rows their scores: a critic's or a panel's.
-    greedy, samples : dict of DataFrame
-        Model name to what it wrote.
+    `score` is a critic's or a panel's; `greedy` and `samples` are what each model wrote.
     """
     out = {}
     for name, rows in greedy.items():
@@ -54,10 +45,8 @@ def score_greedy(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> pd
     rows : DataFrame
         One row an action and moral variance.
     scores : ndarray of float, shape (rows,)
-        NaN where the text did not parse, which is not valid and has no score to average, or where the judges gave none,
-        which is left out.
-    threshold : float
-        A context is valid if its score is at or above it.
+        A context is valid at or above the threshold. NaN where the text did not parse, which is not valid and has no score
+        to average, or where the judges gave none, which is left out.
     """
     frame = pd.DataFrame({"action_id": rows["action_id"], "vld": _valid(rows, scores, threshold), "avg": scores})
     return frame.groupby("action_id").mean()
@@ -76,11 +65,10 @@ def score_sampled(
     prompts = [prompt for _, prompt in valid.groupby(PROMPT, sort=False)]
     groups = [p.loc[p["valid"] == 1, "context"].tolist() for p in prompts]
     kept = filter_unique(groups, entails, nli_threshold, what="unique contexts").kept
+    keys = [p["action_id"].iloc[0] for p in prompts]
     count = [count_valid(p["valid"], p["context"].notna(), least=0.5) for p in prompts]
     unique = [sum(k) if p["valid"].notna().all() else np.nan for k, p in zip(kept, prompts, strict=True)]
-    keys = valid.drop_duplicates(PROMPT)["action_id"].to_numpy()
-    frame = pd.DataFrame({"action_id": keys, "n_vld": count, "n_unq_vld": unique})
-    return frame.groupby("action_id").mean()
+    return pd.DataFrame({"action_id": keys, "n_vld": count, "n_unq_vld": unique}).groupby("action_id").mean()
 
 
 def make_table2(
@@ -88,12 +76,8 @@ def make_table2(
 ) -> pd.DataFrame:
     """Return table 2: the automatic columns with their intervals, in the paper's order, its own beside them.
 
-    Parameters
-    ----------
-    per_action : dict
-        Prefix of the columns (who scored) to what `score_models` returned.
-    train_rows : dict
-        Model to the number of rows that it has learnt from, None where it has not.
+    `per_action`: prefix of the columns (who scored) to what `score_models` returned. `train_rows`: model to the number of
+    rows that it has learnt from, None where it has not.
     """
     models = in_order(train_rows)
     table = pd.DataFrame({"model": models, "train_rows": pd.array([train_rows[name] for name in models], "Int64")})
@@ -118,14 +102,15 @@ def summarize(
 def paired_differences(
     per_action: dict[str, pd.DataFrame], pairs: list[tuple[str, str]], draws: int, seed: int
 ) -> pd.DataFrame:
-    """Return later minus earlier, action by action, for pairs of models, with 95% intervals: `DIFFERENCES`."""
+    """Return later minus earlier, action by action, for pairs of models, with 95% intervals."""
     rows = []
     for earlier, later in pairs:
         for metric in METRICS:
             if metric in per_action[earlier] and metric in per_action[later]:
                 both = per_action[later][metric] - per_action[earlier][metric]
                 rows.append((earlier, later, metric, *bootstrap_mean(both.to_numpy(), draws, seed)))
-    return make_table(rows, DIFFERENCES)
+    numbers = dict.fromkeys(["difference", "low", "high"], "float")
+    return make_table(rows, {"earlier": "str", "later": "str", "metric": "str", **numbers})
 
 
 def compare_with_gold(scores: pd.DataFrame, valid: np.ndarray, draws: int, seed: int) -> pd.DataFrame:
@@ -135,7 +120,6 @@ def compare_with_gold(scores: pd.DataFrame, valid: np.ndarray, draws: int, seed:
     ----------
     scores : DataFrame of float, shape (rows, judges)
         Null where a judge gave none; such rows are left out for that judge and counted.
-    valid : ndarray of bool, shape (rows,)
 
     Returns
     -------
@@ -145,7 +129,7 @@ def compare_with_gold(scores: pd.DataFrame, valid: np.ndarray, draws: int, seed:
     rows = []
     for judge, given in scores.items():
         seen = given.notna().to_numpy()
-        values = given.to_numpy(dtype=float, na_value=np.nan)[seen]
+        values = given[seen].to_numpy(dtype=float)
         found = bootstrap_metrics(valid[seen], values, 0.5, draws, seed, ("accuracy", "roc_auc"))
         rows.append({"judge": judge, "scored": int(seen.sum()), "unscored": int((~seen).sum()), **found})
     return pd.DataFrame(rows)
@@ -168,28 +152,22 @@ def bootstrap_metrics(
 
     A metric that the rows do not define (none, or one class only) is NaN. All resamples are measured at once, some
     hundred times as fast as by sklearn's functions in a loop (the tests compare the two).
-
-    Parameters
-    ----------
-    valid, scores : ndarray of bool and of float, shape (rows,)
     """
-    rows, out = len(valid), {}
+    rows, columns = len(valid), [f"{name}{end}" for name in names for end in ENDS]
     if not rows:
-        return {f"{name}{end}": np.nan for name in names for end in ENDS}
+        return dict.fromkeys(columns, np.nan)
     rng = np.random.default_rng(seed)
     together = max(1, 1_000_000 // rows)  # resamples, so that memory stays within bounds
     points = _measure(valid, scores, threshold, np.ones((1, rows), dtype=int))
     sizes = [min(together, draws - start) for start in range(0, draws, together)]
     parts = [_measure(valid, scores, threshold, _draw(rng, size, rows)) for size in sizes]
-    for name in names:
-        found = _with_interval(points[name][0], np.concatenate([part[name] for part in parts]))
-        out |= {f"{name}{end}": number for end, number in zip(ENDS, found, strict=True)}
-    return out
+    found = [_with_interval(points[name][0], np.concatenate([part[name] for part in parts])) for name in names]
+    return dict(zip(columns, np.ravel(found).tolist(), strict=True))
 
 
 def _with_interval(point: float, drawn: np.ndarray) -> tuple[float, float, float]:
     drawn = drawn[~np.isnan(drawn)]
-    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) and not np.isnan(point) else (np.nan, np.nan)
+    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
     return float(point), float(low), float(high)
 
 
@@ -241,7 +219,7 @@ def measure_critic(parts: dict[str, pd.DataFrame], threshold: float, draws: int,
     for name, rows in parts.items():
         for source, group in [("all", rows), *rows.groupby("source")]:
             truth = group["valid"].to_numpy()
-            record = {"part": name, "source": source, "rows": len(group), "share_valid": truth.mean()}
-            record["majority_accuracy"] = max(truth.mean(), 1 - truth.mean())
-            records.append(record | bootstrap_metrics(truth, group["score"].to_numpy(), threshold, draws, seed))
+            share = {"share_valid": truth.mean(), "majority_accuracy": max(truth.mean(), 1 - truth.mean())}
+            found = bootstrap_metrics(truth, group["score"].to_numpy(), threshold, draws, seed)
+            records.append({"part": name, "source": source, "rows": len(group), **share, **found})
     return pd.DataFrame(records)

@@ -38,11 +38,7 @@ _END = re.compile(_MARK)
 
 
 def unwrap(text: str) -> str | None:
-    """Return what a model answers, without its thoughts, other channels and special tokens.
-
-    Of several thoughts, what follows the closing mark of the last one is read, with or without an opening mark. When a
-    thought was begun and not ended, there is no answer: None.
-    """
+    """Return what follows a model's last thought, without special tokens; None when a thought was begun and not ended."""
     if _CHANNEL.search(text):
         finals = list(_FINAL.finditer(text))
         if not finals:
@@ -85,9 +81,6 @@ def _unquote(text: str) -> str:
     return inner if quoted else text
 
 
-#: What `diagnose` may say; after all but the first there is no context.
-DIAGNOSES = ("parsed", "empty", "refusal", "cut off", "too long", "no situation", "no explanation")
-
 LONGEST = 2000  # characters of a context or a rationale; the paper's contexts have 12 words on average
 RENEWALS = 3  # a value of JSON may hold labels in turn: a pair is read again until nothing changes
 
@@ -97,9 +90,6 @@ _KINDS = {
     "action": "action",
 }
 _NAMES = "|".join(_KINDS.values())
-_BEFORE = (
-    r"(?:(?:here(?:['’]s| is| are)|the|my|a|an|one|possible|example|first|modified|more|less|(?:un)?ethical)\s){0,4}"
-)
 _NUMBER = r"(?:\s?[#(\[]?(?P<number>\d{1,2}|[A-C])\b[)\].]?)?"
 _CLAUSE = r"(?:\s?\([^()]{1,60}\))?(?:\s(?:in which|where|why|for|that|behind)\b[^:：*]{1,80}(?=[:：*]))?"
 _COLON = r"[*_`\"”'’\])]*+\s*+[:：][*_`\"”'’]*+"
@@ -107,7 +97,8 @@ _COLON = r"[*_`\"”'’\])]*+\s*+[:：][*_`\"”'’]*+"
 _PREFIX = re.compile(rf"{SIGNS}(?:(?:\d{{1,3}}|[A-Ca-c])[.):]{SIGNS})*+")
 #: A label that begins a line: with a colon, with a dash after a blank, or with nothing after it.
 _LABEL = re.compile(
-    rf"{_BEFORE}(?P<name>{_NAMES})\b{_NUMBER}{_CLAUSE}(?:{_COLON}|[*_`]*+\s++[-–—](?=\s)|[*_`\"”'’]*+(?P<bare>\s*+)$)",
+    r"(?:(?:here(?:['’]s| is| are)|the|my|an?|one|possible|example|first|modified|more|less|(?:un)?ethical)\s){0,4}"
+    rf"(?P<name>{_NAMES})\b{_NUMBER}{_CLAUSE}(?:{_COLON}|[*_`]*+\s++[-–—](?=\s)|[*_`\"”'’]*+(?P<bare>\s*+)$)",
     re.IGNORECASE,
 )
 #: A label within a line: what cannot be a word of the sentence, as it has a capital, signs, or a stop before it.
@@ -180,20 +171,16 @@ def parse_teacher(text: str) -> Parsed | None:
     """Read the continuation of appendix A's prompt; None when there is no situation with an explanation (see `diagnose`).
 
     The labels may be in markdown, numbered, on lines of their own, called otherwise (Context, Scenario; Reason,
-    Rationale, Because ...), repeated from the prompt, or keys of JSON; the first one may be missing, and without any
-    label for the explanation a line that begins with "Because" or "This makes" is one. Of several situations the first
-    pair is taken; of a text under a label its first paragraph or list item. What follows an ``Action:`` line after a
-    situation is about another action and is not read. Thoughts and special tokens are left out (`unwrap`).
-
-    An explanation need not end with a full stop (the recorded ones do not), so one that stops in mid sentence shows only
-    where its last word cannot be the last of a sentence: then its whole sentences are kept, and without any the answer
-    counts as cut off.
+    Rationale, Because ...), repeated from the prompt, or keys of JSON; the first one may be missing, and so may the
+    second before "Because" or "This makes". Of several situations the first pair is taken; of a text under a label its
+    first paragraph or list item. What follows a further ``Action:`` is not read, nor are thoughts (`unwrap`). Of an
+    explanation whose last word cannot end a sentence the whole sentences are kept; without any, it was cut off.
     """
     return _read(text)[0]
 
 
 def diagnose(text: str) -> str:
-    """Return how `parse_teacher` fares with a text: one of `DIAGNOSES`."""
+    """Say how `parse_teacher` fares: parsed, empty, refusal, cut off, too long, no situation, or no explanation."""
     return _read(text)[1]
 
 
@@ -316,15 +303,13 @@ def _flatten(value: object) -> Iterator[_Part]:
 #: What a judge may call its score, as a key of JSON or in prose.
 SCORE_KEYS = ("score", "probability", "acceptability", "answer", "rating", "value")
 _DECIMAL = r"(?<![\w.])(?<!\d,)[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?(?!\w|[.,]\d)"
-_RATIO = re.compile(rf"({_DECIMAL})\s*(?:/|out of)\s*({_DECIMAL})", re.IGNORECASE)
-_PERCENT = re.compile(rf"({_DECIMAL})\s*(?:%|per ?cent\b)", re.IGNORECASE)
+#: A number, with what makes it a per cent or a ratio.
+_FIGURE = rf"(?P<part>{_DECIMAL})(?:\s*(?:(?P<percent>%|per ?cent\b)|(?:/|out of)\s*(?P<whole>{_DECIMAL})))?"
 _SCALE = re.compile(
     r"\b(?:scale|range|between|from)\D{0,20}0(?:\.0)?\s*(?:-|–|to|and)\s*1(?:\.0)?(?![\d.]*\d)", re.IGNORECASE
 )
 _LABELLED = re.compile(
-    rf"\b(?:{'|'.join(SCORE_KEYS)})\b[\s*_\"'`]*(?:[:=]|\bis\b|\bof\b|\bwould be\b)[\s*_\"'`]*"
-    rf"({_DECIMAL}(?:\s*(?:%|per ?cent\b|(?:/|out of)\s*{_DECIMAL}))?)",
-    re.IGNORECASE,
+    rf"\b(?:{'|'.join(SCORE_KEYS)})\b[\s*_\"'`]*(?:[:=]|\bis\b|\bof\b|\bwould be\b)[\s*_\"'`]*{_FIGURE}", re.IGNORECASE
 )
 _FENCE = re.compile(r"```(?:[a-z]+\b)?(.*?)```", re.DOTALL | re.IGNORECASE)
 _BRACES = re.compile(r"\{[^{}]*\}")
@@ -333,18 +318,17 @@ _BRACES = re.compile(r"\{[^{}]*\}")
 def parse_score(text: str) -> float | None:
     """Read a score from 0 to 1 in a model's own words; None when there is none.
 
-    Understood are the JSON asked for (also in a markdown fence or within prose, its number also as text), a number
-    after the word score (probability, answer ...), and a number alone or in prose if it is the only one; each also as a
-    per cent or a ratio ("8/10"). Thoughts are not read (`unwrap`). Nothing is guessed: a number outside the scale,
-    several different ones, or words only ("probably") are no score.
+    Understood are the JSON asked for (also in a fence or within prose, its number also as text), a number after the word
+    score (probability, answer ...), and the only number in prose; each also as a per cent or a ratio ("8/10"). Nothing
+    is guessed: a number outside the scale, several different ones, or words only ("probably") are no score.
     """
     text = (unwrap(text) or "").strip()
-    for candidate in [*_FENCE.findall(text), text, *_BRACES.findall(text)]:
-        entry = _score_entry(candidate)
-        if entry is not None:
-            return _only_one(_list_numbers(entry))
-    labelled = set().union(*(_list_numbers(match[1]) for match in _LABELLED.finditer(text)))
-    return _only_one(labelled or _list_numbers(text))
+    entries = map(_score_entry, [*_FENCE.findall(text), text, *_BRACES.findall(text)])
+    entry = next((entry for entry in entries if entry is not None), None)
+    labelled = list(_LABELLED.finditer(text)) if entry is None else []
+    prose = _SCALE.sub(" ", text if entry is None else entry)
+    numbers = {_value(figure) for figure in labelled or re.finditer(_FIGURE, prose, re.IGNORECASE)}
+    return numbers.pop() if len(numbers) == 1 and 0 <= min(numbers) <= 1 else None
 
 
 def _score_entry(text: str) -> str | None:
@@ -357,15 +341,7 @@ def _score_entry(text: str) -> str | None:
     return next((str(lower[key]) for key in SCORE_KEYS if key in lower), None)
 
 
-def _only_one(numbers: set[float]) -> float | None:
-    return next(iter(numbers)) if len(numbers) == 1 and 0 <= min(numbers) <= 1 else None
-
-
-def _list_numbers(text: str) -> set[float]:
-    """Return the different numbers of a text: of a per cent its share of 1, of a ratio its value, of a scale none."""
-    text = _SCALE.sub(" ", text)
-    ratios = [(float(part), float(whole)) for part, whole in _RATIO.findall(text)]
-    found = {part / whole if whole else float("inf") for part, whole in ratios}
-    text = _RATIO.sub(" ", text)
-    found |= {float(number) / 100 for number in _PERCENT.findall(text)}
-    return found | {float(number) for number in re.findall(_DECIMAL, _PERCENT.sub(" ", text))}
+def _value(figure: re.Match[str]) -> float:
+    """Return a number: of a per cent its share of 1, of a ratio its value."""
+    whole = 100 if figure["percent"] else float(figure["whole"] or 1)
+    return float(figure["part"]) / whole if whole else float("inf")

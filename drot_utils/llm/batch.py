@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 from openai import types
 
@@ -21,7 +21,6 @@ MOST_LINES, MOST_BYTES = 50_000, 190_000_000  # OpenAI takes 50,000 requests and
 POLL, LONGEST_POLL = 2.0, 60.0  # seconds between two looks at a batch, doubled up to the second
 OVER = ("completed", "failed", "expired", "cancelled")
 QUEUE_FULL = "token_limit_exceeded"  # so much is handed in already that it is tried again later
-PAGES = 20  # of the server's list that are searched for a batch whose number was not written down in time
 
 
 class Batches:
@@ -36,71 +35,64 @@ class Batches:
         self.endpoint, self.cache = server.endpoint, accounts.cache
         self.path = f"/v1{PATHS[self.endpoint.kind]}"
         self.place = f"{self.endpoint.base_url} {self.path}"
-        self.progressed = False
         self.refusal: EndpointError | None = None
 
     async def ask(self) -> None:
         """Ask until nothing is missing; an `EndpointError` when the server refuses, or batch after batch brings nothing."""
+        # At first those that an earlier run wrote down for this place and did not take in.
+        batches = self.cache.query("SELECT token, id FROM batches WHERE place = ? ORDER BY token", self.place)
+        idle, found = -1, "the server did not answer"
         try:
-            for token, known in self.list_open():
-                if number := known or await self._search(token):
-                    await self._bring_in(token, self.note_id(token, number))
-                else:
-                    self.forget(token)  # the run was stopped before it was made
-            idle = 0
-            while missing := [work for work in self.works.values() if work.missing]:
+            while True:
+                self.progressed = False
+                for token, known in batches:
+                    if number := known or await self.server.wait_for(self._search(token)):
+                        await self._bring_in(token, number)
+                    else:
+                        self.forget(token)  # it was never made
+                if not (missing := [work for work in self.works.values() if work.missing]):
+                    return
+                idle = 0 if self.progressed else idle + 1
                 if idle > self.endpoint.max_retries:
-                    raise self._say_nothing_came(f"{len(missing)} requests got no answer in {idle} batches")
+                    found = f"{len(missing)} requests got no answer in {idle} batches"
+                    break
                 if idle:
                     await self._pause(idle)
                 self.accounts.check_budget()
-                self.progressed = False
-                for batch in [await self._hand_in(part) for part in cut_work(missing)]:
-                    await self._bring_in(*batch)
-                idle = 0 if self.progressed else idle + 1
+                batches = [await self._hand_in(part) for part in cut_work(missing)]
         except Fault as fault:
             self.accounts.last = str(fault)
-            raise self._say_nothing_came("the server did not answer") from fault
-
-    def _say_nothing_came(self, found: str) -> EndpointError:
         todo = "run the same command again: what was answered is in the cache, and what was handed in is not handed in again"
-        return EndpointError(f"{found}; at last: {self.accounts.last}", where=self.place, todo=todo)
+        raise EndpointError(f"{found}; at last: {self.accounts.last}", where=self.place, todo=todo)
 
     async def _pause(self, times: int) -> None:
         await asyncio.sleep(min(LONGEST_POLL, POLL * 2 ** min(times, 9)))
 
-    async def _hand_in(self, part: list[Work]) -> tuple[str, str]:
-        token = self.write(part)
-        with self.file(token).open("rb") as handle:
-            content = (handle.name, handle)
-            file = await self.server.wait_for(self.server.client.files.create(file=content, purpose="batch"))
-        creation = {"input_file_id": file.id, "endpoint": self.path, "completion_window": "24h"}
-        for attempt in range(self.endpoint.max_retries + 1):
-            try:
-                made = self.server.client.batches.create(**creation, metadata={"drot": token})
-                return token, self.note_id(token, (await self.server.wait_for(made, 0)).id)
-            except Fault as error:
-                fault = error
-            # Sent again, it could be made, and paid, twice: is it there?
-            if number := await self._search(token):
-                return token, self.note_id(token, number)
-            await self._pause(attempt)
-        raise fault
+    async def _hand_in(self, part: list[Work]) -> tuple[str, str | None]:
+        with TemporaryFile(dir=self.cache.path.parent) as file:
+            token = self.write(part, file)
+            file.seek(0)
+            create = self.server.client.files.create(file=(f"{token}.jsonl", file), purpose="batch")
+            sent = await self.server.wait_for(create)
+        creation = {"input_file_id": sent.id, "endpoint": self.path, "completion_window": "24h"}
+        made = self.server.client.batches.create(**creation, metadata={"drot": token})
+        try:
+            number = (await self.server.wait_for(made, 0)).id
+        except Fault:
+            return token, None  # sent again at once, it could be made, and paid, twice: it is looked for first
+        self.cache.query("UPDATE batches SET id = ? WHERE token = ?", number, token)
+        return token, number
 
     async def _search(self, token: str) -> str | None:
-        page = await self.server.wait_for(self.server.client.batches.list(limit=100))
-        for _ in range(PAGES):
-            for entry in page.data:
-                if (entry.metadata or {}).get("drot") == token:
-                    return entry.id
-            if not page.has_next_page():
-                return None
-            page = await self.server.wait_for(page.get_next_page())
+        async for entry in self.server.client.batches.list(limit=100):
+            if (entry.metadata or {}).get("drot") == token:
+                return entry.id
         return None
 
     async def _bring_in(self, token: str, number: str) -> None:
-        rows = self.cache.query("SELECT id, key, choices FROM lines WHERE token = ? ORDER BY id", token)
-        waiting = {line: (key, json.loads(choices)) for line, key, choices in rows}
+        sql = "SELECT id, key, body, choices FROM lines JOIN requests USING (key) WHERE token = ?"
+        rows = self.cache.query(sql, token)
+        waiting = {line: Work(key, json.loads(body), json.loads(choices)) for line, key, body, choices in rows}
         self.accounts.calls += len(waiting)
         lines, status, failures = [], "gone", None
         try:
@@ -136,20 +128,15 @@ class Batches:
                 return state
             await self._pause(times)
 
-    def _read_line(self, line: bytes, waiting: dict[str, tuple[str, list[int]]]) -> None:
+    def _read_line(self, line: bytes, waiting: dict[str, Work]) -> None:
         try:
             values = json.loads(line)
-            key, choices = waiting.pop(values["custom_id"])
+            done = waiting.pop(values["custom_id"])  # the work as it was when it was sent
         except (ValueError, KeyError, TypeError):
             self.accounts.faults["batch: unreadable line"] += 1
             return
-        # The work as it was when it was sent; the request of another run of this cache is in the cache.
-        if work := self.works.get(key):
-            done = replace(work, missing=list(choices), alone=len(choices) == 1)
-        else:
-            body = self.cache.query("SELECT body FROM requests WHERE key = ?", key)[0][0]
-            done = Work(key, json.loads(body), list(choices), len(choices) == 1)
-        sent = done.outgoing()
+        work = self.works.get(done.key, done)  # the line may be of another run of this cache
+        choices, sent, done.doubted = set(done.missing), done.outgoing(), work.doubted
         try:
             self._read_result(values, done, sent)
         except Declined as no:
@@ -161,11 +148,11 @@ class Batches:
                 self.progressed = True  # it is known now how to ask
             else:
                 self.refusal = self.refusal or refusal
-        came = set(choices) - set(done.missing)
+        came = choices.difference(done.missing)
         self.progressed |= bool(came)
-        if work and work.missing:
+        if work.missing and work is not done:
             work.missing = [choice for choice in work.missing if choice not in came]
-            work.alone |= done.alone and len(choices) > 1
+            work.alone |= done.alone
             work.doubted |= done.doubted
             self.accounts.done += not work.missing
 
@@ -176,44 +163,29 @@ class Batches:
             self.accounts.take(work, sent, body)
         elif status >= 400:
             raise read_status(status, body, self.endpoint, f"line {values['custom_id']}")
-        elif (reason := find_content(error)) is not None:
-            raise Declined(reason)
+        elif code := find_content(error):
+            raise Declined(code)
         else:
             raise Fault(f"batch: {error.get('code')}", str(error.get("message")), billed=False)
 
-    def file(self, token: str) -> Path:
-        """Return where a batch's file lies."""
-        return self.cache.path.with_name("batches") / f"{token}.jsonl"
-
-    def write(self, part: list[Work]) -> str:
-        """Write a file of requests in the server's words, and write it down; return our mark of it, to find it again there."""
+    def write(self, part: list[Work], file: IO[bytes]) -> str:
+        """Write requests in the server's words, and write them down; return our mark of the batch, to find it again there."""
         token = uuid.uuid4().hex
-        self.file(token).parent.mkdir(parents=True, exist_ok=True)
-        with self.cache.transaction(), self.file(token).open("w", encoding="utf-8", newline="\n") as handle:
+        with self.cache.transaction():
             self.cache.query("INSERT INTO batches VALUES (?, ?, NULL)", token, self.place)
             self.cache.put([(work.request, {}) for work in part])
             for number, work in enumerate(part):
                 body = self.accounts.phrase(work.outgoing())
                 line = {"custom_id": f"{number:06d}", "method": "POST", "url": self.path, "body": body}
-                handle.write(json.dumps(line, allow_nan=False) + "\n")
+                file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
                 values = token, line["custom_id"], work.key, json.dumps(work.missing)
                 self.cache.query("INSERT INTO lines VALUES (?, ?, ?, ?)", *values)
         return token
 
-    def note_id(self, token: str, number: str) -> str:
-        """Write down the server's number of a batch, and return it."""
-        self.cache.query("UPDATE batches SET id = ? WHERE token = ?", number, token)
-        return number
-
-    def list_open(self) -> list[tuple[str, str | None]]:
-        """Return the mark and number of each batch that went to this place and of which nothing was taken in yet."""
-        return self.cache.query("SELECT token, id FROM batches WHERE place = ? ORDER BY token", self.place)
-
     def forget(self, token: str) -> None:
-        """Strike a batch off, and remove its file."""
+        """Strike a batch off."""
         self.cache.query("DELETE FROM lines WHERE token = ?", token)
         self.cache.query("DELETE FROM batches WHERE token = ?", token)
-        self.file(token).unlink(missing_ok=True)
 
 
 def cut_work(works: list[Work]) -> Iterator[list[Work]]:

@@ -9,9 +9,9 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from drot_utils.study.errors import DataError, StorageError
 from drot_utils.study.paths import Run, atomic, exclusive, file_system
@@ -53,9 +53,7 @@ class Answer:
 
     text: str
     finish: str | None = None
-    prompt_tokens: int | None = (
-        None  # a prompt is billed once a response: counted for its first choice, 0 for the others
-    )
+    prompt_tokens: int | None = None  # a prompt is billed once a response: with its first choice, else 0
     completion_tokens: int | None = None  # shared out over a response's choices by their lengths
     answered_by: str | None = None  # the server's name of the model
 
@@ -119,18 +117,13 @@ class Cache:
         With `replace` they take the place of those that are there; else the earlier ones stay, so that all processes
         go on with the same.
         """
-        new = 0
+        new, sql = 0, f"INSERT OR {'REPLACE' if replace else 'IGNORE'} INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)"
         with self.transaction():
             for request, choices in items:
                 key = request_key(request)
                 self.file.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (key, _body(request)))
-                before = self.file.total_changes
-                self.file.executemany(
-                    f"INSERT OR {'REPLACE' if replace else 'IGNORE'} INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    [(key, number, _join_halves(c.text), c.finish, c.prompt_tokens, c.completion_tokens, c.answered_by)
-                     for number, c in choices.items()],
-                )  # fmt: skip
-                new += self.file.total_changes - before
+                rows = [(key, number, _join_halves(c.text), *astuple(c)[1:]) for number, c in choices.items()]
+                new += self.file.executemany(sql, rows).rowcount
         return new
 
     def enter(self, model: str, transport: str, entry: str, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
@@ -185,9 +178,7 @@ class Cache:
                 found = f"the cache could not be written ({error}); what was in it is kept"
                 todo = "check that it may be written, the disk has room and no other program holds it, then run again"
                 raise StorageError(found, where=str(self.path), todo=todo) from error
-            todo = (
-                "move the file away and import your export of it, if you have one (python -m drot_utils answers import)"
-            )
+            todo = "move the file away and import your export, if you have one (python -m drot_utils answers import)"
             raise DataError(f"is damaged, or no cache ({error})", where=str(self.path), todo=todo) from error
 
 
@@ -196,24 +187,16 @@ def cache_file(run: Run) -> Path:
     return run.root / "data" / "answers.sqlite"
 
 
-def open_cache(run: Run) -> Cache:
-    """Open the cache of a run."""
-    return Cache(cache_file(run))
-
-
 def _body(request: dict[str, Any]) -> str:
     body = {name: value for name, value in request.items() if name != "n"}
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     if _join_halves(text) != text:
-        where = text[:80].encode("ascii", "replace").decode()
-        raise DataError("a request holds half a character (a lone surrogate)", where=where)
+        raise DataError("a request holds half a character (a lone surrogate)", where=ascii(text[:80]))
     return text
 
 
 def _join_halves(text: str) -> str:
     # JSON can escape halves of characters; joined where both are there, else replaced: no file can hold half a one.
-    if text.isascii():
-        return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -238,15 +221,12 @@ def import_lines(cache: Cache, file: Path) -> tuple[int, int]:
 
     A `DataError` names the first line that is no answer; nothing of the file was taken over then.
     """
-    new = total = 0
-    with cache.transaction():
-        for request, number, answer in _read_lines(file):
-            new += cache.put([(request, {number: answer})])
-            total += 1
-    return new, total - new
+    items = list(_read_lines(file))
+    new = cache.put(items)
+    return new, len(items) - new
 
 
-def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any], int, Answer]]:
+def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any], dict[int, Answer]]]:
     number = 0
     try:
         with file.open(encoding="utf-8-sig") as handle:
@@ -264,11 +244,12 @@ def _read_lines(file: Path) -> Iterator[tuple[dict[str, Any], int, Answer]]:
         raise DataError(found, where=f"{file}, line {max(1, number)}", todo=todo) from error
 
 
-def _read_answer(request: Any, choice: Any, **values: Any) -> tuple[dict[str, Any], int, Answer]:
-    answer = Answer(**values)
-    texts, counts = (answer.finish, answer.answered_by), (answer.prompt_tokens, answer.completion_tokens)
-    if not isinstance(request, dict) or type(choice) is not int or choice < 0 or not isinstance(answer.text, str):
-        raise ValueError("expected an object `request`, a number `choice` and a text `text`")
-    if not all(isinstance(t, str | None) for t in texts) or not all(type(c) in (int, type(None)) for c in counts):
-        raise ValueError("expected texts in `finish` and `answered_by` and whole numbers of tokens, or null")
-    return request, choice, answer
+def _read_answer(request: Any, choice: Any, **values: Any) -> tuple[dict[str, Any], dict[int, Answer]]:
+    answer, types = Answer(**values), get_type_hints(Answer)
+    if not isinstance(request, dict) or type(choice) is not int or choice < 0:
+        raise ValueError("expected an object `request` and a number `choice`")
+    if wrong := [
+        name for name, value in vars(answer).items() if isinstance(value, bool) or not isinstance(value, types[name])
+    ]:
+        raise ValueError(f"expected a text `text`, texts or null, and whole numbers or null, not this `{wrong[0]}`")
+    return request, {choice: answer}

@@ -6,15 +6,13 @@ asked again by the `openai` client (see `server`); what comes is kept and counte
 """
 
 import asyncio
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from aiolimiter import AsyncLimiter
 
-from drot_utils.llm.accounts import Accounts, Usage
+from drot_utils.llm.accounts import Accounts, Usage, count_prompt
 from drot_utils.llm.cache import Answer, Cache, request_key
-from drot_utils.llm.costs import count_prompt
 from drot_utils.llm.faults import Declined, Fault, Refusal
 from drot_utils.llm.replies import Work, describe_request, list_missing
 from drot_utils.study.errors import EndpointError
@@ -28,7 +26,7 @@ NO_API = ("no JSON", "no choices")  # faults of an address where something else 
 
 
 def ask_all(
-    requests: Sequence[dict[str, Any]], endpoint: Endpoint, settings: Requests, cache: Cache, what: str
+    requests: list[dict[str, Any]], endpoint: Endpoint, settings: Requests, cache: Cache, what: str
 ) -> tuple[list[list[Answer]], Usage]:
     """Have all requests answered: by the cache, and by the server where the cache has no answer.
 
@@ -36,7 +34,7 @@ def ask_all(
 
     Parameters
     ----------
-    requests : sequence of dict
+    requests : list of dict
         Whole request bodies: model, messages or prompt, n, sampling settings, seed ...
     cache : Cache
         Gets every answer as it comes; what it has in the end is what is returned.
@@ -84,21 +82,16 @@ def _check_may_ask(works: list[Work], count: int, endpoint: Endpoint, settings: 
 
 def _run_in_thread(asking: "_Asking", progress: Progress) -> None:
     """Ask in a thread; this one shows how far it is, and gets Ctrl-C."""
-    what = progress.what
-
-    def show() -> None:
-        progress.update(asking.accounts.done - (progress.n - progress.start_n))
-        progress.say(f"{what} ({asking.accounts.note})" if asking.accounts.note else what)
-
+    what, accounts, over = progress.what, asking.accounts, False
     with ThreadPoolExecutor(1, "asking") as pool:
-        future: Future = pool.submit(asyncio.run, asking.run())
+        future = pool.submit(asyncio.run, asking.run())
         try:
-            while not wait([future], LOOK).done:
-                show()
-            show()
+            while not over:
+                over = wait([future], LOOK).done
+                progress.update(accounts.done - (progress.n - progress.start_n))
+                progress.say(f"{what} ({accounts.note})" if accounts.note else what)
         except BaseException:
             asking.stop()
-            wait([future])
             raise
     future.result()
 
@@ -140,28 +133,23 @@ class _Asking:
         self.limits = [_open_limit(self.endpoint.requests_per_minute), _open_limit(self.endpoint.tokens_per_minute)]
         count = min(len(self.works), self.endpoint.concurrency)
         tasks = [asyncio.create_task(self._take_turns()) for _ in range(count)]
+        seconds = GRACE
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            await self._wind_up(tasks, self.endpoint.timeout_s)
-        except asyncio.CancelledError:
-            await self._wind_up(tasks, GRACE)
-            raise
+            seconds = self.endpoint.timeout_s
+        finally:  # what waits is stopped; what is under way was paid for, so it has some time to arrive
+            self.stopping = self.server.closing = True
+            for task in set(tasks) - self.server.under_way:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=seconds)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
         for task in tasks:
             if task in done and not task.cancelled():
                 task.result()  # the error that ended it all, if one did
         if self.given_up:
             raise self._say_given_up()
-
-    async def _wind_up(self, tasks: list[asyncio.Task], seconds: float) -> None:
-        # What waits is stopped; what is under way was paid for, so it has some time to arrive.
-        self.stopping = self.server.closing = True
-        for task in tasks:
-            if task not in self.server.under_way:
-                task.cancel()
-        await asyncio.wait(tasks, timeout=seconds)
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
     async def _take_turns(self) -> None:
         try:
@@ -175,17 +163,17 @@ class _Asking:
         """Ask for one request until nothing of it is missing."""
         try:
             # Until one request is answered the others wait: a wrong key, address or setting costs one request, not sixty.
-            if not self.server.answered:
-                async with self.first:
-                    while work.missing and not self.server.answered:
-                        await self._ask(work)
+            async with self.first:
+                while work.missing and not self.server.answered:
+                    await self._ask(work)
             while work.missing:
                 await self._ask(work)
         except Fault as fault:
             self.given_up.append((work, fault))
             self.in_a_row += 1
             # A first request that never works says nothing of the others, unless nobody is there, or no such API.
-            if self.in_a_row >= GIVE_UP or (not self.server.answered and _is_no_api(fault)):
+            nobody = fault.unreachable or fault.kind in NO_API
+            if self.in_a_row >= GIVE_UP or (nobody and not self.server.answered):
                 raise self._say_given_up() from None
         else:
             self.in_a_row = 0
@@ -226,7 +214,7 @@ class _Asking:
         if not self.server.answered and fault.unreachable:
             found = f"nobody answers at this address ({fault})"
             todo = "check `base_url`, that the server runs, and the network, or the proxy if one is named"
-        elif not self.server.answered and _is_no_api(fault):
+        elif not self.server.answered and fault.kind in NO_API:
             found = f"what answers at this address is no OpenAI-compatible API ({fault})"
             todo = "check `base_url` (most end in /v1) and `kind`"
         else:
@@ -234,10 +222,6 @@ class _Asking:
             found += f"; the first is {describe_request(work.request)}, at last {fault}"
             todo = "run the same command again, later or with a larger `max_retries`: what was answered is in the cache"
         return EndpointError(found, where=self.server.where, todo=todo)
-
-
-def _is_no_api(fault: Fault) -> bool:
-    return fault.unreachable or fault.kind in NO_API
 
 
 def _open_limit(per_minute: int | None) -> AsyncLimiter | None:

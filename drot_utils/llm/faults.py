@@ -18,15 +18,11 @@ CONTENT = (
     "content_filter", "content_policy_violation", "invalid_prompt", "responsibleaipolicyviolation", "data_inspection_failed",
     "flagged_input",
 )  # fmt: skip
-_CONTENT = re.compile(
-    r"content (?:management )?policy|ContentPolicyViolation|flagged as potentially violating|our safety system",
-    re.IGNORECASE,
-)
+_CONTENT = re.compile(r"(?i)content ?(?:management )?policy|flagged as potentially violating|our safety system")
 #: Settings that a server may not know, and how it says so. A no to `n` is seen otherwise: `n` is too short a word to be found.
 _SETTING = re.compile(rf"\b(?:{'|'.join({'max_completion_tokens', *get_args(Setting)} - {'n'})})\b")
 _UNSUPPORTED = re.compile(
-    r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra[_ ](?:forbidden|inputs|fields)|not permitted",
-    re.IGNORECASE,
+    r"(?i)unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra[_ ](?:forbidden|inputs|fields)|not permitted"
 )
 _TODO = {
     400: "correct the setting that the server names; what it does not know must not be asked of it",
@@ -51,11 +47,8 @@ class Fault(Exception):
         return f"{self.kind}: {self.detail}" if self.detail else self.kind
 
 
-@dataclass(eq=False)
 class Declined(Exception):
-    """A server's no to what one request says: that one has no answer, the others may have."""
-
-    reason: str  # the server's code
+    """A server's no to what one request says, with its code: that one has no answer, the others may have."""
 
 
 class Refusal(EndpointError):
@@ -69,16 +62,12 @@ class Refusal(EndpointError):
 def read_status(status: int, body: Any, endpoint: Endpoint, asked: str) -> Fault:
     """Return the fault of an error status (400 and above), with a body as `open_error` takes it.
 
-    Raises
-    ------
-    Declined
-        When this request is refused for its content.
-    Refusal
-        When asking again is no use: what was `asked`, in these words, what came back and what to do.
+    `Declined` when this request is refused for its content; a `Refusal` when asking again is no use: what was `asked`, in
+    these words, what came back and what to do.
     """
     error, said = open_error(body), say_error(body)
-    if status in (400, 403, 422) and (reason := find_content(error, words=status != 403)):
-        raise Declined(reason)
+    if status in (400, 403, 422) and (code := find_content(error, words=status != 403)):
+        raise Declined(code)
     quota = error.get("code") in QUOTA or error.get("type") in QUOTA
     if (status in TRANSIENT or status >= 500) and not quota:
         return Fault(f"HTTP {status}", said, overload=status in OVERLOAD, billed=False)
@@ -90,13 +79,12 @@ def read_status(status: int, body: Any, endpoint: Endpoint, asked: str) -> Fault
         todo = f"write `names: {{{key}: null}}` into this endpoint's parameters, so that `{key}` is not sent"
         todo += f" (for the teacher, set `teacher.{key}` to null)" if key in Teacher.model_fields else ""
     todo = todo.replace("{key}", str(endpoint.api_key_env))
-    raise Refusal(
+    todo += "; what was answered so far is in the cache and is not asked again"
+    found, where = (
         f"the server refused with HTTP {status} ({said}) {asked}",
-        status=status,
-        setting=setting,
-        where=f"{endpoint.base_url}, model {endpoint.model}",
-        todo=f"{todo}; what was answered so far is in the cache and is not asked again",
+        f"{endpoint.base_url}, model {endpoint.model}",
     )
+    raise Refusal(found, status=status, setting=setting, where=where, todo=todo)
 
 
 def open_error(body: Any) -> dict[str, Any]:

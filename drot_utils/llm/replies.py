@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,8 @@ REFUSED = "refused: "  # begins our own: the server refused the input, with the 
 USED_UP = "max_tokens used up"
 #: As far as a text is whole: up to the end of a sentence (no abbreviation, no number of a list), a paragraph, or JSON.
 _WHOLE = re.compile(
-    r".*(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)(?<!\d)[.!?…][\"”’')\]}*_]*(?=\s|$)"
-    r"|\n[ \t]*\n|[}\]]\s*(?=\n|$))",
-    re.DOTALL,
+    r"(?s).*(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bvs)(?<!\be\.g)(?<!\bi\.e)(?<!\d)[.!?…][\"”’')\]}*_]*(?=\s|$)"
+    r"|\n[ \t]*\n|[}\]]\s*(?=\n|$))"
 )
 
 
@@ -60,20 +59,16 @@ def phrase_request(endpoint: Endpoint, text: str, **settings: Any) -> dict[str, 
 
 def describe_request(request: Mapping[str, Any]) -> str:
     """Return the end of a request's text, where what sets it apart from others mostly stands."""
-    messages = request.get("messages")
-    content = messages[-1].get("content") if messages else request.get("prompt")
-    text = " ".join(str(content).split())
+    messages = request.get("messages", [{"content": request.get("prompt")}])
+    text = " ".join(str(messages[-1].get("content")).split())
     return "the request " + repr(text if len(text) <= 100 else f"...{text[-97:]}")
 
 
-def list_missing(
-    requests: Sequence[dict[str, Any]], keys: Sequence[str], cache: Cache | None, *, refresh: bool
-) -> list[Work]:
+def list_missing(requests: list[dict[str, Any]], keys: list[str], cache: Cache | None, *, refresh: bool) -> list[Work]:
     """Return the work that the cache leaves to do, each request once; with `refresh` or without one it counts as empty."""
     wanted: dict[str, dict[str, Any]] = {}
     for key, request in zip(keys, requests, strict=True):
-        if key not in wanted or request.get("n", 1) > wanted[key].get("n", 1):
-            wanted[key] = request
+        wanted[key] = max(wanted.get(key, request), request, key=lambda body: body.get("n", 1))
     present = {} if refresh or cache is None else cache.read(wanted)
     works = [
         Work(key, request, [number for number in range(request.get("n", 1)) if number not in present.get(key, ())])
@@ -92,8 +87,7 @@ def read_json(content: bytes, content_type: str) -> dict[str, Any]:
     try:
         reply = json.loads(content)
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError, too
-        json_meant = "json" in content_type or content.lstrip()[:1] == b"{"
-        kind = "broken JSON" if json_meant else "no JSON"
+        kind = "broken JSON" if "json" in content_type or content.lstrip()[:1] == b"{" else "no JSON"
         raise Fault(kind, f"{content_type or 'no content type'}, {say_error(content)}") from error
     if not isinstance(reply, dict):
         raise Fault("no JSON", f"expected an object, found {type(reply).__name__}")
@@ -116,17 +110,8 @@ def list_choices(reply: dict[str, Any]) -> list[tuple[str, str | None]]:
 def read_reply(work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> tuple[dict[int, Answer], bool]:
     """Number the choices of a reply to what was `sent` for `work`; those that came are no longer missing there.
 
-    Returns
-    -------
-    choices : dict of Answer
-        By number.
-    fewer : bool
-        Whether the server gave fewer different choices than it was asked for.
-
-    Raises
-    ------
-    Fault
-        As `list_choices` does; nothing is changed then.
+    Returns them by number, and whether the server gave fewer different ones than it was asked for. A `Fault` as from
+    `list_choices` changes nothing.
     """
     asked, given = sent.get("n", 1), reply.get("choices")
     given = given[:asked] if isinstance(given, list) else []
@@ -151,9 +136,8 @@ def read_reply(work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> tuple
 
 def is_broken(choice: Any) -> bool:
     """Say whether a choice of a reply is an error in an answer's place."""
-    return isinstance(choice, dict) and (
-        bool(choice.get("error")) or str(choice.get("finish_reason")).lower() in BROKEN
-    )
+    said = choice if isinstance(choice, dict) else {}
+    return bool(said.get("error")) or str(said.get("finish_reason")).lower() in BROKEN
 
 
 def _as_text(value: Any) -> str | None:

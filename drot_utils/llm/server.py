@@ -24,13 +24,8 @@ PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 PATIENCE = 120.0
 PAUSES = ("retry-after-ms", "retry-after")  # headers with which a server asks for a pause, as the client reads them
 FILE_TIMES = 10  # a file of requests or answers may take as many times as long as one request
-PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+PROXIES, CERTIFICATES = ("http_proxy", "https_proxy", "all_proxy"), ("ssl_cert_file", "ssl_cert_dir")
 NO_LIMIT = 10**6  # tries that the client is given: how many it gets of them is decided here
-
-
-def keeps_asking(fault: Fault, retries: int, most: int, waited: float) -> bool:
-    """Say whether a fault is worth another try after `retries` of `most`, and `waited` seconds since the first one."""
-    return retries < most or (fault.overload and most > 0 and waited < PATIENCE)
 
 
 class Server:
@@ -64,12 +59,7 @@ class Server:
     async def wait_for(self, call: Awaitable[Any], most: int | None = None) -> Any:
         """Return what a call of `client` returns, sent again `most` times, or as often as the endpoint's parameters allow.
 
-        Raises
-        ------
-        Fault
-            What may pass, when all tries are used up.
-        Declined, Refusal, EndpointError
-            What does not: see `faults.read_status`.
+        A `Fault` when all tries are used up; what else `faults.read_status` raises is not tried again.
         """
         self.calls[asyncio.current_task()] = time.monotonic(), self.endpoint.max_retries if most is None else most
         try:
@@ -110,7 +100,8 @@ class Server:
         self.accounts.fail(fault, body)
         began, most = self.calls[task]
         most = min(1, most) if fault.unreachable and not self.answered else most
-        if self.closing or not keeps_asking(fault, retries, most, time.monotonic() - began):
+        patient = fault.overload and most and time.monotonic() - began < PATIENCE
+        if self.closing or not (patient or retries < most):
             raise fault
         if response is None or response.status_code < 400:
             raise httpx2.DecodingError(str(fault), request=request)
@@ -127,7 +118,10 @@ class Server:
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise Fault("timeout", f"no whole answer in {seconds} s") from error
         except (httpx2.RequestError, OSError, anyio.EndOfStream) as error:
-            said = (str(error) or type(error).__name__) + _say_environment(self.endpoint.base_url, str(error))
+            said = str(error) or type(error).__name__
+            names = CERTIFICATES if "CERTIFICATE_VERIFY_FAILED" in said else PROXIES
+            if not is_loopback(self.endpoint.base_url) and (found := _list_set(*names)):
+                said += f"; the environment sets {found}"
             if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
                 raise Fault("no connection", said, billed=False, unreachable=True) from error
             raise Fault("broken connection", said) from error
@@ -142,10 +136,8 @@ class Server:
             asked = describe_request(body) if body else f"{request.method} {request.url.path}"
             fault = read_status(response.status_code, response.content, self.endpoint, asked)
             # A delay that only the body names goes where the client looks for one.
-            if (
-                not any(name in response.headers for name in PAUSES)
-                and (delay := read_delay(response.content)) is not None
-            ):
+            named = any(name in response.headers for name in PAUSES)
+            if not named and (delay := read_delay(response.content)) is not None:
                 response.headers["retry-after"] = f"{delay:g}"
             raise fault
         if not request.url.path.endswith("/content"):
@@ -162,9 +154,7 @@ def _open_http(server: Server) -> httpx2.AsyncClient:
     try:
         certificates = httpx2.create_ssl_context()
     except OSError as error:
-        found = (
-            f"the certificates cannot be read ({error}; set: {_list_set('ssl_cert_file', 'ssl_cert_dir') or 'nothing'})"
-        )
+        found = f"the certificates cannot be read ({error}; set: {_list_set(*CERTIFICATES) or 'nothing'})"
         raise EndpointError(found, where=server.where, todo="correct or unset the environment variable") from error
     try:
         return Http(verify=certificates, trust_env=not is_loopback(server.endpoint.base_url))
@@ -182,12 +172,6 @@ def is_loopback(url: str) -> bool:
     """Say whether an address is this machine's own, which no proxy can reach."""
     host = urlsplit(url).hostname or ""
     return bool(re.fullmatch(r"(?:.*\.)?localhost|127\.[\d.]+|0\.0\.0\.0|::1?", host))
-
-
-def _say_environment(url: str, said: str) -> str:
-    names = ("ssl_cert_file", "ssl_cert_dir") if "CERTIFICATE_VERIFY_FAILED" in said else PROXIES
-    found = "" if is_loopback(url) else _list_set(*names)
-    return f"; the environment sets {found}" if found else ""
 
 
 def read_key(endpoint: Endpoint, why: str = "") -> str | None:

@@ -43,7 +43,7 @@ class Reliability:
     @property
     def usable(self) -> bool:
         """Whether scores can be weighted with it; if not, `merge` takes the mean."""
-        return self.converged and int(self.sigma.notna().sum()) >= PLACED
+        return not self.note
 
 
 def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = None) -> np.ndarray:
@@ -54,9 +54,8 @@ def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = N
     scores : DataFrame of float, shape (items, judges)
         From 0 to 1; null where a judge gave none.
     method : {"majority", "mean", "reliability"}
-        *majority*: 1 where more than half of the judges who scored an item say .5 or more, 0 where fewer do, .5 for a
-        tie. *reliability*: the posterior mean of the latent consensus given the scores and the judges' sigmas; a judge
-        without one has no weight. Where no sigmas can be had, the mean.
+        *majority*: the side of .5 on which more judges are, .5 for a tie. *reliability*: the posterior mean of the latent
+        consensus, to which a judge without a sigma adds nothing; where no sigmas can be had, the mean.
     reliability : Reliability, optional
         Found on other items, so that an item's consensus does not depend on its company; by default on `scores`.
 
@@ -64,10 +63,7 @@ def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = N
     -------
     ndarray of float64, shape (items,)
         NaN (null) where no judge (with a weight) scored the item.
-
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
     values = _to_array(scores)
     if method == "reliability":
         found = reliability or fit_reliability(scores)
@@ -76,10 +72,9 @@ def merge(scores: pd.DataFrame, method: str, reliability: Reliability | None = N
             placed = ~np.isnan(sigma)
             level = _posterior(values[:, placed], sigma[placed])[0] @ _LEVELS
             return np.where(np.isnan(values[:, placed]).all(axis=1), np.nan, level)
-    given = (~np.isnan(values)).sum(axis=1)
     votes = np.where(np.isnan(values), np.nan, values >= 0.5) if method == "majority" else values
-    share = np.divide(np.nansum(votes, axis=1), given, out=np.full(len(values), np.nan), where=given > 0)
-    return np.where(given > 0, (np.sign(share - 0.5) + 1) / 2, np.nan) if method == "majority" else share
+    share = pd.DataFrame(votes).mean(axis=1).to_numpy()
+    return (np.sign(share - 0.5) + 1) / 2 if method == "majority" else share
 
 
 def merge_all(scores: pd.DataFrame, reliability: Reliability) -> pd.DataFrame:
@@ -90,10 +85,8 @@ def merge_all(scores: pd.DataFrame, reliability: Reliability) -> pd.DataFrame:
 def fit_reliability(scores: pd.DataFrame) -> Reliability:
     """Find how far each judge strays from the latent consensus, from the scores alone (derived in docs/consensus.md).
 
-    A score is a normal draw around its item's consensus, truncated to [0, 1], with a standard deviation (sigma) of each
-    judge's own; the sigmas are found by expectation-maximisation. With fewer than three judges that can be placed, or
-    without convergence, the result is not `usable` and its ``note`` says why. It is the same for any order of items and
-    judges, up to rounding. For `scores` see `merge`.
+    With fewer than three judges that can be placed, or without convergence, the result is not `usable` and its ``note``
+    says why. For `scores` see `merge`.
     """
     values = _to_array(scores)
     placed = _placed(values)
@@ -101,16 +94,13 @@ def fit_reliability(scores: pd.DataFrame) -> Reliability:
     if placed.sum() < PLACED:
         note = f"{int(placed.sum())} of {len(placed)} judges can be placed, {PLACED} are needed"
         return Reliability(sigma, 0, False, [], note)
-    values = values[:, placed]
-    current, history, change = np.full(values.shape[1], 0.3), [], np.inf
-    while change > TOLERANCE and len(history) < ITERATIONS:
+    values, current, history, converged = values[:, placed], np.full(placed.sum(), 0.3), [], False
+    while not converged and len(history) < ITERATIONS:
         posterior, likelihood = _posterior(values, current)
         history.append(float(likelihood - _doubt(current).sum()))
-        new = _sigmas(values, posterior)
-        change = np.abs(np.log(new / current)).max()
-        current = new
+        before, current = current, _sigmas(values, posterior)
+        converged = bool(np.abs(np.log(current / before)).max() <= TOLERANCE)
     sigma[placed] = current
-    converged = bool(change <= TOLERANCE)
     note = "" if converged else f"not converged after {ITERATIONS} steps"
     return Reliability(sigma, len(history), converged, history, note)
 
@@ -120,7 +110,6 @@ def describe_judges(scores: pd.DataFrame, consensus: np.ndarray, reliability: Re
 
     Parameters
     ----------
-    scores : DataFrame of float, shape (items, judges)
     consensus : ndarray of float, shape (items,)
         A continuous one: votes of 0 and 1 are far from any judge with doubts.
 
@@ -186,10 +175,8 @@ def _to_array(scores: pd.DataFrame) -> np.ndarray:
     bad = scores.notna().to_numpy() & ~((values >= 0) & (values <= 1))
     if bad.any():
         row, judge = np.argwhere(bad)[0]
-        raise DataError(
-            f"{bad.sum()} scores are not numbers from 0 to 1; the first is {scores.iat[row, judge]!r}",
-            where=f"judge {scores.columns[judge]!r}, row {scores.index[row]}",
-        )
+        where = f"judge {scores.columns[judge]!r}, row {scores.index[row]}"
+        raise DataError(f"{bad.sum()} scores are not from 0 to 1; the first is {scores.iat[row, judge]!r}", where=where)
     return values
 
 

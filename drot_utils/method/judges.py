@@ -13,11 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from drot_utils.data.corpora import action_keys, join_action, read_actions, read_tsv, refuse, with_variance
 from drot_utils.data.gold import ANNOTATORS
 from drot_utils.data.parsing import parse_score
-from drot_utils.data.table import make_table, write_frame
+from drot_utils.data.table import write_frame
 from drot_utils.engine import load
-from drot_utils.engine.load import encode_question, round_weights
 from drot_utils.engine.shards import Work, map_rows
-from drot_utils.llm.cache import open_cache
+from drot_utils.llm.cache import Cache, cache_file
 from drot_utils.llm.client import ask_all
 from drot_utils.llm.replies import USED_UP, Answer, explain_finish, phrase_request
 from drot_utils.method.consensus import Reliability, fit_reliability, merge, merge_all
@@ -47,19 +46,12 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "judgment", "strict": T
 LONGEST = 64  # tokens of a judge's answer
 BATCH = 32  # prompts a local model reads at once
 
-#: Columns of `Panel.ask`.
-ANSWERS = {
-    "row": "int64", "judge": "str", "action": "str", "moral_variance": "int8", "context": "str", "score": "float64",
-    "raw": "str",
-}  # fmt: skip
-
 
 @dataclass
 class Panel:
-    """The judges of the parameters. `score` is that of a `critic.Critic`: the probability that a context is valid.
+    """The judges of the parameters, who `score` as a `critic.Critic` does: the probability that a context is valid.
 
-    Their reliabilities are found on a sample once (notebook 12), so that a context's score does not depend on what else
-    is scored; without any, they are found on whatever is scored.
+    Their reliabilities are found once (notebook 12), so that a score does not depend on what else is scored.
     """
 
     study: Study
@@ -74,17 +66,13 @@ class Panel:
             A row a judge and row: ``row`` (its index in `rows`), ``judge``, `ITEM`, ``score`` (null where the judge
             gave none that can be read) and ``raw``.
         """
-        parts = [
-            rows[ITEM].assign(row=rows.index, judge=judge.name, **ask_judge(self.study, judge, rows))
-            for judge in self.study.params.judges.panel
-        ]
-        return pd.concat(parts, ignore_index=True)[list(ANSWERS)] if parts else make_table([], ANSWERS)
+        parts = [rows[ITEM].iloc[:0].assign(row=rows.index[:0], judge="", score=0.0, raw="")]
+        for judge in self.study.params.judges.panel:
+            parts.append(rows[ITEM].assign(row=rows.index, judge=judge.name, **ask_judge(self.study, judge, rows)))
+        return pd.concat(parts, ignore_index=True)[["row", "judge", *ITEM, "score", "raw"]]
 
     def score(self, rows: pd.DataFrame) -> np.ndarray:
-        """Return the judges' scores of rows with the columns `ITEM`, merged by `judges.aggregate`, shape (rows,).
-
-        NaN (null) where there is no context, or no judge gave a score.
-        """
+        """Return the judges' merged scores of rows with `ITEM`, shape (rows,); NaN without a context or a score."""
         rows = rows.reset_index(drop=True)
         if rows.empty:
             return np.zeros(0)
@@ -122,11 +110,8 @@ def load_panel(study: Study) -> Panel:
     expected = [_describe(judge) for judge in study.params.judges.panel]
     if record["panel"] != expected:
         names = [", ".join(judge["name"] for judge in panel) or "nobody" for panel in (expected, record["panel"])]
-        raise DataError(
-            f"expected the judges {names[0]}, found the record of {names[1]}",
-            where=str(path),
-            todo="run notebooks/12_judges.ipynb with these parameters",
-        )
+        found, todo = f"the record of {names[1]}", "run notebooks/12_judges.ipynb with these parameters"
+        raise DataError(f"expected the judges {names[0]}, found {found}", where=str(path), todo=todo)
     sigma = pd.Series(record["reliability"].pop("sigma"), dtype=float, name="sigma")
     return Panel(study, Reliability(sigma, **record["reliability"]))
 
@@ -158,10 +143,7 @@ def gather_scores(study: Study, shown: pd.DataFrame, answers: pd.DataFrame) -> p
 
 
 def panel_thresholds(study: Study, shown: pd.DataFrame, scores: np.ndarray) -> dict[str, float]:
-    """Apply the critic's threshold rules (`choose_thresholds`) to the panel's scores of the dev contexts shown to it.
-
-    Contexts without a score (NaN) are left out. Empty when the panel neither filters nor evaluates.
-    """
+    """Apply the critic's rules to the panel's scores of dev contexts; nothing if it neither filters nor evaluates."""
     if "judges" not in (study.params.judges.filter, study.params.evaluation.critic):
         return {}
     seen = shown["part"].eq("dev").to_numpy() & ~np.isnan(scores)
@@ -169,12 +151,7 @@ def panel_thresholds(study: Study, shown: pd.DataFrame, scores: np.ndarray) -> d
 
 
 def ask_judge(study: Study, judge: Respondent, rows: pd.DataFrame) -> pd.DataFrame:
-    """Ask one judge about contexts.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        With `ITEM`; a row without a context is not asked about, a repeated one once.
+    """Ask one judge about rows with `ITEM`; one without a context is not asked about, a repeated one once.
 
     Returns
     -------
@@ -207,7 +184,7 @@ def read_judgments(path: str, actions: pd.DataFrame) -> pd.DataFrame:
     ------
     DataError
         An unknown action, a moral variance other than 1 and -1, an empty context, a score that is not a number from 0
-        to 1, or a second score of the same context; the rows are counted and the first is named.
+        to 1, or a second score of the same context.
     """
     frame = with_variance(read_tsv(path, ["moral-variance", "context", "score"]), path)
     if "action" not in frame:
@@ -225,19 +202,16 @@ def _look_up(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFra
     asked = items.assign(action=action_keys(items["action"]))
     found = asked.merge(recorded, on=ITEM, how="left", validate="many_to_one", indicator=True)
     if (found["_merge"] == "left_only").all():
-        raise DataError(
-            f"the judge {judge.name!r} scored none of the {len(items)} contexts asked about; the first is "
-            f"{dict(items.iloc[0])}",
-            where=judge.recorded,
-            todo="record its scores of these contexts, or take the judge out of the parameters",
-        )
+        first = f"the {len(items)} contexts asked about; the first is {dict(items.iloc[0])}"
+        todo = "record its scores of these contexts, or take the judge out of the parameters"
+        raise DataError(f"the judge {judge.name!r} scored none of {first}", where=judge.recorded, todo=todo)
     return found
 
 
 def _ask_endpoint(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
     prompts = [judge_prompt(*item) for item in items.itertuples(index=False)]
     bodies = [judge_request(judge.endpoint, prompt, study.params.seed) for prompt in prompts]
-    cache = open_cache(study.run)
+    cache = Cache(cache_file(study.run))
     answers, usage = ask_all(bodies, judge.endpoint, study.params.requests, cache, f"{judge.name} judges")
     usage.add_to(study.record, f"usage of {judge.name}")
     return pd.DataFrame([{"score": _read_score(answer), "raw": answer.text or None} for (answer,) in answers])
@@ -266,7 +240,7 @@ def _ask_local(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataF
 
 def _open_local(study: Study, judge: Respondent) -> Work:
     model, tokenizer = load.load_model(judge.model, "student", study.run)
-    model = round_weights(model.to(study.device), study.dtype)
+    model = load.round_weights(model.to(study.device), study.dtype)
 
     def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
         yes, no = yes_and_no(model, tokenizer, [judge_prompt(*item) for item in part.itertuples(index=False)]).T
@@ -281,28 +255,21 @@ def yes_and_no(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, promp
     """Return a local model's probabilities that its answer begins with yes, and with no: float64, shape (prompts, 2).
 
     Nothing is drawn: the probabilities of the first tokens of "yes" and "no", with and without capitals and a blank, are
-    read off after the prompt. What they lack to 1 is the model's inclination to say something else.
-
-    Raises
-    ------
-    ModelError
-        When the tokenizer begins both answers with the same tokens.
+    read off after the prompt. A tokenizer that begins both answers with the same tokens is a `ModelError`.
     """
     chat = bool(tokenizer.chat_template)
     texts = [f"{prompt}\nAnswer yes or no." if chat else f"{prompt}\nAnswer (yes or no):" for prompt in prompts]
-    encoded = [encode_question(tokenizer, text) for text in texts]
+    encoded = [load.encode_question(tokenizer, text) for text in texts]
     yes, no = (_first_tokens(tokenizer, word) for word in ("yes", "no"))
-    yes, no = sorted(yes - no), sorted(no - yes)
-    if not yes or not no:
+    words = sorted(yes - no), sorted(no - yes)
+    if not all(words):
         raise ModelError("its tokenizer begins yes and no alike", where=model.name_or_path, todo="take another judge")
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     out = np.zeros((len(prompts), 2))
-    for start in range(0, len(order), BATCH):
-        index = order[start : start + BATCH]
+    order = np.argsort([len(ids) for ids in encoded], kind="stable")
+    for index in np.split(order, range(BATCH, len(order), BATCH)):
         logits = _next_logits(model, tokenizer, [encoded[i] for i in index])
-        log_all = logits.logsumexp(-1)
-        for column, tokens in enumerate((yes, no)):
-            out[index, column] = (logits[:, tokens].logsumexp(-1) - log_all).exp().cpu().numpy()
+        shares = [(logits[:, tokens].logsumexp(-1) - logits.logsumexp(-1)).exp() for tokens in words]
+        out[index] = torch.stack(shares, dim=1).cpu().numpy()
     return out
 
 

@@ -59,12 +59,10 @@ def fine_tune(
         ``rows steps target_tokens losses seconds fingerprint``, also kept as ``training.json`` beside the weights.
     """
     if rows.empty:
-        raise DataError(
-            "no row to learn from: the filters kept none",
-            where=name,
-            todo="look in the notebook how many rows each filter dropped: lower the critic threshold in params, or, "
-            "where hardly anything parses, train the student that wrote them for longer",
+        todo = (
+            "see how many rows each filter dropped: lower the critic's threshold or, where little parses, train longer"
         )
+        raise DataError("no row to learn from: the filters kept none", where=name, todo=todo)
     params = study.params
     origin = sha256(study.run.model(start) / "model.safetensors") if start else load.describe_model(params.student.base)
     key = fingerprint(

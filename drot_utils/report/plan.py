@@ -7,10 +7,10 @@ import pandas as pd
 
 from drot_utils.data.corpora import read_actions, sample_actions
 from drot_utils.data.gold import read_gold
+from drot_utils.llm.accounts import forecast, read_prices
 from drot_utils.llm.cache import Cache, cache_file
-from drot_utils.llm.costs import forecast, read_prices
 from drot_utils.method.critic import split_gold
-from drot_utils.method.judges import judge_prompt, judge_request
+from drot_utils.method.judges import ITEM, choose_shown, judge_prompt, judge_request
 from drot_utils.method.teacher import baseline_request, choose_requests, list_requests
 from drot_utils.study.errors import DrotError
 from drot_utils.study.params import Endpoint, ModelRef, Params
@@ -64,24 +64,20 @@ def plan_run(params: Params, rate: float = PAPER_RATE) -> pd.DataFrame:
     rows.append(("critic", "contexts", scored, scored * pair, 2 * critic))
     table = pd.DataFrame(rows, columns=["stage", "unit", "count", "tokens", "operations"])
     table["gpu_hours"] = table["tokens"] * table.pop("operations") / rate / 3600
-    sums = table[["tokens", "gpu_hours"]].sum()
-    return pd.concat([table, pd.DataFrame([{"stage": "all", "unit": "", **sums}])], ignore_index=True)
+    table.loc[len(table)] = {"stage": "all", "unit": "", **table[["tokens", "gpu_hours"]].sum()}
+    return table
 
 
 def _size(ref: ModelRef) -> float:
     if ref.source == "random":
         return 1e5
     if ref.name not in SIZES:
-        where, todo = "drot_utils/report/plan.py", "add it to SIZES there"
-        raise DrotError(f"the size of {ref.name} is not known", where=where, todo=todo)
+        raise DrotError(f"the size of {ref.name} is not known", todo="add it to SIZES in drot_utils/report/plan.py")
     return SIZES[ref.name]
 
 
 def say_plan(params: Params, tflops: float | None = None) -> str:
-    """Return the plan of a run as text: a table, what it assumes, and the requests to endpoints.
-
-    The GPU hours are at `tflops`, effective TFLOP/s of one device, by default what the paper's hours imply.
-    """
+    """Return the plan of a run as text; GPU hours are at `tflops` of one device, or at what the paper's hours imply."""
     rate = tflops * 1e12 if tflops else PAPER_RATE
     source = "as given" if tflops else "as the paper's 28 hours on 8 A6000 for 434K rows and 3 epochs imply"
     kept = {name: round(share, 2) for name, share in KEPT.items()}
@@ -104,7 +100,7 @@ def _to_markdown(table: pd.DataFrame, unknown: str) -> str:
 
 
 def plan_requests(params: Params) -> pd.DataFrame:
-    """Return what the requests to endpoints will take: ``notebook model`` and the columns of `costs.Forecast`.
+    """Return what the requests to endpoints will take: ``notebook model`` and the columns of `accounts.Forecast`.
 
     Nothing is asked. Where the corpus or the gold is not there yet, one action and context stand for all.
     """
@@ -128,8 +124,7 @@ def say_requests(params: Params) -> str:
     if params.teacher.recorded:
         lines.append(f"Nobody is asked for what {params.teacher.recorded} has: its responses fill the cache.")
     if any(judge.endpoint for judge in judges.panel) and "judges" in (judges.filter, params.evaluation.critic):
-        instead = "what judges are asked instead of the critic, a request for each context and judge"
-        lines.append(f"Not in the table: {instead}.")
+        lines.append("Not in the table: what judges are asked instead of the critic, once for each context and judge.")
     limit, budget = "No budget is set.", params.requests.budget_usd
     if budget is not None:
         limit = f"The run begins nothing that is forecast to cost more than ${budget:,.2f} in all, and stops when that is spent."
@@ -138,16 +133,15 @@ def say_requests(params: Params) -> str:
 
 def warn_refused(params: Params) -> list[str]:
     """Return a sentence for each model of an endpoint that is known to refuse settings that it would be sent."""
-    prices, warnings = read_prices(params.requests.prices), []
-    asked = _list_asked(params, [STAND_IN], [STAND_IN], [(STAND_IN, 1, STAND_IN_CONTEXT)])
-    for name, (endpoint, body) in {name: (endpoint, bodies[0]) for _, name, endpoint, bodies in asked}.items():
-        refused = prices.list_refused(body, endpoint.names)
+    prices, warnings = read_prices(params.requests.prices), {}
+    for _, name, endpoint, bodies in _list_asked(params, [STAND_IN], [STAND_IN], [(STAND_IN, 1, STAND_IN_CONTEXT)]):
+        refused = prices.list_refused(bodies[0], endpoint.names)
         if refused and not (endpoint is params.teacher.endpoint and params.teacher.recorded):
-            warnings.append(
+            warnings[name] = (
                 f"Warning: {endpoint.model} ({name}) is known to refuse {', '.join(refused)}: set them to null in `teacher`, "
                 "or in `names` of the endpoint. It thinks before it answers, which takes tokens of `max_tokens`, too."
             )
-    return warnings
+    return list(warnings.values())
 
 
 def _list_asked(
@@ -173,15 +167,13 @@ def _list_actions(params: Params) -> tuple[list[str], list[str], str]:
         parts = sample_actions(read_actions(corpus.actions), corpus, params.seed)
         return list(parts["seed"]["action"]), list(parts["test"]["action"]), ""
     counts = (corpus.seed_actions, corpus.test_actions or TEST_ACTIONS)
-    seed, test = ([f"{STAND_IN} {number}" for number in range(count)] for count in counts)
-    return seed, test, f"; {corpus.actions} is not there yet: {STAND_IN!r} stands for its actions"
+    made_up = ([f"{STAND_IN} {number}" for number in range(count)] for count in counts)
+    return *made_up, f"; {corpus.actions} is not there yet: {STAND_IN!r} stands for its actions"
 
 
 def _list_judged(params: Params) -> list[tuple[str, int, str]]:
-    """Return items as many and as long as those that notebook 12 shows to the judges."""
-    sample = params.judges.sample
+    """Return the items that notebook 12 shows to the judges, or as many where the gold is not there yet."""
     if not all(resolve(path).exists() for path in (params.corpus.actions, *params.critic.gold)):
-        return [(STAND_IN, 1, f"{STAND_IN_CONTEXT} {number}") for number in range(sample or 0)]
+        return [(STAND_IN, 1, f"{STAND_IN_CONTEXT} {number}") for number in range(params.judges.sample or 0)]
     gold = split_gold(read_gold(params.critic.gold, read_actions(params.corpus.actions)), params.critic, params.seed)
-    held_out = gold[gold["part"].isin(["dev", "test"])]
-    return list(held_out[["action", "moral_variance", "context"]].head(sample).itertuples(index=False, name=None))
+    return list(choose_shown(gold, params)[ITEM].itertuples(index=False, name=None))

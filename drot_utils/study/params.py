@@ -4,11 +4,11 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, PositiveFloat, PositiveInt, ValidationError
 
 from drot_utils.study.errors import ParamsError
 from drot_utils.study.paths import resolve
@@ -29,13 +29,12 @@ SECRETIVE = ("base_url", "api_key_env")
 class Section(BaseModel, extra="forbid", strict=True, frozen=True):
     """Base of all sections: unknown keys are refused, numbers are not read from text, values do not change."""
 
-    @model_validator(mode="after")
-    def _check_all(self) -> Self:
+    def model_post_init(self, context: Any) -> None:
+        """Raise a `ValueError` where values do not go together."""
         self._check()
-        return self
 
     def _check(self) -> None:
-        """Raise a `ValueError` where values do not go together."""
+        """Check what a section has to check of its values."""
 
     def _check_one(self, *names: str) -> None:
         if sum(getattr(self, name) is not None for name in names) != 1:
@@ -158,9 +157,8 @@ class Respondent(Section):
 
 def _with_different_names(respondents: list[Respondent]) -> list[Respondent]:
     names = [respondent.name for respondent in respondents]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"the name {name!r} is given twice; names tell answers apart")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"the name {twice[0]!r} is given twice; names tell answers apart")
     return respondents
 
 
@@ -348,12 +346,11 @@ class Params(Section):
             raise ValueError("`evaluation.critic: independent` needs a `critic.independent_share` above 0")
         processes, batches = self.compute.parallel.processes, self.student.accumulate
         if batches % processes:
-            shared = f"`student.accumulate`, the batches that {processes} processes share in a step,"
-            raise ValueError(f"{shared} must be a multiple of {processes}, not {batches}")
-        if "judges" in (self.judges.filter, self.evaluation.critic) and not self.judges.panel:
             raise ValueError(
-                "`judges.filter` or `evaluation.critic` is judges: at least one judge in `judges.panel` is needed"
+                f"`compute.parallel.processes`: `student.accumulate` must be a multiple of {processes}, not {batches}"
             )
+        if "judges" in (self.judges.filter, self.evaluation.critic) and not self.judges.panel:
+            raise ValueError("`judges.filter` and `evaluation.critic` need at least one judge in `judges.panel`")
 
 
 def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Params:
@@ -464,13 +461,11 @@ def read_yaml(path: Path) -> Any:
 class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         """Refuse a second key of the same name."""
-        node = super().compose_mapping_node(anchor)
-        seen = set()
+        node, seen = super().compose_mapping_node(anchor), []
         for key, _ in node.value:
-            if (name := (key.tag, str(key.value))) in seen:
-                problem = f"the key `{key.value}` is given twice"
-                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
-            seen.add(name)
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"the key `{key.value}` is given twice", key.start_mark)
+            seen.append(key.value)
         return node
 
 
