@@ -5,6 +5,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 from drot_utils.data import corpora
+from drot_utils.data.table import empty_columns
 from drot_utils.method import student
 from drot_utils.report import release
 from drot_utils.study.params import load_params
