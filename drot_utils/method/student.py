@@ -24,8 +24,7 @@ from drot_utils.engine import load, trainer
 from drot_utils.engine.batches import MOST_TARGETS, Example
 from drot_utils.engine.load import cut_prompt, encode_question
 from drot_utils.engine.shards import Work, fingerprint, hash_work, map_shards
-from drot_utils.engine.vllm import VllmWriter
-from drot_utils.engine.writer import Prompt, Writer, Written
+from drot_utils.engine.writer import Prompt, VllmWriter, Writer, Written
 from drot_utils.method.prompts import parse_student, student_source, student_target, teacher_prompt
 from drot_utils.study.code import hash_code
 from drot_utils.study.errors import DataError, DrotError
