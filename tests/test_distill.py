@@ -128,7 +128,7 @@ def test_fine_tune_keeps_a_record_and_is_not_done_twice(study, candidates, monke
 
 
 def test_nothing_kept_is_an_error(study, candidates):
-    with pytest.raises(DataError, match="lower the critic threshold"):
+    with pytest.raises(DataError, match="lower the critic's threshold"):
         student.fine_tune(study, candidates.iloc[:0], "distill_base", start=None, learning_rate=1e-3, epochs=1)
 
 
