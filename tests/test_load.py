@@ -105,7 +105,12 @@ def test_describe_knows_hashes_of_packages_only():
 
 def test_describe_tells_folders_of_weights_apart_by_their_content(tmp_path):
     ref, seen = ModelRef(source="folder", name=str(tmp_path)), set()
-    for name, text in (("model.safetensors", "one"), ("model.safetensors", "two"), ("more.json", "{}"), (".hidden", "x")):
+    for name, text in (
+        ("model.safetensors", "one"),
+        ("model.safetensors", "two"),
+        ("more.json", "{}"),
+        (".hidden", "x"),
+    ):
         (tmp_path / name).write_text(text)
         seen.add(load.describe_model(ref)["sha256"])
     assert len(seen) == 3
