@@ -222,7 +222,17 @@ def write_contexts(
     prompts = list_prompts(actions)
     open_work = partial(_open_writing, study, name, n, method, zero_shot)
     key = fingerprint(
-        prompts, n, method, settings.model_dump(), params.seed, stage, str(study.dtype), weights, hash_work(open_work)
+        prompts,
+        n,
+        method,
+        settings.model_dump(),
+        params.student.max_prompt_length,
+        params.teacher.max_tokens,
+        params.seed,
+        stage,
+        str(study.dtype),
+        weights,
+        hash_work(open_work),
     )
     return empty_columns(map_shards(
         prompts, settings.shard_size, open_work, borrow(study.run, f"shards/{stage}-{name}-{key}"), seed=params.seed,
