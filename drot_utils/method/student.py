@@ -223,7 +223,15 @@ def write_contexts(
     prompts = list_prompts(actions)
     open_work = partial(_open_writing, study, name, n, method, zero_shot)
     key = fingerprint(
-        prompts, n, method, settings.model_dump(), params.seed, stage, str(study.dtype), weights, hash_work(open_work)
+        prompts,
+        n,
+        method,
+        settings.model_dump(),
+        params.seed,
+        stage,
+        str(study.scoring_dtype),
+        weights,
+        hash_work(open_work),
     )
     return empty_columns(map_shards(
         prompts, settings.shard_size, open_work, borrow(study.run, f"shards/{stage}-{name}-{key}"), seed=params.seed,
@@ -249,7 +257,7 @@ def open_author(
     """
     params, generation = study.params, study.params.generation
     release_memory()
-    place = (study.device, study.dtype)
+    place = (study.device, study.scoring_dtype)
     if zero_shot:
         model, tokenizer = load.load_model(zero_shot, "student", study.run)
         longest = params.teacher.max_tokens or generation.max_new_tokens
@@ -258,7 +266,7 @@ def open_author(
     folder = _weights(study, name).parent
     sizes = (params.student.max_prompt_length, generation.max_new_tokens, generation.batch_size)
     if generation.engine == "vllm":
-        writer = VllmWriter(folder, study.dtype, *sizes)
+        writer = VllmWriter(folder, study.scoring_dtype, *sizes)
     else:
         writer = Writer(*load.load_folder(folder, "student"), *place, *sizes)
     return writer, partial(student_source, seq2seq=writer.seq2seq), parse_student
