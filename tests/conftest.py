@@ -28,6 +28,7 @@ from drot_utils.engine.load import build_tiny
 from drot_utils.llm.cache import Cache
 from drot_utils.method.student import make_examples
 from drot_utils.people import exchange, forms
+from drot_utils.study import outputs
 from drot_utils.study.kernels import KERNELS, kernel_server
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run, sha256
@@ -62,7 +63,7 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test writes into the checkout, reads a key, or talks to a runner."""
     monkeypatch.setenv("DROT_OUTPUT", str(tmp_path / "out"))
     monkeypatch.delenv("DROT_PROGRESS", raising=False)
-    monkeypatch.delenv("DROT_STAGE", raising=False)
+    monkeypatch.setenv("DROT_STAGE", "")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     return tmp_path / "out"
 
@@ -237,8 +238,9 @@ def fit_student(model_and_tokenizer, rows, settings, work, *, dtype=torch.float3
 
 
 def run_cells(notebook: str, params_file: Path | str) -> dict:
-    """Run the code of a notebook in this process, which is quicker than a kernel, and return its variables."""
+    """Run the code of a notebook in this process, which is quicker than a kernel, as the runner does; return its variables."""
     names = {}
+    os.environ[outputs.BATCH] = notebook
     for cell in json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), names)

@@ -10,6 +10,7 @@ from conftest import run_cells
 from drot_utils.analysis import bias
 from drot_utils.data.table import PROMPT, empty_columns
 from drot_utils.method import student
+from drot_utils.study.outputs import closing_path
 
 COUNTRIES = ["Korea", "United Kingdom", "United States"]
 
@@ -75,7 +76,7 @@ def test_notebook_10_where_hardly_anything_parses(study, parsing, monkeypatch):
     assert table.columns.tolist() == ["country", *list(bias.COLUMNS)[1:]] and len(table) == parsing
     assert table["p_value"].count() == (parsing if parsing > 1 else 0) and names["matrix"].shape == (parsing, parsing)
     assert all((study.run.figures / f"{name}.png").exists() for name in ("bias", "bias_pairs"))
-    record = json.loads(study.run.manifest.read_text(), parse_constant=pytest.fail)["stages"]["10_cultural_bias"]
+    record = json.loads(closing_path(study.run, "10_cultural_bias").read_text(), parse_constant=pytest.fail)
     assert record["rows"]["kept"] == 4 * parsing and len(record["distances"]) == parsing
     assert f"0 of {parsing if parsing > 1 else 0} countries differ" in record["summary"]
 

@@ -21,6 +21,7 @@ from drot_utils.people.votes import (
     make_table4,
     measure_agreement,
 )
+from drot_utils.study import outputs
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import NOTEBOOKS, Run
 
@@ -160,6 +161,7 @@ def run_notebook(tmp_path, monkeypatch, rows, filled):
     ):
         write_candidates(part, run.data(name))
     monkeypatch.setattr(nli, "load_nli", lambda study: never)
+    monkeypatch.setenv(outputs.BATCH, "11_human_evaluation")
     cells = json.loads((NOTEBOOKS / "11_human_evaluation.ipynb").read_text(encoding="utf-8"))["cells"]
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     for folder in (None, tmp_path / "filled"):
@@ -198,7 +200,10 @@ def test_notebook_11_with_hardly_anything(candidates, tmp_path, monkeypatch, cap
     assert len(pd.read_csv(run.figures / "table4.csv")) == 6
     human = pd.read_csv(run.figures / "table2_human.csv")
     assert list(human)[:8] == ["model", *HUMAN_COLUMNS] and human["model"].tolist() == ["teacher"]
-    json.loads(run.manifest.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    json.loads(
+        outputs.closing_path(run, "11_human_evaluation").read_text(),
+        parse_constant=lambda name: pytest.fail(f"{name} is not JSON"),
+    )
 
 
 def test_notebook_11_where_nothing_parses(candidates, tmp_path, monkeypatch):
