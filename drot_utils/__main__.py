@@ -2,12 +2,13 @@
 
 import argparse
 import io
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from drot_utils.study.errors import DataError, DrotError
-from drot_utils.study.paths import settle_output
+from drot_utils.study.paths import Run, settle_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,9 +70,15 @@ def _run(options: argparse.Namespace) -> int:
     params_file, overrides = options.params_file, read_overrides(options.set)
     if overrides and not options.name:
         raise DrotError("--set changes parameters of another run", todo="name that run with --as")
-    if options.name:
-        params_file = branch_run(params_file, options.name, overrides)
-    return run_study(params_file, options.cores, options.ablations, options.until, options.dry_run)
+    if not options.name:
+        return run_study(params_file, options.cores, options.ablations, options.until, options.dry_run)
+    new = not Run(options.name).root.exists()
+    params_file = branch_run(params_file, options.name, overrides)
+    try:
+        return run_study(params_file, options.cores, options.ablations, options.until, options.dry_run)
+    finally:
+        if new and options.dry_run:
+            shutil.rmtree(Run(options.name).root)
 
 
 def _run_stage(options: argparse.Namespace) -> int:

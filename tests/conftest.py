@@ -237,15 +237,15 @@ def fit_student(model_and_tokenizer, rows, settings, work, *, dtype=torch.float3
     return trainer.train(study, model, examples, work, **{"learning_rate": 0.01, "epochs": 6, **changes})
 
 
-def run_cells(notebook: str, params_file: Path | str) -> dict:
-    """Run the code of a notebook in this process, which is quicker than a kernel, as the runner does; return its variables."""
+def run_cells(notebook: str, params_file: Path | str, *, by_hand: bool = False, **parameters: object) -> dict:
+    """Run a notebook's code in this process, which is quicker than a kernel, as the runner does or by hand; return its variables."""
     names = {}
-    os.environ[outputs.BATCH] = notebook
+    os.environ[outputs.BATCH] = "" if by_hand else notebook
     for cell in json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), names)
             if "parameters" in cell["metadata"].get("tags", []):
-                names["params_file"] = str(params_file)
+                names |= {"params_file": str(params_file), **parameters}
     plt.close("all")
     return names
 

@@ -1,5 +1,7 @@
 """Tests of `classifier`."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from conftest import CPU
 from drot_utils.engine import classifier as machine
 from drot_utils.engine.classifier import PairClassifier, encode, predict
 from drot_utils.engine.load import build_tiny
+from drot_utils.study import outputs
 from drot_utils.study.errors import ModelError
+from drot_utils.study.paths import Run
 
 
 @pytest.fixture
@@ -61,3 +65,26 @@ def test_it_learns_and_keeps_the_best_step(study):
     scores = trained.classify(dev[0])
     assert (scores.argmax(1) == dev[1]).mean() > 0.9
     np.testing.assert_allclose(scores.sum(1), 1)
+
+
+def test_the_same_training_is_not_done_twice_here_nor_in_another_run(study, monkeypatch):
+    labels = np.arange(24) % 2
+    texts = [("fine" if y else "cruel") + f" {i}" for i, y in enumerate(labels)]
+    data, head = ((texts, None), labels), {"classes": 2, "pooling": "mean", "hidden": 8, "dropout": 0.1}
+    settings = study.params.nli.model_copy(update={"max_steps": 4, "evaluations": 2})
+    trained, fit = machine.train_classifier(study, settings, data, data, **head)
+    outputs.finish(study.run, "03_nli_filter", "a1", {"files": {}})
+    original, steps = machine._endless_batches, []
+    monkeypatch.setattr(machine, "_endless_batches", lambda *arguments: steps.append(1) or original(*arguments))
+    other = replace(study, run=Run("other"))
+    for again in (study, other):
+        same, its_fit = machine.train_classifier(again, settings, data, data, **head)
+        assert its_fit == fit and not steps
+        np.testing.assert_array_equal(same.classify(data[0]), trained.classify(data[0]))
+    changed = settings.model_copy(update={"threshold": 0.9})  # says nothing about the training
+    machine.train_classifier(study, changed, data, data, **head)
+    assert not steps
+    machine.train_classifier(study, settings.model_copy(update={"learning_rate": 0.02}), data, data, **head)
+    assert len(steps) == 1
+    machine.train_classifier(study, settings, ((texts[1:], None), labels[1:]), data, **head)
+    assert len(steps) == 2

@@ -1,6 +1,7 @@
 """Tests of `graph`."""
 
 import ast
+import dataclasses
 import json
 import os
 import shutil
@@ -60,6 +61,8 @@ def sections_used(notebook):
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     trees = [ast.parse(source.replace("%", ""))]
     for place in set(code.hash_notebook(notebook)[1]) - {"cells"}:
+        if place.startswith(code.FILES):
+            continue
         room, file, *name = place.split(".")
         nodes = ast.parse((ROOT / "drot_utils" / room / f"{file}.py").read_text(encoding="utf-8")).body
         trees += [node for node in nodes if name == [getattr(node, "name", None)]]
@@ -211,6 +214,17 @@ def test_a_checkout_that_moved_or_changed_its_times_runs_nothing(checkout, tmp_p
     ):
         monkeypatch.setattr(module, name, value)
     assert stamp_all() == before
+
+
+@pytest.mark.parametrize("changes", [{"round": 2}, {"variant": "no_critic"}])
+def test_a_changed_round_or_variant_runs_the_stage_and_what_follows_it(demo, changes):
+    stages = graph.list_stages(demo)
+    place = next(i for i, stage in enumerate(stages) if stage.name.startswith("05"))
+    others = [*stages]
+    others[place] = dataclasses.replace(stages[place], parameters={**stages[place].parameters, **changes})
+    before, after = graph.stamp_stages(stages, demo), graph.stamp_stages(others, demo)
+    changed = {name for name in before if before[name].value != after[name].value}
+    assert changed == AFTER_STUDENTS - {"04_distill_base"}
 
 
 def test_versions_of_libraries_are_recorded_and_run_nothing_again(checkout, monkeypatch):

@@ -103,6 +103,19 @@ def test_describe_knows_hashes_of_packages_only():
     assert load.describe_model(ModelRef(source="random", name="tiny-t5"))["sha256"] is None
 
 
+def test_describe_tells_folders_of_weights_apart_by_their_content(tmp_path):
+    ref, seen = ModelRef(source="folder", name=str(tmp_path)), set()
+    for name, text in (
+        ("model.safetensors", "one"),
+        ("model.safetensors", "two"),
+        ("more.json", "{}"),
+        (".hidden", "x"),
+    ):
+        (tmp_path / name).write_text(text)
+        seen.add(load.describe_model(ref)["sha256"])
+    assert len(seen) == 3
+
+
 def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(monkeypatch):
     monkeypatch.setattr(load, "load_folder", lambda *a, **k: pytest.fail("looked for"))
     with pytest.raises(ModelError, match="no such folder"):

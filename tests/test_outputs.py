@@ -7,12 +7,18 @@ import shutil
 import pytest
 from conftest import files_and_hashes
 
+from drot_utils.llm.cache import Answer, Cache, cache_file, request_key
 from drot_utils.study import outputs
 from drot_utils.study.graph import Stage, Stamp
 from drot_utils.study.paths import WRITTEN, Run, atomic, output_root, replace_folder, write_text
 
 A, B = Stage("01_a", (), ("seed",), 1), Stage("02_b", ("01_a",), ("nli",), 2)
 INPUTS = {"code": {"cells": "1"}, "parameters": {"nli": {"threshold": 0.5}}, "data": {}, "needs": {}, "look": {}}
+
+
+@pytest.fixture(autouse=True)
+def even_small_files_are_linked(monkeypatch):
+    monkeypatch.setattr(outputs, "SMALL", 0)
 
 
 def stamps(a="a1", b="b1"):
@@ -111,7 +117,7 @@ def test_a_broken_run_is_not_taken_over_from():
     assert outputs.settle(Run("other"), [A], stamps()) == ["01_a"]
 
 
-def test_where_there_are_no_hard_links_symbolic_ones_do(monkeypatch):
+def test_where_there_are_no_hard_links_files_are_copied(monkeypatch):
     def refuse(*_):
         raise OSError(1, "Operation not permitted")
 
@@ -119,9 +125,9 @@ def test_where_there_are_no_hard_links_symbolic_ones_do(monkeypatch):
     make(Run("demo"), A, "a1", "text")
     other = Run("other")
     assert outputs.settle(other, [A], stamps()) == []
-    assert other.data("01_a").is_symlink() and other.data("01_a").read_text() == "text"
-    make(other, A, "a2", "changed here")
-    assert not other.data("01_a").is_symlink() and Run("demo").data("01_a").read_text() == "text"
+    assert not other.data("01_a").is_symlink() and other.data("01_a").read_text() == "text"
+    make(Run("demo"), A, "a2", "tex2")
+    assert other.data("01_a").read_text() == "text" and outputs.settle(other, [A], stamps()) == []
 
 
 @pytest.mark.parametrize("how", [shutil.copytree, shutil.move])
@@ -152,14 +158,143 @@ def test_a_run_by_hand_is_an_overlay():
     assert play.data("01_a").read_text() == "text"
 
 
-def test_answers_are_copied_as_they_are_written_in_place():
+@pytest.mark.parametrize("take", [outputs.overlay, lambda run, base: outputs.settle(run, [A], stamps())])
+def test_another_run_begins_with_a_copy_of_the_answers(take):
+    demo, other = Run("demo"), Run("other")
+    make(demo, A, "a1", "text")
+    first = (make_question("one"), {0: Answer("yes")})
+    cache = Cache(cache_file(demo))  # stays open: what it wrote is still in the write-ahead log
+    cache.put([first])
+    take(other, demo)
+    copy = Cache(cache_file(other))
+    assert copy.read([request_key(first[0])]) == cache.read([request_key(first[0])]) != {}
+    copy.put([(make_question("two"), {0: Answer("no")})])
+    take(other, demo)
+    assert len(copy.read([request_key(make_question("two"))])) == 1
+    assert not cache.read([request_key(make_question("two"))])
+
+
+def make_question(text):
+    return {"model": "m", "messages": [{"role": "user", "content": text}], "n": 1}
+
+
+def test_small_files_are_copied_as_editors_write_in_place(monkeypatch):
+    demo, other = Run("demo"), Run("other")
+    make(demo, A, "a1", "text")
+    monkeypatch.setattr(outputs, "SMALL", 10)
+    assert outputs.settle(other, [A], stamps()) == []
+    assert not other.data("01_a").samefile(demo.data("01_a"))
+    assert (other.figures / "01_a.png").samefile(demo.figures / "01_a.png")  # 14 bytes
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_a_kill_while_a_stage_is_taken_over_leaves_no_record_of_a_mixture(after, monkeypatch):
+    demo, other = Run("demo"), Run("other")
+    make(demo, A, "a1", "text")
+    make(other, A, "a2", "tex2")  # of the same sizes
+    linked, link = [], outputs.link
+
+    def killed(source, target):
+        if len(linked) == after:
+            raise KeyboardInterrupt
+        linked.append(target)
+        link(source, target)
+
+    monkeypatch.setattr(outputs, "link", killed)
+    with pytest.raises(KeyboardInterrupt):
+        outputs.settle(other, [A], stamps())
+    monkeypatch.setattr(outputs, "link", link)
+    assert outputs.find_made(other, A.name, "a2") is None
+    assert outputs.settle(other, [A], stamps()) == [] and (other.model("01_a") / "y").read_text() == "text"
+
+
+def test_a_file_that_vanishes_meanwhile_is_made_here(monkeypatch):
+    demo, other = Run("demo"), Run("other")
+    make(demo, A, "a1", "text")
+    monkeypatch.setattr(outputs, "find_broken", lambda run, record: None)  # it was whole a moment ago
+    (demo.model("01_a") / "y").unlink()
+    assert outputs.settle(other, [A], stamps()) == ["01_a"] and outputs.read_records(other) == {}
+    outputs.overlay(Run("demo-play"), demo)
+    assert outputs.read_records(Run("demo-play")) == {}
+    assert not [path for path in other.root.rglob("*") if path.is_symlink() or path.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"seconds": 3}', '{"files": null}', "\x00\x00"])
+def test_a_record_that_is_damaged_or_of_another_form_is_none(content):
+    run, other = Run("demo"), Run("other")
+    make(run, A, "a1", "text")
+    outputs.record_path(run, A.name, "a1").write_text(content)
+    assert outputs.read_records(run) == {} and "has not run" in outputs.describe_stages(run, [A], stamps())
+    outputs.overlay(Run("demo-play"), run)
+    assert outputs.settle(other, [A], stamps()) == outputs.settle(run, [A], stamps()) == ["01_a"]
+
+
+def test_a_record_with_fewer_inputs_than_now_is_explained():
+    stamp = Stamp("x", "x", INPUTS)
+    assert outputs.explain(stamp, {"inputs": {"parameters": INPUTS["parameters"]}}) == ["the notebook changed"]
+
+
+def test_what_was_run_by_hand_is_not_taken_over():
     demo, play = Run("demo"), Run("demo-play")
     make(demo, A, "a1", "text")
-    answers = demo.root / "data" / "answers.sqlite"
-    answers.write_text("answers")
     outputs.overlay(play, demo)
-    copy = play.root / "data" / "answers.sqlite"
-    assert copy.read_text() == "answers" and not copy.samefile(answers)
+    write_text(play.data("01_a"), "tex2")  # half a notebook by hand, of the same size
+    shutil.rmtree(demo.root)
+    assert outputs.settle(Run("other"), [A], stamps()) == ["01_a"]
+
+
+def test_a_stages_folder_without_its_data_is_nothing():
+    demo = Run("demo")
+    make(demo, A, "a1", "text")
+    shutil.rmtree(demo.root / "data")
+    shutil.rmtree(demo.figures)
+    outputs.overlay(Run("demo-play"), demo)
+    assert outputs.read_records(Run("demo-play")) == {} and outputs.settle(Run("b"), [A], stamps()) == ["01_a"]
+
+
+def test_a_read_only_run_is_taken_over_from_with_its_answers():
+    demo, other = Run("demo"), Run("other")
+    make(demo, A, "a1", "text")
+    cache = Cache(cache_file(demo))
+    cache.put([(make_question("one"), {0: Answer("yes")})])
+    cache.file.close()
+    places = [demo.root, *demo.root.rglob("*")]
+    for path in places:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert outputs.settle(other, [A], stamps()) == []
+        assert len(Cache(cache_file(other)).read([request_key(make_question("one"))])) == 1
+        make(other, A, "a2", "mine")
+    finally:
+        for path in places:
+            path.chmod(0o755)
+
+
+def test_a_training_is_borrowed_whole_or_not_at_all(monkeypatch):
+    demo, other = Run("demo"), Run("other")
+    make(demo, A, "a1", "text")
+    for name in ("model.safetensors", "settings.json"):
+        write_text(demo.work("trained/k") / name, name)
+    link = outputs.link
+
+    def killed(source, target):
+        if source.name.startswith("model"):
+            raise KeyboardInterrupt
+        link(source, target)
+
+    monkeypatch.setattr(outputs, "link", killed)
+    with pytest.raises(KeyboardInterrupt):
+        outputs.borrow_whole(other, "trained/k")
+    assert not other.work("trained/k").exists()
+    monkeypatch.setattr(outputs, "link", link)
+    assert len(list(outputs.borrow_whole(other, "trained/k").iterdir())) == 2
+
+
+def test_linking_a_file_to_itself_leaves_it_and_nothing_else(tmp_path):
+    source = write_text(tmp_path / "a", "x")
+    outputs.link(source, tmp_path / "b")
+    outputs.link(source, tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,7 @@ def test_paper_profile_holds_the_papers_numbers():
         ({"corpus__round_actions": []}, "round_actions"),
         ({"critic__independent_share": 0.0, "evaluation__critic": "independent"}, "above 0"),
         ({"profile": "../escape"}, "profile"),
+        ({"profile": "demo-play"}, "notebooks by hand"),
         ({"judges__filter": "judges", "judges__panel": []}, r"at least one judge in `judges\.panel`"),
         ({"evaluation__critic": "judges", "judges__panel": []}, r"at least one judge in `judges\.panel`"),
         ({"judges__panel": [TWICE, TWICE]}, "judges.panel.*'x' is given twice"),

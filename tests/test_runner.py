@@ -351,7 +351,7 @@ def test_a_second_run_does_nothing_and_a_changed_parameter_only_what_depends_on_
         said.count("is taken over from runs/smoke") == 18
         and "10_cultural_bias" in said.split("runs, about")[0].splitlines()[-1]
     )
-    assert "bias.permutations: 100 -> 50" in said
+    assert "bias.permutations: 100 -> 50" in said and not (smoke_run / "runs/bias50").exists()
     done = run_study("params/smoke.yaml", smoke_run, *changes)
     assert done.returncode == 0, done.stderr
     after = executed("bias50")

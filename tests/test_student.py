@@ -1,5 +1,7 @@
 """Tests of `student`."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -10,7 +12,9 @@ from drot_utils.engine.load import build_tiny
 from drot_utils.engine.writer import Written
 from drot_utils.method import judges, student
 from drot_utils.method.prompts import parse_student
+from drot_utils.study import outputs
 from drot_utils.study.errors import MissingInputError
+from drot_utils.study.paths import WRITTEN, Run
 
 
 def test_raw_text_is_kept_when_it_does_not_parse():
@@ -76,3 +80,22 @@ def test_a_chat_prompt_has_the_special_tokens_of_its_template_only(study, monkey
 def test_a_student_that_does_not_exist_names_its_notebook(study, actions):
     with pytest.raises(MissingInputError, match="05_self_distill"):
         student.write_contexts(study, "self_distill_1", actions.head(1), "x", 1, "greedy")
+
+
+def test_a_student_of_another_run_is_linked_where_it_learnt_the_same(study, candidates, monkeypatch):
+    rows = candidates[candidates["context"].notna()]
+    pace = {"start": None, "learning_rate": 0.01, "epochs": 1}
+    record = student.fine_tune(study, rows, "distill_base", **pace)
+    outputs.finish(study.run, "04_distill_base", "a1", {"files": {}})
+    monkeypatch.setattr(student, "learn", lambda *_, **__: pytest.fail("it was trained again"))
+    other = replace(study, run=Run("other"))
+    assert student.fine_tune(other, rows, "distill_base", **pace) == record
+    weights = [run.model("distill_base") / "model.safetensors" for run in (study.run, other.run)]
+    assert weights[0].samefile(weights[1])
+    assert "run/models/distill_base/model.safetensors" in outputs.list_files(
+        other.run, WRITTEN
+    )  # it is this stage's, too
+    written = [student.write_contexts(s, "distill_base", rows.head(1), "round_1", 2, "nucleus") for s in (study, other)]
+    pd.testing.assert_frame_equal(*written)
+    shards = [next(run.work("shards").rglob("*.parquet")) for run in (study.run, other.run)]
+    assert shards[0].samefile(shards[1])

@@ -27,7 +27,8 @@ def score_toxicity(study: Study, texts: list[str], what: str = "toxicity") -> np
     settings = study.params.toxicity
     recorded = sha256(resolve(settings.recorded)) if settings.scorer == "recorded" else None
     asked = pd.DataFrame({"text": texts})
-    key = (settings.model_dump(), recorded)
+    model = load.describe_model(settings.model) if settings.scorer == "model" else None
+    key = (settings.model_dump(), recorded, model)
     found = map_rows(study, asked, partial(_open_work, study), what, "texts", *key)
     return found["score"].to_numpy(dtype=float, na_value=np.nan)
 

@@ -20,7 +20,7 @@ from drot_utils.engine.load import describe_model, fit_embeddings, load_model, r
 from drot_utils.engine.shards import fingerprint
 from drot_utils.study.code import hash_code
 from drot_utils.study.errors import ModelError
-from drot_utils.study.outputs import borrow
+from drot_utils.study.outputs import borrow_whole
 from drot_utils.study.params import Encoder
 from drot_utils.study.paths import replace_folder, require
 from drot_utils.study.progress import Progress
@@ -212,7 +212,7 @@ def train_classifier(
         describe_model(settings.base), tokens, class_weights, head, study.params.seed, str(dtype),
         hash_code("engine.classifier.train_classifier"),
     )  # fmt: skip
-    kept = borrow(study.run, f"trained/{key}")
+    kept = borrow_whole(study.run, f"trained/{key}")
     if (kept / "settings.json").is_file():
         done = json.loads((kept / "settings.json").read_text(encoding="utf-8"))
         return load_classifier(study, kept, settings, "", **head), Fit(done["curve"], done["best_step"])

@@ -1,5 +1,6 @@
 """Models from a package, a folder, the hub or at random: found, checked, loaded, described and saved."""
 
+import hashlib
 import importlib.util
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import modeling_gguf_pytorch_utils as gguf_reader
 
 from drot_utils.study.errors import ModelError
 from drot_utils.study.params import ModelRef
-from drot_utils.study.paths import Run, replace_folder, resolve, sha256, to_json
+from drot_utils.study.paths import Run, files_below, replace_folder, resolve, sha256, to_json
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -203,9 +204,14 @@ def _tiny_tokenizer(template: dict[str, str]) -> PreTrainedTokenizerFast:
 
 
 def describe_model(ref: ModelRef) -> dict[str, str | None]:
-    """Return what the manifest says of a base model: source, name, revision, SHA-256 where the file is known."""
+    """Return what the manifest says of a base model: source, name, revision, SHA-256 where the files are known."""
     known = PACKAGES.get(ref.name) if ref.source == "package" else None
-    return {**ref.model_dump(), "sha256": known[2] if known else None}
+    digest = known[2] if known else None
+    if ref.source == "folder":  # of the hashes of all its files: what was made with other weights is not used again
+        folder = resolve(ref.name)
+        each = [f"{sha256(path)}  {path.relative_to(folder)}" for path in files_below(folder) if path.is_file()]
+        digest = hashlib.sha256("\n".join(each).encode()).hexdigest()
+    return {**ref.model_dump(), "sha256": digest}
 
 
 def save_model(

@@ -226,6 +226,8 @@ def write_contexts(
         n,
         method,
         settings.model_dump(),
+        params.student.max_prompt_length,
+        params.teacher.max_tokens,
         params.seed,
         stage,
         str(study.scoring_dtype),

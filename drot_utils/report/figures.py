@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
 from drot_utils.study import graph
-from drot_utils.study.paths import STYLE, Run, atomic
+from drot_utils.study.paths import Run, atomic, resolve
 
-plt.style.use(STYLE)
+plt.style.use(resolve("figures/drot.mplstyle"))
 
 #: The metrics of table 2, as the figure of the rounds calls them.
 METRICS = {"vld": "Vld (top 1)", "avg": "Avg score (top 1)", "n_vld": "#Vld of 10", "n_unq_vld": "#Unq.Vld of 10"}

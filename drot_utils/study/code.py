@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from drot_utils.study.errors import DrotError
 from drot_utils.study.paths import ROOT
 
-#: Rooms that decide no number of the study: the ground (of which the parameters' values count, not the code), and what is drawn.
-GROUND, DRAWN = ("study",), ("study", "report")
-SHOWING = ("print", "display", "for_reading", "show")  # calls that only show something
+GROUND = "study"  # the room that decides no number: of the parameters the values count, not the code
+READING = "for_reading"  # what it is called with is for the reader alone
+SHOWING = ("print", "display", "show", READING)  # calls that only show something
 
-#: A definition: its module such as ``method.prompts``, and its name there (None: all of the module).
+FILES = ("data/", "figures/")  # how the names of files begin that code reads, whatever the parameters say
+
+#: A definition: its module such as ``method.prompts``, and its name there (None: all of the module, or a file of `FILES`).
 Place = tuple[str, str | None]
+
+
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 @dataclass(frozen=True)
@@ -30,22 +36,34 @@ class _Module:
 def hash_notebook(notebook: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Return the hashes of what a notebook's code cells compute, and of all that they do.
 
-    A statement that calls the room `report`, or only shows something, decides nothing that a later stage reads. It is in the
-    second answer only.
+    A statement that only calls the room `report`, or only shows something, decides nothing that a later stage reads. It is in
+    the second answer only; so is what `for_reading` is called with, whatever that is.
 
     Returns
     -------
     tuple of dict
         Hashes by place: ``cells``, and the reached definitions, such as ``method.prompts.student_source``.
+
+    Raises
+    ------
+    DrotError
+        For a cell that is not Python, or an import that cannot be followed.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     # IPython's own lines (%matplotlib, !ls) are no Python.
-    tree = ast.parse("\n".join("" if line.startswith(("%", "!")) else line for line in source.splitlines()))
+    lines = ["" if line.startswith(("%", "!")) else line for line in source.splitlines()]
+    try:
+        tree = ast.parse("\n".join(lines))
+    except SyntaxError as error:
+        line = lines[error.lineno - 1].strip() if error.lineno else ""
+        todo = "mend it; % and ! of IPython may only begin a line"
+        raise DrotError(f"a cell is not Python ({error.msg}): {line}", where=str(notebook), todo=todo) from error
     imports = _imports(tree)
-    report = {name for name, (module, _) in imports.items() if module.startswith("report")}
-    computing = _Without(report).visit(copy.deepcopy(tree))
-    return _hash_all(computing, imports, DRAWN), _hash_all(tree, imports, GROUND)
+    computing, needed = _Without(imports, set()).visit(copy.deepcopy(tree)), None
+    while needed != (names := {node.id for node in ast.walk(computing) if isinstance(node, ast.Name)}):
+        needed, computing = names, _Without(imports, names).visit(copy.deepcopy(tree))
+    return _hash_all(computing, imports), _hash_all(tree, imports)
 
 
 def hash_code(*places: str) -> str:
@@ -53,31 +71,37 @@ def hash_code(*places: str) -> str:
 
     For fingerprints: what other code made is not used again.
     """
-    reached = _reach([tuple(place.rsplit(".", 1)) for place in places], GROUND)
+    reached = _reach(tuple(place.rsplit(".", 1)) for place in places)
+    if missing := set(places) - set(reached):
+        raise DrotError(f"no definitions at the top of a file: {', '.join(sorted(missing))}", where="hash_code")
     return _digest(json.dumps(reached, sort_keys=True))
 
 
-def _hash_all(tree: ast.Module, imports: dict[str, Place], left_out: tuple[str, ...]) -> dict[str, str]:
+def _hash_all(tree: ast.Module, imports: dict[str, Place]) -> dict[str, str]:
     start = [place for place in _used(tree, "", imports) if place[0]]
-    return {"cells": _digest(_text(tree.body)), **_reach(start, left_out)}
+    return {"cells": _digest(_text(tree.body)), **_reach(start)}
 
 
-def _reach(start: Iterable[Place], left_out: tuple[str, ...]) -> dict[str, str]:
+def _reach(start: Iterable[Place]) -> dict[str, str]:
     waiting, found = list(start), {}
     seen: set[Place] = set()
     while waiting:
         module, name = place = waiting.pop()
-        if place in seen or module.split(".")[0] in left_out:
+        if place in seen or module.split(".")[0] == GROUND:
             continue
         seen.add(place)
+        if module.startswith(FILES):
+            if (path := ROOT / module).is_file():
+                found[module] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+            continue
         here = _read_module(module)
         if here is None:
             continue
         if name is None:
             waiting += [(module, each) for each in here.definitions]
-        elif name in here.imports:
+        if name in here.imports:
             waiting.append(here.imports[name])
-        elif name in here.definitions:
+        if name in here.definitions:
             found[f"{module}.{name}".rstrip(".")], used = here.definitions[name]
             waiting += [(module, ""), *used]
     return dict(sorted(found.items()))
@@ -100,7 +124,7 @@ def _parse_module(module: str, source: str) -> _Module:
     for node in tree.body:
         main = isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
         if not (main or isinstance(node, ast.Import | ast.ImportFrom) or _is_docstring(node)):
-            for name in _bound(node) or [""]:
+            for name in _bound(node):
                 nodes.setdefault(name, []).append(node)
     definitions = {
         name: (_digest(_text(each)), sorted({use for node in each for use in _used(node, module, imports)}, key=str))
@@ -109,16 +133,30 @@ def _parse_module(module: str, source: str) -> _Module:
     return _Module(definitions, imports)
 
 
-def _bound(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
-    return [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+def _bound(node: ast.stmt) -> set[str]:
+    # "" too for what may do more than bind names: loops, conditions, calls, values put into something.
+    if isinstance(node, DEFINITIONS):
+        return {node.name}
+    found = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    found |= {n.name for n in ast.walk(node) if isinstance(n, DEFINITIONS)}
+    binds = isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign)
+    parts = (
+        [part for target in getattr(node, "targets", None) or [node.target] for part in ast.walk(target)]
+        if binds
+        else []
+    )
+    plain = binds and all(isinstance(part, ast.Name | ast.Tuple | ast.Store) for part in parts)
+    return found if plain else {*found, ""}
 
 
 def _imports(tree: ast.AST) -> dict[str, Place]:
     found = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "drot_utils":
+        if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "drot_utils" for alias in node.names):
+            _refuse(node)
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "drot_utils"):
+            if node.level or any(alias.name == "*" for alias in node.names):
+                _refuse(node)
             module = ".".join(node.module.split(".")[1:])
             for alias in node.names:
                 inner = f"{module}.{alias.name}".lstrip(".")
@@ -128,8 +166,13 @@ def _imports(tree: ast.AST) -> dict[str, Place]:
     return found
 
 
+def _refuse(node: ast.stmt) -> None:
+    todo = "write `from drot_utils.room import file`, or `from drot_utils.room.file import name`"
+    raise DrotError("an import that cannot be followed to the code it brings", where=ast.unparse(node), todo=todo)
+
+
 def _used(node: ast.AST, module: str, imports: dict[str, Place]) -> Iterator[Place]:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+    if isinstance(node, DEFINITIONS):
         imports = imports | _imports(node)
     whole = set()
     for each in ast.walk(node):
@@ -140,30 +183,47 @@ def _used(node: ast.AST, module: str, imports: dict[str, Place]) -> Iterator[Pla
                 yield place[0], each.attr
         elif isinstance(each, ast.Name) and id(each) not in whole:
             yield imports.get(each.id, (module, each.id))
+        elif isinstance(each, ast.Constant) and isinstance(each.value, str) and each.value.startswith(FILES):
+            yield each.value, None
 
 
 class _Without(ast.NodeTransformer):
-    """Takes out the statements that draw or show, at any depth; `report` holds the names of that room's modules here."""
+    """Takes out the statements that only draw or show, at any depth, unless they bind one of the `needed` names."""
 
-    def __init__(self, report: set[str]) -> None:
-        self.report = report
+    def __init__(self, imports: dict[str, Place], needed: set[str]) -> None:
+        self.report = {name for name, (module, _) in imports.items() if module.startswith("report")}
+        self.ours, self.needed = set(imports) - self.report, needed
 
     def visit(self, node: ast.AST) -> ast.AST | None:
         """Return the node without such statements, or None if it is one."""
         if isinstance(node, ast.Expr | ast.Assign | ast.AnnAssign | ast.AugAssign):
-            draws = any(isinstance(n, ast.Name) and n.id in self.report for n in ast.walk(node))
-            return None if draws or (isinstance(node, ast.Expr) and _shows(node.value)) else node
+            return None if self._is_one(node) else node
         node = self.generic_visit(node)
         if isinstance(node, ast.stmt) and getattr(node, "body", True) == []:
             node.body = [ast.Pass()]
         return node
 
+    def _is_one(self, node: ast.stmt) -> bool:
+        names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+        if any(n.id in self.needed for n in names if isinstance(n.ctx, ast.Store)):
+            return False
+        shown = isinstance(node, ast.Expr) and _shows(node.value)
+        # `for_reading(student.write(...))` is for the reader alone; `print(teacher.ask(...))` may do what others need.
+        calls = [n for n in ast.walk(node) if isinstance(n, ast.Call)]
+        told = {id(n) for call in calls if _name(call) == READING for n in ast.walk(call)}
+        if any(n.id in self.ours for n in names if id(n) not in told):
+            return False
+        return shown or any(n.id in self.report for n in names)
+
 
 def _shows(value: ast.expr) -> bool:
-    if not isinstance(value, ast.Call):
-        return True
-    called = value.func
-    return (called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")) in SHOWING
+    if isinstance(value, ast.Call):
+        return _name(value) in SHOWING
+    return not any(isinstance(n, ast.Call | ast.Await) for n in ast.walk(value))
+
+
+def _name(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
 def _text(nodes: Iterable[ast.AST]) -> str:
@@ -175,7 +235,7 @@ class _NoDocstrings(ast.NodeTransformer):
     def generic_visit(self, node: ast.AST) -> ast.AST:
         """Return the node without its docstring."""
         super().generic_visit(node)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and _is_docstring(node.body[0]):
+        if isinstance(node, DEFINITIONS) and _is_docstring(node.body[0]):
             node.body = node.body[1:] or [ast.Pass()]
         return node
 

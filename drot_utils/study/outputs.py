@@ -1,4 +1,4 @@
-"""What stages made: the records a run has of them, whether they still hold, and links of them into another run.
+"""What stages made: the records a run has of them, whether they still hold, and how another run takes them over.
 
 A record is ``runs/<profile>/stages/<stage>.<look>.json``. It names the files that the stage made, and what they were made of. While
 it is there and its files are whole, there is nothing to do.
@@ -7,8 +7,9 @@ it is there and its files are whole, there is nothing to do.
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from drot_utils.study.errors import DrotError, wrap_os_error
+from drot_utils.study.errors import DrotError, MissingInputError, wrap_os_error
 from drot_utils.study.graph import Stage, Stamp
 from drot_utils.study.params import load_params
-from drot_utils.study.paths import Run, exclusive, output_root, replace_folder, resolve, to_json, write_text
+from drot_utils.study.paths import Run, atomic, exclusive, output_root, replace_folder, resolve, to_json, write_text
 
 BATCH = "DROT_STAGE"  # names, for a notebook that the runner started, the stage it is
 BY_HAND = "by-hand"  # stands for the stamp of what was run by hand
+PLAY = "-play"  # ends the name of the run that notebooks by hand write to
+SMALL = 1_000_000  # bytes: a smaller file is copied into another run, as editors (JupyterLab too) write in place
 
 
 def record_path(run: Run, stage: str, look: str) -> Path:
@@ -37,11 +40,21 @@ def closing_path(run: Run, stage: str) -> Path:
 
 def read_records(run: Run) -> dict[str, dict[str, Any]]:
     """Return the records of a run by stage."""
-    found = {}
-    for path in sorted((run.root / "stages").glob("*.*.json")):
-        with suppress(OSError, json.JSONDecodeError):  # just being replaced
-            found[path.name.split(".")[0]] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    found = {path.name.split(".")[0]: _read_record(path) for path in sorted((run.root / "stages").glob("*.*.json"))}
+    return {stage: record for stage, record in found.items() if record}
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = _read_json(path)
+    return record if isinstance(record.get("files"), dict) else {}  # of a version that kept none
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    # Empty where there is none: just being replaced, or damaged.
+    with suppress(OSError, ValueError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record if isinstance(record, dict) else {}
+    return {}
 
 
 def begin(run: Run, stage: str) -> None:
@@ -76,21 +89,24 @@ def list_files(run: Run, paths: list[Path]) -> dict[str, int]:
 
 def find_broken(run: Run, record: dict[str, Any]) -> str | None:
     """Return the first file of a record that is missing or has another size, or None where all are whole."""
-    for name, size in record.get("files", {}).items():
-        path = _place(run, name)
-        if not path.is_file() or path.stat().st_size != size:
+    for name, size in record["files"].items():
+        try:
+            if _place(run, name).stat().st_size != size:
+                return name
+        except OSError:
             return name
     return None
 
 
 def find_made(run: Run, stage: str, look: str) -> tuple[Run, dict[str, Any]] | None:
-    """Return the run that has what a stage makes, this one before others, with its record; None where none has."""
-    for place in (run, *other_runs(run)):
-        path = record_path(place, stage, look)
-        if path.exists():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if not find_broken(place, record):
-                return place, record
+    """Return the run that has what a stage makes, this one before others, with its record; None where none has.
+
+    What lies in another's run by hand is not taken: half a notebook may have been run over it.
+    """
+    for place in (run, *(other for other in other_runs(run) if not other.profile.endswith(PLAY))):
+        record = _read_record(record_path(place, stage, look))
+        if record and not find_broken(place, record):
+            return place, record
     return None
 
 
@@ -100,62 +116,113 @@ def settle(run: Run, stages: Iterable[Stage], stamps: dict[str, Stamp]) -> list[
     for stage in stages:
         look = stamps[stage.name].look
         made = find_made(run, stage.name, look)
+        if made and made[0] != run:
+            try:
+                take_over(run, stage.name, look, *made)
+            except MissingInputError:  # just being made anew, or removed
+                made = None
         if not made:
             record_path(run, stage.name, look).unlink(missing_ok=True)
             missing.append(stage.name)
-        elif made[0] != run:
-            take_over(run, stage.name, look, *made)
     return missing
 
 
 def take_over(run: Run, stage: str, look: str, other: Run, record: dict[str, Any]) -> None:
-    """Link the files of a record into `run`, and keep the record there, too.
+    """Link the files of a record into `run`, and keep the record there, too, with the answers that were paid for.
 
     Every file of a run is written anew and renamed, never changed in place. So either run may go its own way, or be removed.
+
+    Raises
+    ------
+    MissingInputError
+        When a file vanishes meanwhile; `run` has no record of the stage then.
     """
+    begin(run, stage)  # should this be killed, no record must stand for a mixture
     for name in record["files"]:
         link(_place(other, name), _place(run, name))
+    copy_answers(other, run)
     finish(run, stage, look, {**record, "from": record.get("from") or other.profile})
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name in another run (a symbolic link where the file system has no others)."""
+    """Give a file a second name in another run; a small file, and any where the file system has no hard links, is copied.
+
+    Raises
+    ------
+    MissingInputError
+        When `source` is not there, or vanishes meanwhile.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        try:
-            os.link(source, target)
-        except OSError:
-            target.symlink_to(os.path.relpath(source, target.parent))
+        linked = False
+        if source.stat().st_size >= SMALL:
+            with suppress(OSError):
+                os.link(source, temporary)
+                linked = True
+        if not linked:
+            shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    except FileNotFoundError as error:
+        raise MissingInputError("this file of another run is gone", where=str(source), todo="run again") from error
     except OSError as error:
         raise wrap_os_error(error, target) from error
+    finally:
+        temporary.unlink(missing_ok=True)  # also where both are one file, which renaming leaves as it is
+
+
+def copy_answers(source: Run, target: Run) -> None:
+    """Let a run that has no answers of endpoints begin with those of another, so that they are not paid for again."""
+    answers, own = (run.root / "data" / "answers.sqlite" for run in (source, target))
+    if not answers.exists() or own.exists():
+        return
+    with atomic(own) as temporary:
+        try:  # with what is still in the write-ahead log, and whole while another process writes
+            with (
+                closing(sqlite3.connect(f"{answers.as_uri()}?mode=ro", uri=True)) as old,
+                closing(sqlite3.connect(temporary)) as new,
+            ):
+                old.backup(new)
+        except sqlite3.Error:  # a run that is read-only
+            shutil.copyfile(answers, temporary)
 
 
 def borrow(run: Run, name: str) -> Path:
     """Return the folder `name` of unfinished work, with links to what other runs have in theirs.
 
-    Its name must say all that its files depend on.
+    Its name must say all that its files depend on, and each file be of use by itself.
     """
     for other in other_runs(run):
         for path in other.work(name).glob("[!.]*"):
             if not (run.work(name) / path.name).exists():
-                link(path, run.work(name) / path.name)
+                with suppress(MissingInputError):
+                    link(path, run.work(name) / path.name)
+    return run.work(name)
+
+
+def borrow_whole(run: Run, name: str) -> Path:
+    """Return the folder `name` of work, linked from another run where this one has none; its files belong together."""
+    for other in other_runs(run):
+        if not run.work(name).exists() and other.work(name).exists():
+            with suppress(MissingInputError):
+                replace_folder(run.work(name), partial(_link_all, other.work(name)))
     return run.work(name)
 
 
 def take_model(run: Run, name: str, file: str, fingerprint: str) -> bool:
     """Tell whether the run has the model with this fingerprint in its record `file`, after linking it from another run that has."""
     for place in (run, *other_runs(run)):
-        record = place.model(name) / file
-        if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
-            if place != run:
-                replace_folder(run.model(name), partial(_link_all, place.model(name)))
-            return True
+        record = _read_json(place.model(name) / file)
+        if record.get("fingerprint") == fingerprint:
+            with suppress(MissingInputError):  # just being replaced
+                if place != run:
+                    replace_folder(run.model(name), partial(_link_all, place.model(name)))
+                return True
     return False
 
 
 def _link_all(source: Path, target: Path) -> None:
-    for path in source.iterdir():
+    for path in source.glob("[!.]*"):
         link(path, target / path.name)
 
 
@@ -173,17 +240,16 @@ def overlay(run: Run, base: Run) -> None:
         look = record.get("look", BY_HAND)
         have = mine.get(stage)
         if (have is None or have.get("from")) and (have or {}).get("look") != look and not find_broken(base, record):
-            take_over(run, stage, look, base, record)
-    answers = Path("data", "answers.sqlite")  # written in place, so it is copied
-    if (base.root / answers).exists() and not (run.root / answers).exists():
-        shutil.copyfile(base.root / answers, run.root / answers)
+            with suppress(MissingInputError):  # just being made anew
+                take_over(run, stage, look, base, record)
+    copy_answers(base, run)
 
 
 def explain(stamp: Stamp, old: dict[str, Any] | None) -> list[str]:
     """Say in a few words each what changed since a record was made."""
     if old is None or "inputs" not in old:
         return ["has not run"]
-    new, before = stamp.inputs, old["inputs"]
+    new, before = stamp.inputs, {name: {} for name in stamp.inputs} | old["inputs"]
     was, now = flatten(before["parameters"]), flatten(new["parameters"])
     why = [f"{key}: {was.get(key)} -> {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)]
     why += [f"{name} changed" for name in _changed(before["data"], new["data"])]

@@ -342,6 +342,8 @@ class Params(Section):
     annotation: Annotation
 
     def _check(self) -> None:
+        if self.profile.endswith("-play"):
+            raise ValueError("`profile`: a name that ends in -play is kept for what notebooks by hand write")
         if self.evaluation.critic == "independent" and not self.critic.independent_share:
             raise ValueError("`evaluation.critic: independent` needs a `critic.independent_share` above 0")
         processes, batches = self.compute.parallel.processes, self.student.accumulate

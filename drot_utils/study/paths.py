@@ -23,7 +23,6 @@ from drot_utils.study.errors import DrotError, MissingInputError, wrap_os_error
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-STYLE = ROOT / "figures" / "drot.mplstyle"
 _LEFTOVER = re.compile(r"\.|~\$|(__MACOSX|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
 #: What ``flock`` says where a file system has no locks (Lustre without ``-o flock``, NFS without its lock service).
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)

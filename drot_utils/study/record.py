@@ -26,7 +26,7 @@ import yaml
 from drot_utils import __version__
 from drot_utils.study.errors import DataError, ModelError
 from drot_utils.study.forecast import Machine
-from drot_utils.study.outputs import BATCH, BY_HAND, closing_path, finish, list_files, overlay
+from drot_utils.study.outputs import BATCH, BY_HAND, PLAY, closing_path, finish, list_files, overlay
 from drot_utils.study.params import Compute, Params, load_params
 from drot_utils.study.paths import ROOT, WRITTEN, Run, resolve, sha256, to_json, write_text
 
@@ -64,7 +64,7 @@ def open_study(
     pd.options.display.max_colwidth = 110
     study = Study(params, Run(params.profile), f"{stage}-{variant}" if variant else stage)
     if study.by_hand:
-        study.run, base = Run(f"{params.profile}-play"), study.run
+        study.run, base = Run(f"{params.profile}{PLAY}"), study.run
         overlay(study.run, base)
         print(f"By hand: writes to runs/{study.run.profile}/, and reads what is not there from runs/{base.profile}/.")
     if params.compute.dtype == "bfloat16" and (warning := warn_slow(study.device)):
