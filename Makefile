@@ -19,7 +19,7 @@ LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-demo: .venv/ready-$(TORCH)  ## the whole study on the built-in data (about 20 minutes on 2 slow cores with bfloat16, two hours without); PROFILE=, CORES=
+demo: .venv/ready-$(TORCH)  ## the whole study on the built-in data (about 20 minutes on 2 slow cores with bfloat16, two hours without); PROFILE=quick: a fifth of the work; CORES=
 	@$(BIN)/python -m drot_utils run "params/$(PROFILE).yaml" --cores $(CORES)
 
 smoke: .venv/ready-$(TORCH)  ## every code path with tiny random models, in 3 to 4 minutes; its numbers mean nothing

@@ -97,9 +97,13 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from drot_utils.report.plan import say_plan
+    from drot_utils.study.forecast import foresee
+    from drot_utils.study.graph import list_stages
     from drot_utils.study.params import load_params
 
-    print(say_plan(load_params(options.params_file), options.tflops))
+    params = load_params(options.params_file)
+    print(foresee(options.params_file, params, list_stages(params))[1], end="\n\n")
+    print(say_plan(params, options.tflops))
     return 0
 
 

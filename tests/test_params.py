@@ -108,7 +108,7 @@ def keys_of(value, prefix=""):
     return set().union(*(keys_of(v, f"{prefix}.{k}") for k, v in value.items()))
 
 
-@pytest.mark.parametrize("profile", ["smoke", "demo", "paper"])
+@pytest.mark.parametrize("profile", ["smoke", "quick", "demo", "paper"])
 def test_committed_profiles_are_valid(profile):
     assert load_params(f"params/{profile}.yaml").profile == profile
 

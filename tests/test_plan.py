@@ -7,6 +7,7 @@ from drot_utils.__main__ import main
 from drot_utils.data import corpora
 from drot_utils.method import teacher
 from drot_utils.report import plan
+from drot_utils.study import forecast
 from drot_utils.study.errors import DrotError
 from drot_utils.study.params import ModelRef, load_params
 from drot_utils.study.paths import Run
@@ -25,10 +26,14 @@ def test_the_papers_own_numbers_come_back():
     assert table.loc["all", "gpu_hours"] == pytest.approx(table["gpu_hours"].iloc[:-1].sum())
 
 
-def test_every_committed_profile_can_be_planned(capsys):
-    for profile in ("smoke", "demo", "paper"):
+def test_every_committed_profile_can_be_planned(capsys, monkeypatch):
+    monkeypatch.setattr(
+        forecast, "foresee", lambda params_file, params, stages: (stages, f"{params.profile}: {len(stages)}")
+    )
+    for profile in ("smoke", "quick", "demo", "paper"):
         assert main(["plan", f"params/{profile}.yaml"]) == 0
     out = capsys.readouterr().out
+    assert out.startswith("smoke: 19\n") and "\nquick: 13\n" in out
     assert "Assumed" in out and "28 hours on 8 A6000" in out
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import weakref
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import files_and_hashes
+from conftest import CPU, files_and_hashes, write_params
 
-from drot_utils.study import outputs
+from drot_utils.engine import classifier
+from drot_utils.method import student
+from drot_utils.study import outputs, record
 from drot_utils.study.errors import DataError, ModelError, ParamsError
 from drot_utils.study.paths import Run, write_text
 from drot_utils.study.record import Study, open_study, release_memory
@@ -133,3 +136,75 @@ def test_cuda_without_cuda_is_a_clear_error(study):
     study.params = study.params.model_copy(update={"compute": compute})
     with pytest.raises(ModelError, match="torch sees none"):
         _ = study.device
+
+
+def on(monkeypatch, *, native, emulated=False):
+    """Let this machine, and a GPU that is not there, say what they multiply: no GPU without bfloat16, such as a T4, was at hand."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or (emulated and including_emulation)
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "native", "emulated", "asked", "train", "score", "why"),
+    [
+        ("cuda", True, True, "auto", "bfloat16", "bfloat16", "native"),
+        ("cuda", False, True, "auto", "float32", "float16", "no native bfloat16; scoring and sampling in float16"),
+        ("cuda", False, True, "bfloat16", "bfloat16", "bfloat16", "as asked"),
+        ("cuda", False, False, "float32", "float32", "float32", "as asked"),
+        ("cpu", True, False, "auto", "bfloat16", "bfloat16", "native"),
+        ("cpu", False, False, "auto", "float32", "float32", "no native bfloat16"),
+    ],
+)
+def test_dtypes_by_patched_capabilities(smoke, monkeypatch, device, native, emulated, asked, train, score, why):
+    on(monkeypatch, native=native, emulated=emulated)
+    compute = smoke.compute.model_copy(update={"dtype": asked})
+    found = record.choose_dtypes(compute, torch.device(device))
+    assert found == (getattr(torch, train), getattr(torch, score), why)
+
+
+def test_a_gpu_without_bfloat16_trains_in_float32_and_scores_and_writes_in_float16(study, monkeypatch):
+    # On this machine's CPU, which is told the dtypes of such a GPU.
+    monkeypatch.setattr(record, "choose_dtypes", lambda *_: (torch.float32, torch.float16, "patched"))
+    settings = study.params.nli.model_copy(update={"max_steps": 4, "evaluations": 2})
+    texts = (["a fire", "a lie"] * 8, None)
+    rows = (texts, np.array([0, 1] * 8))
+    head = {"classes": 2, "pooling": "mean", "hidden": 8, "dropout": 0.1}
+    trained, _ = classifier.train_classifier(study, settings, rows, rows, **head)
+    assert {p.dtype for p in trained.model.parameters()} == {torch.float32} and trained.dtype == torch.float16
+    exact = classifier.Classifier(trained.model, trained.tokenizer, 64, CPU, torch.float32).classify(texts)
+    np.testing.assert_allclose(trained.classify(texts), exact, atol=2e-3)
+    author, ask, _ = student.open_author(study, "base", study.params.student.base)
+    assert {p.dtype for p in author.model.parameters()} == {torch.float16}
+    assert len(author.write([ask("Lying", 1)], 3, "nucleus", top_p=0.9, seed=1)[0]) == 3
+    study.close("done")
+    machine = json.loads((Run("smoke").manifest).read_text())["stages"]["test"]["machine"]
+    assert (machine["dtype"], machine["scoring_dtype"]) == ("float32", "float16")
+
+
+def test_bfloat16_that_is_not_native_is_measured_and_warned_of(monkeypatch, tmp_path, capsys):
+    rates = {torch.bfloat16: 1e9, torch.float32: 120e9}
+    monkeypatch.setattr(record, "measure_rate", lambda device, dtype: rates[dtype])
+    on(monkeypatch, native=False)
+    warning = record.warn_slow(CPU)
+    assert warning.startswith("Warning: `compute.dtype` is bfloat16") and "120 times as slow" in warning
+    params_file = write_params(tmp_path / "p.yaml", "smoke", compute__dtype="bfloat16", compute__device="cpu")
+    study = open_study("02_critic", params_file)
+    assert warning in capsys.readouterr().out
+    machine = record.measure_machine(study)
+    assert (machine.warning, machine.dtype, machine.why, machine.rate) == (warning, "bfloat16", "as asked", 1e9)
+    open_study("02_critic", "params/smoke.yaml")
+    assert "Warning" not in capsys.readouterr().out
+    rates[torch.bfloat16] = 121e9  # some processors have it under another name
+    assert record.warn_slow(CPU) == ""
+    on(monkeypatch, native=True)
+    rates[torch.bfloat16] = 1e9
+    assert record.warn_slow(CPU) == record.measure_machine(study).warning == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rate_is_measured_in_seconds_even_where_bfloat16_is_emulated(dtype):
+    began = time.perf_counter()
+    assert record.measure_rate(CPU, dtype, seconds=0.1) > 1e7
+    assert time.perf_counter() - began < 20  # products of 640 rows took a minute there

@@ -206,6 +206,7 @@ def test_time_left_is_the_usual_time_at_the_pace_of_what_is_finished():
     # a took twice its usual time, so b and c will too; b has run 30 s.
     assert time_left(PLAN, {"a": 20}, {"b": (30, 0)}, 1) == 200 - 30 + 100
     assert time_left(PLAN, {"a": 20}, {}, 1) == 300
+    assert time_left(PLAN, {}, {"a": (4, 0)}, 1) == 6 + 150  # none is finished yet
 
 
 def test_a_stage_has_at_least_what_is_left_of_its_bar():
@@ -331,6 +332,7 @@ def test_nothing_is_written_elsewhere(smoke_run):
 def test_the_log_of_a_batch_run_is_short_and_says_where_things_are(smoke_run):
     text = (smoke_run / "stdout.txt").read_text()
     assert len(text.splitlines()) < 60 and "\r" not in text
+    assert re.search(r"GFLOP/s measured: about \d+ minutes; longest: ", text.splitlines()[0])
     assert re.search(r"^\[\d+/19\] \d\d_\w+", text, re.MULTILINE) and "manifest" in text and "Distill_final" in text
 
 

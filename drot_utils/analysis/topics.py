@@ -110,7 +110,7 @@ def _cluster(
 
 def _open_embedder(study: Study, ref: ModelRef) -> Work:
     base, tokenizer = load.load_model(ref, "encoder", study.run)
-    model = classifier.in_dtype(classifier.SentenceEncoder(base), study.dtype).to(study.device)
+    model = classifier.in_dtype(classifier.SentenceEncoder(base), study.scoring_dtype).to(study.device)
 
     def embed_part(part: pd.DataFrame, seed: int) -> pd.DataFrame:
         rows = classifier.encode(tokenizer, (part["text"].tolist(), None), min(256, tokenizer.model_max_length))

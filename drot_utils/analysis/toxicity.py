@@ -98,7 +98,7 @@ def _open_classifier(study: Study) -> Scorer:
     if column is None:
         raise ModelError(f"expected a label named {' or '.join(LABELS)}, found {sorted(names)}", where=ref.name)
     one_label = model.config.problem_type == "single_label_classification"
-    model = classifier.in_dtype(model, study.dtype).to(study.device)
+    model = classifier.in_dtype(model, study.scoring_dtype).to(study.device)
 
     def score(texts: list[str]) -> np.ndarray:
         rows = classifier.encode(tokenizer, (texts, None), 256)

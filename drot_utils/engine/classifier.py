@@ -112,7 +112,8 @@ def predict(
         logits = model(**tokenizer.pad([rows[i] for i in index], return_tensors="pt").to(device))
         logits = getattr(logits, "logits", logits).float().cpu().numpy()
         if not np.isfinite(logits).all():
-            raise ModelError("the model answers with NaN or infinity: its weights are broken", todo="train it again")
+            todo = "train it again; or, where it scores in float16, set `compute.dtype: float32`"
+            raise ModelError("the model answers with NaN or infinity: its weights are broken", todo=todo)
         for i, row in zip(index, logits, strict=True):
             out[i] = row
     return np.stack(out)
@@ -155,7 +156,7 @@ def load_classifier(study: Study, folder: Path, settings: Encoder, made_by: str,
     fit_embeddings(encoder, tokenizer)
     model = PairClassifier(encoder, **head)
     model.load_state_dict(load_file(weights))
-    return Classifier(model.to(study.device).eval(), tokenizer, settings.max_length, study.device, study.dtype)
+    return Classifier(model.to(study.device).eval(), tokenizer, settings.max_length, study.device, study.scoring_dtype)
 
 
 def _mean(states: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -258,7 +259,7 @@ def train_classifier(
                 break
             model.train()
     model.load_state_dict(best)
-    trained = Classifier(model.eval(), tokenizer, settings.max_length, device, dtype)
+    trained = Classifier(model.eval(), tokenizer, settings.max_length, device, study.scoring_dtype)
     trained.save(kept, vars(result))
     return trained, result
 

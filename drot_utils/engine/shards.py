@@ -47,7 +47,7 @@ def map_rows(
     `key` is all that the result depends on beside the rows and the code: weights and settings.
     """
     compute = study.params.compute
-    name = fingerprint(asked, *key, compute.shard_rows, str(study.dtype), hash_work(open_work))
+    name = fingerprint(asked, *key, compute.shard_rows, str(study.scoring_dtype), hash_work(open_work))
     return map_shards(
         asked, compute.shard_rows, open_work, borrow(study.run, f"shards/scoring-{name}"),
         seed=study.params.seed, stage=what, unit=unit, executor=compute.executor,

@@ -222,7 +222,9 @@ def nucleus_sample(logits: torch.Tensor, uniform: torch.Tensor, top_p: float, te
 def check_logits(peak: torch.Tensor) -> None:
     """Raise a ValueError when the largest logit of a row is NaN or infinite."""
     if not torch.isfinite(peak).all():
-        raise ValueError("logits are not finite: the model's weights or its input are broken")
+        raise ValueError(
+            "logits are not finite: the model's weights or its input are broken, or float16 is too narrow (`compute.dtype`)"
+        )
 
 
 def _total_mass(logits: torch.Tensor, peak: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -240,7 +240,7 @@ def _ask_local(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataF
 
 def _open_local(study: Study, judge: Respondent) -> Work:
     model, tokenizer = load.load_model(judge.model, "student", study.run)
-    model = load.round_weights(model.to(study.device), study.dtype)
+    model = load.round_weights(model.to(study.device), study.scoring_dtype)
 
     def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
         yes, no = yes_and_no(model, tokenizer, [judge_prompt(*item) for item in part.itertuples(index=False)]).T

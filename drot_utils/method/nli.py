@@ -190,7 +190,7 @@ def load_pretrained(study: Study) -> Nli:
     names = {str(name).lower(): i for i, name in model.config.id2label.items()}
     if "entailment" not in names:
         raise ModelError(f"expected a label named entailment, found {sorted(names)}", where=settings.base.name)
-    ready = Classifier(model.to(study.device), tokenizer, settings.max_length, study.device, study.dtype)
+    ready = Classifier(model.to(study.device), tokenizer, settings.max_length, study.device, study.scoring_dtype)
     return Nli(ready, names["entailment"])
 
 

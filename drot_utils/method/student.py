@@ -230,7 +230,7 @@ def write_contexts(
         params.teacher.max_tokens,
         params.seed,
         stage,
-        str(study.dtype),
+        str(study.scoring_dtype),
         weights,
         hash_work(open_work),
     )
@@ -266,7 +266,7 @@ def open_author(
     """
     params, generation = study.params, study.params.generation
     release_memory()
-    place = (study.device, study.dtype)
+    place = (study.device, study.scoring_dtype)
     if zero_shot:
         model, tokenizer = load.load_model(zero_shot, "student", study.run)
         longest = params.teacher.max_tokens or generation.max_new_tokens
@@ -275,7 +275,7 @@ def open_author(
     folder = _weights(study, name).parent
     sizes = (params.student.max_prompt_length, generation.max_new_tokens, generation.batch_size)
     if generation.engine == "vllm":
-        writer = VllmWriter(folder, study.dtype, *sizes)
+        writer = VllmWriter(folder, study.scoring_dtype, *sizes)
     else:
         writer = Writer(*load.load_folder(folder, "student"), *place, *sizes)
     return writer, partial(student_source, seq2seq=writer.seq2seq), parse_student

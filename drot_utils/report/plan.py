@@ -12,24 +12,15 @@ from drot_utils.llm.cache import Cache, cache_file
 from drot_utils.method.critic import split_gold
 from drot_utils.method.judges import ITEM, choose_shown, judge_prompt, judge_request
 from drot_utils.method.teacher import baseline_request, choose_requests, list_requests
-from drot_utils.study.errors import DrotError
-from drot_utils.study.params import Endpoint, ModelRef, Params
+from drot_utils.study.forecast import SIZES, TEST_ACTIONS, Assumed, list_work
+from drot_utils.study.graph import list_stages
+from drot_utils.study.params import Endpoint, Params
 from drot_utils.study.paths import Run, resolve
 
-#: Parameters of the models that profiles train (from their model cards); embeddings are not counted for encoders.
-SIZES = {
-    "google/flan-t5-xl": 2.85e9,
-    "smollm2-135m-instruct": 1.35e8,
-    "models/deberta-v3-large": 3.04e8,
-    "models/roberta-large-wanli": 3.03e8,
-    "all-minilm-l6-v2": 1.06e7,
-}
-#: What the paper reports, and what it leaves to be assumed.
-KEPT = {"seed": 85 / 240, "round_1": 434 / 800, "round_2": 466 / 800, "dataset": 578 / 2865}
-TOKENS = {"prompt": 20, "target": 40, "pair": 60}
-TRAIN_ACTIONS, TEST_ACTIONS = 234_000, 6_000  # section 4.1
+#: What the paper reports, and what it leaves to be assumed (tokens; shares kept, of the rounds and of what enters the data set).
+PAPER = Assumed(20, 40, 60, 85 / 240, (434 / 800, 466 / 800), 578 / 2865)
 #: Operations a second and GPU that the paper's fine-tuning of SelfDistill_1 implies: 434K rows, 3 epochs, 28 hours, 8 GPUs.
-PAPER_RATE = 6 * SIZES["google/flan-t5-xl"] * 434_000 * 3 * (TOKENS["prompt"] + TOKENS["target"]) / (28 * 3600 * 8)
+PAPER_RATE = 6 * SIZES["google/flan-t5-xl"] * 434_000 * 3 * (PAPER.prompt + PAPER.target) / (28 * 3600 * 8)
 STAND_IN, STAND_IN_CONTEXT = "Setting a fire", "at a campsite"  # the paper's first example
 DECIMALS = {"gpu_hours": 1, "cost_usd": 2, "minutes": 2}  # as shown; none in other columns
 
@@ -39,51 +30,27 @@ def plan_run(params: Params, rate: float = PAPER_RATE) -> pd.DataFrame:
 
     `rate` is in operations a second of one device. A model whose size is not known is a `DrotError`.
     """
-    corpus, trained, n = params.corpus, params.student, params.generation.candidates
-    student, critic, nli = (_size(section.base) for section in (params.student, params.critic, params.nli))
-    first, second = corpus.round_actions
-    rest = corpus.final_actions or max(0, TRAIN_ACTIONS - corpus.seed_actions - first - second)
-    seeds = corpus.seed_actions * 2 * params.teacher.contexts_per_variance
-    written = {"round 1": first * 2 * n, "round 2": second * 2 * n, "data set": rest * 2 * n}
-    kept = [seeds * KEPT["seed"], written["round 1"] * KEPT["round_1"], written["round 2"] * KEPT["round_2"]]
-    kept.append((sum(kept) + written["data set"]) * KEPT["dataset"])
-    read, write, pair = TOKENS["prompt"], TOKENS["target"], TOKENS["pair"]
-
-    # Last in a row: operations a token, which are 2 a parameter forward and 6 in training.
-    rows = [("teacher", "requests", corpus.seed_actions * 2, seeds * (read + write), 0)]
-    names = ("Distill_base", "SelfDistill_1", "SelfDistill_2", "Distill_final")
-    epochs = (trained.epochs, trained.round_epochs, trained.round_epochs, trained.final_epochs)
-    for name, count, times in zip(names, kept, epochs, strict=True):
-        rows.append((f"train {name}", "rows", count, count * times * (read + write), 6 * student))
-    for name, count in written.items():  # a prompt is read once for its candidates
-        rows.append((f"write: {name}", "candidates", count, count * (write + read / n), 2 * student))
-    tests = (corpus.test_actions or TEST_ACTIONS) * 2 * (1 + params.evaluation.candidates) * 5
-    rows.append(("write: evaluation, 5 models", "candidates", tests, tests * write, 2 * student))
-    pairs, scored = sum(written.values()) * (n - 1) / 2, seeds + sum(written.values())
-    rows.append(("NLI filter", "pairs (at most)", pairs, pairs * pair, 2 * nli))
-    rows.append(("critic", "contexts", scored, scored * pair, 2 * critic))
+    seeds = params.corpus.seed_actions * 2
+    tokens = seeds * params.teacher.contexts_per_variance * (PAPER.prompt + PAPER.target)
+    rows = [("teacher", "requests", seeds, tokens, 0.0)]
+    works = list_work(params, list_stages(params, ablations=False), PAPER)
+    rows += [(work.what, work.unit, work.count, work.tokens, work.operations) for work in works]
     table = pd.DataFrame(rows, columns=["stage", "unit", "count", "tokens", "operations"])
-    table["gpu_hours"] = table["tokens"] * table.pop("operations") / rate / 3600
+    table = table.groupby(["stage", "unit"], sort=False, as_index=False).sum()
+    table["gpu_hours"] = table.pop("operations") / rate / 3600
     table.loc[len(table)] = {"stage": "all", "unit": "", **table[["tokens", "gpu_hours"]].sum()}
     return table
-
-
-def _size(ref: ModelRef) -> float:
-    if ref.source == "random":
-        return 1e5
-    if ref.name not in SIZES:
-        raise DrotError(f"the size of {ref.name} is not known", todo="add it to SIZES in drot_utils/report/plan.py")
-    return SIZES[ref.name]
 
 
 def say_plan(params: Params, tflops: float | None = None) -> str:
     """Return the plan of a run as text; GPU hours are at `tflops` of one device, or at what the paper's hours imply."""
     rate = tflops * 1e12 if tflops else PAPER_RATE
     source = "as given" if tflops else "as the paper's 28 hours on 8 A6000 for 434K rows and 3 epochs imply"
-    kept = {name: round(share, 2) for name, share in KEPT.items()}
+    first, second = PAPER.rounds
+    kept = f"{PAPER.seed:.2f} of the seeds, {first:.2f} and {second:.2f} of the rounds, {PAPER.dataset:.2f} of all for the data set"
     return "\n".join([
         _to_markdown(plan_run(params, rate), unknown=""),
-        f"\nAssumed: {TOKENS} tokens; shares kept as in the paper ({kept});",
+        f"\nAssumed: {PAPER.prompt} tokens a prompt, {PAPER.target} a candidate, {PAPER.pair} a pair; kept as in the paper, {kept};",
         f"2 operations a parameter and token forward, 6 in training; {rate / 1e12:.2f} TFLOP/s a GPU, {source}.",
         "Writing one token at a time reaches that rate only in large batches, and ablations are not counted.\n",
         say_requests(params),

@@ -60,8 +60,9 @@ class Stage:
         Stages whose results it reads.
     sections : tuple of str
         Sections of the parameters it depends on, or one key of a section; a change elsewhere does not run it again.
-    seconds : int
-        About how long it takes in the demo on two slow cores; only the estimate of the time left uses it.
+    seconds : float
+        How long it takes beside its matrix products: about as in the smoke study, whose models are tiny, with what loading and
+        compiling a student of the demo's size adds. `forecast` adds the products. Only estimates of time use it.
     parameters : dict
         What papermill sets besides ``params_file``.
     """
@@ -69,7 +70,7 @@ class Stage:
     name: str
     needs: tuple[str, ...]
     sections: tuple[str, ...]
-    seconds: int
+    seconds: float
     parameters: dict[str, str | int] = field(default_factory=dict)
 
     @property
@@ -100,7 +101,7 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     if ablations is None:
         ablations = params.ablations or any(Run(params.profile).model("").glob("*-*"))
     sections = ("seed", "compute", "corpus.actions", "requests", "critic", "judges", "evaluation")
-    panel = Stage("12_judges", ("02_critic",), sections, 12)
+    panel = Stage("12_judges", ("02_critic",), sections, 3)
     # Judges that stand in the critic's place run before whoever asks them.
     filters, judged = (
         (panel.name,) if by == "judges" else () for by in (params.judges.filter, params.evaluation.critic)
@@ -109,29 +110,29 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     before_base = ("01_seed_generation", "02_critic", "03_nli_filter", *filters)
     rounds = len(params.corpus.round_actions)
     stages = [
-        Stage("01_seed_generation", (), ("seed", "corpus", "requests", "teacher"), 8),
-        Stage("02_critic", (), ("seed", "compute", "corpus.actions", "critic", "evaluation.bootstrap"), 85),
-        Stage("03_nli_filter", (), ("seed", "compute", "nli"), 50),
+        Stage("01_seed_generation", (), ("seed", "corpus", "requests", "teacher"), 5),
+        Stage("02_critic", (), ("seed", "compute", "corpus.actions", "critic", "evaluation.bootstrap"), 10),
+        Stage("03_nli_filter", (), ("seed", "compute", "nli"), 8),
         *first,
-        Stage("04_distill_base", before_base, WRITES, 100),
+        Stage("04_distill_base", before_base, WRITES, 40),
         *_list_rounds(rounds),
     ]
-    stages.append(Stage("06_final_dataset", (stages[-1].name,), WRITES, 310))
+    stages.append(Stage("06_final_dataset", (stages[-1].name,), WRITES, 15))
     variants = _list_ablations(rounds) if ablations else []
     students = tuple(stage.name for stage in [stages[-1], *variants])
     final = ("06_final_dataset",)
     return [
         *stages,
         *variants,
-        Stage("07_evaluation", (*students, *judged), (*WRITES, "requests", "teacher", "evaluation"), 300),
+        Stage("07_evaluation", (*students, *judged), (*WRITES, "requests", "teacher", "evaluation"), 40),
         Stage("08_topics", final, ("seed", "compute", "topics"), 55),
-        Stage("09_toxicity", final, ("seed", "compute", "toxicity"), 8),
-        Stage("10_cultural_bias", final, (*WRITES, "topics", "bias"), 18),
+        Stage("09_toxicity", final, ("seed", "compute", "toxicity"), 3),
+        Stage("10_cultural_bias", final, (*WRITES, "topics", "bias"), 5),
         Stage(
             "11_human_evaluation",
             ("07_evaluation",),
             ("seed", "compute", "corpus.actions", "critic", "judges", "nli", "annotation"),
-            10,
+            5,
         ),
         *last,
     ]
@@ -141,21 +142,21 @@ def _list_rounds(rounds: int, variant: str = "") -> list[Stage]:
     stages, before = [], "04_distill_base"
     for number in range(1, rounds + 1):
         name = f"05_self_distill-{number}" + (f"-{variant}" if variant else "")
-        stages.append(Stage(name, (before,), WRITES, 130, {"round": number, "variant": variant}))
+        stages.append(Stage(name, (before,), WRITES, 10, {"round": number, "variant": variant}))
         before = name
     return stages
 
 
 def _list_ablations(rounds: int) -> list[Stage]:
     base, last = "04_distill_base", f"05_self_distill-{rounds}"
-    stages = [Stage(f"{base}-no_critic", (base,), WRITES, 150, {"variant": "no_critic"})]
+    stages = [Stage(f"{base}-no_critic", (base,), WRITES, 10, {"variant": "no_critic"})]
     for variant in ("top_1_only", "no_nli"):
         stages += _list_rounds(rounds, variant)
     if (
         rounds > 1
     ):  # of one round it would be the round itself; its number of training steps is that of all rounds together
         parameters = {"round": rounds, "variant": "no_self_distill"}
-        stages.append(Stage(f"{last}-no_self_distill", (last,), WRITES, 230, parameters))
+        stages.append(Stage(f"{last}-no_self_distill", (last,), WRITES, 10, parameters))
     return stages
 
 

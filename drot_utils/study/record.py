@@ -2,10 +2,12 @@
 
 import ctypes
 import gc
+import json
 import logging
 import os
 import platform
 import re
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -23,6 +25,7 @@ import yaml
 
 from drot_utils import __version__
 from drot_utils.study.errors import DataError, ModelError
+from drot_utils.study.forecast import Machine
 from drot_utils.study.outputs import BATCH, BY_HAND, PLAY, closing_path, finish, list_files, overlay
 from drot_utils.study.params import Compute, Params, load_params
 from drot_utils.study.paths import ROOT, WRITTEN, Run, resolve, sha256, to_json, write_text
@@ -32,6 +35,8 @@ PACKAGES = [
     "torch", "transformers", "datasets", "tokenizers", "safetensors", "pandas", "pyarrow", "numpy", "scikit-learn",
     "bertopic", "openai", "papermill", "snakemake",
 ]  # fmt: skip
+
+FEW, MANY = 16, 640  # rows of measured products: where they may be slow, and those of a training step
 
 
 def open_study(
@@ -62,6 +67,8 @@ def open_study(
         study.run, base = Run(f"{params.profile}{PLAY}"), study.run
         overlay(study.run, base)
         print(f"By hand: writes to runs/{study.run.profile}/, and reads what is not there from runs/{base.profile}/.")
+    if params.compute.dtype == "bfloat16" and (warning := warn_slow(study.device)):
+        print(warning)
     study.note(seed=params.seed)
     return study
 
@@ -96,8 +103,13 @@ class Study:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The dtype of matrix products."""
-        return choose_dtype(self.params.compute, self.device)
+        """The dtype of matrix products in training."""
+        return choose_dtypes(self.params.compute, self.device)[0]
+
+    @cached_property
+    def scoring_dtype(self) -> torch.dtype:
+        """The dtype of matrix products in scoring and sampling."""
+        return choose_dtypes(self.params.compute, self.device)[1]
 
     def show(self, *names: str) -> None:
         """Print profile, seed, and the named sections or values (``critic.head``) of the parameters, as YAML."""
@@ -151,6 +163,7 @@ class Study:
         lock = ROOT / "requirements" / "core.txt"
         return {
             "cpu": name_processor(), "device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."),
+            "scoring_dtype": str(self.scoring_dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(), "platform": platform.platform(), "python": platform.python_version(),
             "drot_utils": __version__, "lock_sha256": sha256(lock) if lock.exists() else None, "packages": {name: metadata.version(name) for name in PACKAGES},
         }  # fmt: skip
@@ -165,12 +178,66 @@ def name_processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def choose_dtype(compute: Compute, device: torch.device) -> torch.dtype:
-    """Return the dtype of matrix products: as asked, or bfloat16 where the machine multiplies it natively."""
+def choose_dtypes(compute: Compute, device: torch.device) -> tuple[torch.dtype, torch.dtype, str]:
+    """Return the dtypes of matrix products in training, and in scoring and sampling, and why.
+
+    As asked, or bfloat16 where the machine multiplies it natively. A GPU that does not trains in float32, as gradients leave the
+    range of float16, in which it scores and samples.
+    """
     if compute.dtype != "auto":
-        return getattr(torch, compute.dtype)
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+        asked = getattr(torch, compute.dtype)
+        return asked, asked, "as asked"
+    if multiplies_bfloat16(device):
+        return torch.bfloat16, torch.bfloat16, "native"
+    if device.type == "cuda":
+        return torch.float32, torch.float16, "no native bfloat16; scoring and sampling in float16"
+    return torch.float32, torch.float32, "no native bfloat16"
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device multiplies bfloat16 natively; a T4, say, only emulates it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def measure_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """Return operations a second in the products of a training step of the demo's student: forward, and both backward.
+
+    The fastest of some times counts, so that another process changes little. Where bfloat16 is not native, products of few rows
+    stand for all: they would take a minute.
+    """
+    rows = FEW if dtype == torch.bfloat16 and not multiplies_bfloat16(device) else MANY
+    x, weight = (torch.ones(n, 576, device=device, dtype=dtype) for n in (rows, 1536))
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < end:
+        began = time.perf_counter()
+        y = x @ weight.T
+        _ = y @ weight, y.T @ x
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return 6 * rows * weight.numel() / min(times)
+
+
+def warn_slow(device: torch.device) -> str:
+    """Return a warning with the measured ratio where bfloat16 is not native and slower than float32, else nothing."""
+    if multiplies_bfloat16(device):
+        return ""
+    slow, fast = (measure_rate(device, dtype) / 1e9 for dtype in (torch.bfloat16, torch.float32))
+    found = f"{slow:,.1f} GFLOP/s against {fast:,.1f} in float32, measured, {fast / slow:,.0f} times as slow"
+    warning = f"Warning: `compute.dtype` is bfloat16, which is not native here: {found}; `auto` takes float32."
+    return warning if slow < fast else ""
+
+
+def measure_machine(study: Study) -> Machine:
+    """Measure the machine on which a study runs, with the threads that a run uses."""
+    device, (dtype, _, why) = study.device, choose_dtypes(study.params.compute, study.device)
+    name, cores = name_processor(), torch.get_num_threads()
+    if gpu := device.type == "cuda":
+        name, cores = torch.cuda.get_device_name(), torch.cuda.device_count()
+    warning = warn_slow(device) if dtype == torch.bfloat16 else ""
+    return Machine(name, cores, gpu, str(dtype).removeprefix("torch."), why, measure_rate(device, dtype), warning)
 
 
 def release_memory() -> None:
@@ -182,3 +249,11 @@ def release_memory() -> None:
     gc.collect()
     with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+if __name__ == "__main__":
+    asked = load_params(sys.argv[1])
+    try:
+        print(json.dumps(vars(measure_machine(Study(asked, Run(asked.profile), "forecast")))))
+    except ModelError as error:
+        sys.exit(" ".join(str(error).split()))

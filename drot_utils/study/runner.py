@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from drot_utils.study import outputs
 from drot_utils.study.errors import DrotError, wrap_os_error
+from drot_utils.study.forecast import finish_time, foresee
 from drot_utils.study.graph import Stage, Stamp, list_stages, refuse_braces, stamp_stages
 from drot_utils.study.kernels import THREADS, kernel_command, kernel_server
 from drot_utils.study.params import Params, load_params
@@ -59,7 +60,12 @@ def run_study(
         stages = _needed_by(_find_stage(stages, until), stages)
     refuse_braces(run.root)
     if dry:
-        print(outputs.describe_stages(run, stages, stamps))
+        planned = [stage for stage in stages if not outputs.find_made(run, stage.name, stamps[stage.name].look)]
+        if planned:
+            planned, said = foresee(params_file, params, planned, cores)
+            print(said)
+        expected = {stage.name: stage for stage in planned}
+        print(outputs.describe_stages(run, [expected.get(stage.name, stage) for stage in stages], stamps))
         return 0
     work = run.work("")
     with exclusive(work / ".lock", wait=False, what="running this study") as lock:
@@ -71,7 +77,8 @@ def run_study(
             print(f"taken over by links: {', '.join(taken)}")
         if missing:
             targets = [str(outputs.record_path(run, name, stamps[name].look)) for name in missing]
-            planned = [stage for stage in stages if stage.name in missing]
+            planned, said = foresee(params_file, params, [stage for stage in stages if stage.name in missing], cores)
+            print(said, flush=True)
             if status := _run_snakemake(run, params_file, cores, ablations, targets, planned, lock):
                 return status
     _conclude(run, params)
@@ -155,7 +162,7 @@ def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage], 
             continue
         shown = now
         line = f"[{len(took) + 1}/{len(planned)}] {' + '.join(words)} | {tqdm.format_interval(now - began)} so far"
-        if took and (left := time_left(list(planned.values()), took, running, cores)):
+        if left := time_left(list(planned.values()), took, running, cores):
             line += f", about {tqdm.format_interval(left)} left"
         print(f"\r\033[K{line[:180]}" if terminal else line, end="" if terminal else "\n", flush=True)
     if terminal:
@@ -165,7 +172,7 @@ def _watch(process: subprocess.Popen, log: Path, run: Run, stages: list[Stage], 
 def time_left(
     planned: list[Stage], took: dict[str, float], running: dict[str, tuple[float, float]], cores: int
 ) -> float:
-    """Return the seconds until a study is done: those of its longest chain of stages, or of all of them shared by the cores.
+    """Return the seconds until a study is done (see `finish_time`).
 
     A stage takes what it usually takes, stretched as it was in the finished ones and is in running ones that are late.
 
@@ -174,21 +181,20 @@ def time_left(
     planned : list of Stage
         All that this run runs, in their order.
     took : dict
-        The seconds of the finished ones, at least one.
+        The seconds of the finished ones.
     running : dict
         The seconds so far of the running ones, and those that are left of their present work.
     """
     usual = {stage.name: stage.seconds for stage in planned}
-    pace = sum(took.values()) / sum(usual[name] for name in took)
+    pace = sum(took.values()) / sum(usual[name] for name in took) if took else 1.0
     seen = took | {name: so_far for name, (so_far, _) in running.items() if so_far > usual[name] * pace}
-    pace = sum(seen.values()) / sum(usual[name] for name in seen)
-    left, ends = {}, {}
+    pace = sum(seen.values()) / sum(usual[name] for name in seen) if seen else 1.0
+    left = {}
     for stage in planned:
         if stage.name not in took:
             so_far, present = running.get(stage.name, (0, 0))
             left[stage.name] = max(stage.seconds * pace - so_far, present)
-            ends[stage.name] = left[stage.name] + max((ends.get(name, 0) for name in stage.needs), default=0)
-    return max([sum(left.values()) / cores, *ends.values()])
+    return finish_time(planned, left, cores)
 
 
 def _conclude(run: Run, params: Params) -> None:

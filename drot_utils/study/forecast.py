@@ -1,0 +1,241 @@
+"""What a run will take on this machine: the matrix products that its parameters imply, at a rate that is measured.
+
+Run as a module it measures, so that neither torch nor a GPU's memory is held by the process that asks.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from drot_utils.study.errors import DrotError
+from drot_utils.study.graph import Stage
+from drot_utils.study.kernels import THREADS
+from drot_utils.study.params import ModelRef, Params
+from drot_utils.study.paths import ROOT, resolve
+
+#: Parameters of the models that profiles use (from their model cards); embeddings are not counted for encoders.
+SIZES = {
+    "google/flan-t5-xl": 2.85e9,
+    "smollm2-135m-instruct": 1.35e8,
+    "models/deberta-v3-large": 3.04e8,
+    "models/roberta-large-wanli": 3.03e8,
+    "all-minilm-l6-v2": 1.06e7,
+}
+TRAIN_ACTIONS, TEST_ACTIONS = 234_000, 6_000  # of the paper's corpus (section 4.1)
+QUESTION = 97  # tokens of the teacher's prompt, and of the judges', in the demo
+PAIRS = 10  # labelled pairs that a line of entailment groups makes
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What the parameters do not say: mean tokens, and the shares of rows that are kept (of `rounds`, the last for all later)."""
+
+    prompt: int
+    target: int
+    pair: int
+    seed: float
+    rounds: tuple[float, ...]
+    dataset: float
+
+
+#: Counted in the demo: its data through its models' tokenizers, and the rows of figures/reference.
+DEMO = Assumed(17, 23, 19, 402 / 960, (692 / 2000, 1133 / 2000), 2543 / 5227)
+#: Operations a second that are reached, as a share of the measured rate: of a student's training, an encoder's (`fit`), writing and
+#: scoring. bfloat16: benchmarks/results, and for `fit` notebook 2 of the demo, on two AVX-512 cores. float32, on two AVX2 cores:
+#: notebooks 4 and 2 of the demo, the writer in one thread, and benchmarks/critic_scoring.
+EFFICIENCY = {
+    "bfloat16": {"train": 0.38, "fit": 0.25, "write": 0.31, "score": 0.68},
+    "float32": {"train": 0.33, "fit": 0.32, "write": 0.75, "score": 0.87},
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Matrix products of a stage: so many of what, each with so many tokens through a model of `size` parameters."""
+
+    stage: str
+    what: str
+    unit: str
+    count: float
+    length: float
+    kind: str  # of EFFICIENCY
+    size: float
+
+    @property
+    def tokens(self) -> float:
+        """Tokens in all."""
+        return self.count * self.length
+
+    @property
+    def operations(self) -> float:
+        """Operations: two a parameter and token forward, six in training."""
+        return self.tokens * self.size * (6 if self.kind in ("train", "fit") else 2)
+
+
+def list_work(params: Params, stages: list[Stage], assumed: Assumed = DEMO) -> list[Work]:
+    """Return the work of stages, in their order, without embeddings and toxicity scores, which are little.
+
+    A model whose size is not known is a `DrotError`.
+    """
+    return [work for stage in stages for work in _work_of(stage, params, assumed)]
+
+
+def _work_of(stage: Stage, params: Params, assumed: Assumed) -> Iterator[Work]:
+    corpus, learns, n, tested = params.corpus, params.student, params.generation.candidates, params.evaluation
+    critic, nli, gold = params.critic, params.nli, sum(map(_count_lines, params.critic.gold))
+    student, panel = _size(learns.base), [(_size(one.model), QUESTION) for one in params.judges.panel if one.model]
+    scorers = panel if params.judges.filter == "judges" else [(_size(critic.base), assumed.pair)]
+    row, candidate = (
+        assumed.prompt + assumed.target,
+        assumed.prompt / n + assumed.target,
+    )  # its prompt is read once for all n
+    longest = params.teacher.max_tokens or params.generation.max_new_tokens
+    each, fresh = params.teacher.contexts_per_variance, [2 * n * actions for actions in corpus.round_actions]
+    rest = 2 * n * (corpus.final_actions or max(0, TRAIN_ACTIONS - corpus.seed_actions - sum(corpus.round_actions)))
+    shares = [*assumed.rounds, *assumed.rounds[-1:] * len(fresh)]
+    kept = [corpus.seed_actions * 2 * each * assumed.seed, *(a * b for a, b in zip(fresh, shares, strict=False))]
+    work = partial(Work, stage.name)
+
+    def score(written: float, of: int, contexts: float) -> Iterator[Work]:
+        yield work("NLI filter", "pairs (at most)", written * (of - 1) / 2, assumed.pair, "score", _size(nli.base))
+        for size, length in scorers:
+            yield work(params.judges.filter, "contexts", contexts, length, "score", size)
+
+    match stage.name[:2]:
+        case "02":
+            rows = critic.splits[0] * (gold + _count_lines(critic.teacher_rows or ""))
+            seen = critic.max_steps * critic.batch_size if critic.max_steps else critic.epochs * rows
+            yield work("fit critic", "rows seen", seen, assumed.pair, "fit", _size(critic.base))
+        case "03" if nli.groups:
+            seen = nli.max_steps * nli.batch_size if nli.max_steps else nli.epochs * PAIRS * _count_lines(nli.groups)
+            yield work("fit NLI model", "rows seen", seen, assumed.pair, "fit", _size(nli.base))
+        case "04":
+            yield from score(corpus.seed_actions * 2 * each, each, corpus.seed_actions * 2 * each)
+            yield work("train Distill_base", "rows", kept[0], row * learns.epochs, "train", student)
+        case "05":
+            k = int(stage.parameters["round"])
+            yield work(f"write: round {k}", "candidates", fresh[k - 1], candidate, "write", student)
+            yield from score(fresh[k - 1], n, fresh[k - 1])
+            yield work(f"train SelfDistill_{k}", "rows", kept[k], row * learns.round_epochs, "train", student)
+        case "06":
+            rows = sum(kept) + rest
+            yield work("write: data set", "candidates", rest, candidate, "write", student)
+            yield from score(rest, n, rows)
+            yield work(
+                "train Distill_final", "rows", rows * assumed.dataset, row * learns.final_epochs, "train", student
+            )
+        case "07":
+            tests = corpus.test_actions or TEST_ACTIONS
+            samples = 2 * tested.candidates * (tested.sampled_actions or tests)
+            students = len(fresh) + 2 + sum(need[:2] in ("04", "05") for need in stage.needs)
+            asked, models = 2 * tests + samples, [one.model for one in tested.baselines if one.model]
+            yield work(
+                f"write: evaluation, {students} students", "candidates", students * asked, candidate, "write", student
+            )
+            for count, size in [(asked, student)] + [
+                (2 * (tested.baseline_actions or tests), _size(m)) for m in models
+            ]:
+                yield work("write: evaluation, zero-shot", "candidates", count, longest, "write", size)
+            yield from score((students + 1) * samples, tested.candidates, (students + 1) * asked)
+        case "10":
+            count = len(params.bias.countries) * 2 * (params.bias.samples + 1)
+            yield work("write: bias", "candidates", count, candidate, "write", student)
+        case "12":
+            for size, length in panel:
+                yield work(
+                    "judges of gold", "contexts", params.judges.sample or gold * critic.splits[2], length, "score", size
+                )
+
+
+def _count_lines(path: str) -> int:
+    place = resolve(path)
+    return place.read_bytes().count(b"\n") if place.is_file() else 0  # not there yet
+
+
+def _size(ref: ModelRef) -> float:
+    if ref.source == "random":
+        return 1e5
+    if ref.name not in SIZES:
+        raise DrotError(f"the size of {ref.name} is not known", todo="add it to SIZES in drot_utils/study/forecast.py")
+    return SIZES[ref.name]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured: a processor with the threads of a run, or a GPU with how many there are, and operations a second.
+
+    `warning` is empty where nothing is odd.
+    """
+
+    name: str
+    cores: int
+    gpu: bool
+    dtype: str
+    why: str
+    rate: float
+    warning: str = ""
+
+
+def foresee(params_file: str | Path, params: Params, stages: list[Stage], cores: int = 1) -> tuple[list[Stage], str]:
+    """Measure this machine, which takes about two seconds and is kept nowhere, and say what stages will take on it.
+
+    Returns
+    -------
+    stages : list of Stage
+        With the seconds that they will take; as they are where that is not known.
+    line : str
+        See `say`.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in THREADS}  # as kernels have it
+    command = [sys.executable, "-m", "drot_utils.study.record", str(params_file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    try:
+        if done.returncode:
+            raise DrotError((done.stderr.strip().splitlines() or ["its measurement was killed"])[-1])
+        machine = Machine(**json.loads(done.stdout.splitlines()[-1]))
+        stages = expect(stages, params, machine)
+    except DrotError as error:
+        return stages, f"How long it will take is not known: {' '.join(str(error).split())}"
+    return stages, say(stages, machine, cores)
+
+
+def expect(stages: list[Stage], params: Params, machine: Machine) -> list[Stage]:
+    """Return stages with the seconds that they will take on a machine: theirs, and those of their products."""
+    seconds = {stage.name: stage.seconds for stage in stages}
+    reached = EFFICIENCY["bfloat16" if machine.gpu else machine.dtype]
+    for work in list_work(params, stages):
+        shared = {"train": params.compute.parallel.processes, "fit": 1}.get(work.kind, params.compute.executor.workers)
+        devices = min(machine.cores, shared) if machine.gpu else 1
+        seconds[work.stage] += work.operations / (machine.rate * reached[work.kind] * devices)
+    return [replace(stage, seconds=seconds[stage.name]) for stage in stages]
+
+
+def say(stages: list[Stage], machine: Machine, cores: int = 1) -> str:
+    """Return one line: the machine, and how long stages will take, with the three longest; before it a warning, if there is one."""
+    took = {stage.name: stage.seconds for stage in stages}
+    total = finish_time(stages, took, cores)
+    unit, name = (3600, "hours") if total > 36_000 else (60, "minutes")
+    each = ", ".join(f"{stage} {took[stage] / unit:,.0f}" for stage in sorted(took, key=took.get, reverse=True)[:3])
+    many = f"{machine.cores} {'GPU' if machine.gpu else 'core'}{'s' * (machine.cores > 1)}"
+    about = (
+        "at least" if machine.gpu else "about"
+    )  # what is reached was measured on processors; with small models a GPU reaches less
+    line = (
+        f"{machine.name}, {many}, {machine.dtype} ({machine.why}), {machine.rate / 1e9:,.0f} GFLOP/s measured: "
+        f"{about} {max(total / unit, 1):,.0f} {name}; longest: {each}"
+    )
+    return "\n".join(filter(None, [machine.warning, line]))
+
+
+def finish_time(stages: list[Stage], left: dict[str, float], cores: int) -> float:
+    """Return the seconds until stages are done that have these left: the longest chain's, or all of them shared by the cores."""
+    ends: dict[str, float] = {}
+    for stage in stages:
+        if stage.name in left:
+            ends[stage.name] = left[stage.name] + max((ends.get(name, 0) for name in stage.needs), default=0)
+    return max([sum(left.values()) / cores, *ends.values()])
