@@ -52,6 +52,12 @@ def _make_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--tflops", type=float, help="effective TFLOP/s of a GPU; by default what the paper's hours imply"
     )
+    plan.add_argument(
+        "--gpu-gib",
+        type=float,
+        metavar="GIB",
+        help="say whether the students' training fits on a GPU of this memory, such as 24",
+    )
     compare = add("compare", _compare, "show what differs between finished runs, and table 2 of each side by side")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="such as demo nli04")
     answers = add("answers", _exchange_answers, "publish the answers of endpoints as JSON lines, or take some over")
@@ -92,7 +98,7 @@ def _plan(options: argparse.Namespace) -> int:
     from drot_utils.report.plan import say_plan
     from drot_utils.study.params import load_params
 
-    print(say_plan(load_params(options.params_file), options.tflops))
+    print(say_plan(load_params(options.params_file), options.tflops, options.gpu_gib))
     return 0
 
 

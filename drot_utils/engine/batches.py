@@ -112,15 +112,16 @@ def _seq2seq_logits(
     mask = _padded([[1] * len(e.prompt) for e in batch], 0).to(device)
     counts = torch.tensor([len(e.targets) for e in batch], device=device)
     states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-    labels = _padded([t for e in batch for t in e.targets], -100).to(device)
+    labels = _padded([t for e in batch for t in e.targets], -100)
+    learnt = (labels != -100).flatten().nonzero().squeeze(1).to(device)  # sizes are known here: a GPU is not waited for
+    rows, labels = len(labels), labels.to(device)
     output = model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(counts, 0)),
-        attention_mask=mask.repeat_interleave(counts, 0),
+        encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(counts, 0, output_size=rows)),
+        attention_mask=mask.repeat_interleave(counts, 0, output_size=rows),
         decoder_input_ids=model._shift_right(labels),
         use_cache=False,
     )
-    learnt = labels != -100
-    return output.logits[learnt], labels[learnt]
+    return output.logits.flatten(0, 1)[learnt], labels.flatten()[learnt]
 
 
 def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
