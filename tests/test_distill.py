@@ -1,6 +1,7 @@
 """Tests of `distill`."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 
 from drot_utils.analysis import statistics
 from drot_utils.data import corpora, table
-from drot_utils.method import distill, student
+from drot_utils.data.gold import read_gold
+from drot_utils.data.parsing import Parsed
+from drot_utils.engine import load
+from drot_utils.method import critic, distill, nli, student
 from drot_utils.method.nli import filter_unique
 from drot_utils.report import release
 from drot_utils.study.errors import DataError, MissingInputError
@@ -165,3 +169,100 @@ def test_scorers_are_whom_the_parameters_name(study, monkeypatch):
     evaluation = study.params.evaluation.model_copy(update={"critic": "same"})
     study.params = study.params.model_copy(update={"evaluation": evaluation})
     assert list(distill.load_scorers(study)) == ["auto_"]
+
+
+ACTIONS = ["Telling a lie", "Setting a fire"]
+
+
+@pytest.fixture
+def keyboard(study, actions, smoke, monkeypatch):
+    """A study with an untrained student, of whose texts nine in ten parse, and with a critic and an NLI model of one step."""
+    model, tokenizer = load.build_tiny("tiny-llama")
+    load.save_model(model, tokenizer, study.run.model("distill_base"), study.dtype)
+    one_step = {"max_steps": 1, "evaluations": 1}
+    sections = {name: getattr(smoke, name).model_copy(update=one_step) for name in ("critic", "nli")}
+    study.params = smoke.model_copy(update=sections)
+    gold = read_gold(smoke.critic.gold, actions)
+    gold = gold[gold["shift"].notna()].head(32)
+    critic.train_critic(study, gold, gold)[0].save(study.run.model("critic"), {"thresholds": {"distill": 0.5}})
+    trained, *_ = nli.train_nli(study, corpora.read_groups("data/demo/entailment_groups.jsonl").head(80))
+    nli.save_nli(study, trained, {})
+
+    def parse(text):
+        return None if text[:1] in "aeiou" else Parsed(text[:20].strip() or "none", text[20:40])
+
+    monkeypatch.setattr(student, "parse_student", parse)
+    monkeypatch.setattr(distill, "load_panel", lambda study: pytest.fail("asked the panel"))
+    return study
+
+
+def test_a_student_is_asked_about_ones_own_actions(keyboard):
+    rows = distill.ask_student(keyboard, "distill_base", ACTIONS, 2)
+    assert list(rows) == distill.ANSWER and rows["action"].unique().tolist() == ACTIONS
+    assert rows.groupby(["action", "moral_variance"]).size().eq(2).all() and len(rows) == 8
+    assert rows["moral_variance"].tolist() == [1, 1, -1, -1] * 2
+    assert rows.groupby(["action", "moral_variance"])["critic_score"].is_monotonic_decreasing.all()
+    again = distill.ask_student(keyboard, "distill_base", ACTIONS, 2)
+    pd.testing.assert_frame_equal(again, rows)
+    typed = [" Setting a  fire.", "Telling a lie\n", "Setting a fire"]
+    turned = distill.ask_student(keyboard, "distill_base", typed, 2)
+    assert turned["action"].unique().tolist() == ACTIONS[::-1]
+    pd.testing.assert_frame_equal(pd.concat([turned[4:], turned[:4]], ignore_index=True), rows)
+    shutil.rmtree(keyboard.run.work("shards"))
+    pd.testing.assert_frame_equal(distill.ask_student(keyboard, "distill_base", ACTIONS, 2), rows)
+
+
+def test_all_candidates_say_why_they_are_not_chosen(keyboard, monkeypatch):
+    def one_in_two(study, groups):
+        for group in groups:
+            assert len(group) > 2
+        return nli.Filtered([[None if i % 2 == 0 else i - 1 for i in range(len(group))] for group in groups])
+
+    monkeypatch.setattr(distill, "filter_groups", one_in_two)
+    every = distill.ask_student(keyboard, "distill_base", "Setting a fire", 2, raw=True)
+    assert len(every) == 2 * 4 * 2 and every["raw"].ne("").all()
+    parsed = every[every["context"].notna()]
+    assert len(parsed) < len(every) and every.loc[every["context"].isna(), ["nli_kept", "same_as"]].isna().all(None)
+    for _, group in parsed.groupby("moral_variance"):
+        assert group["critic_score"].is_monotonic_decreasing
+        assert group["nli_kept"].tolist() == [i % 2 == 0 for i in range(len(group))]
+        assert group["same_as"][1::2].tolist() == group["context"][: len(group) // 2 * 2 : 2].tolist()
+    best = distill.ask_student(keyboard, "distill_base", ["Setting a fire"], 2)
+    expected = parsed[parsed["nli_kept"]].groupby("moral_variance", sort=False).head(2)
+    pd.testing.assert_frame_equal(best, expected[distill.ANSWER].reset_index(drop=True))
+
+
+def test_fewer_contexts_where_all_say_the_same_or_none_parses(keyboard, monkeypatch):
+    settings = keyboard.params.nli.model_copy(update={"threshold": 1e-6})
+    keyboard.params = keyboard.params.model_copy(update={"nli": settings})
+    every = distill.ask_student(keyboard, "distill_base", ACTIONS, raw=True)
+    assert len(distill.ask_student(keyboard, "distill_base", ACTIONS)) == every["nli_kept"].sum() == 4
+    assert every["same_as"].notna().sum() == every["context"].notna().sum() - 4
+    monkeypatch.setattr(student, "parse_student", lambda text: None)
+    shutil.rmtree(keyboard.run.work("shards"))
+    assert distill.ask_student(keyboard, "distill_base", ACTIONS).empty
+    every = distill.ask_student(keyboard, "distill_base", ACTIONS, raw=True)
+    assert len(every) == 48 and every["nli_kept"].isna().all() and every["critic_score"].isna().all()
+
+
+def test_what_cannot_be_asked_is_named(keyboard, monkeypatch):
+    monkeypatch.setattr(distill, "write_contexts", lambda *a: pytest.fail("wrote"))
+    long = "Telling a lie to somebody " * 12
+    with pytest.raises(DataError) as caught:
+        distill.ask_student(keyboard, "distill_base", ["Setting a fire", " ", ".", long])
+    said = str(caught.value)
+    assert "number 2, ' ', is empty" in said and "number 3, '.', is empty" in said
+    assert f"'{long.strip()}' is too long" in said and "96 tokens" in said and "Setting a fire' is" not in said
+    for asked, n in (([], 3), (ACTIONS, 0)):
+        with pytest.raises(DataError, match=f"found {len(asked)} and {n}"):
+            distill.ask_student(keyboard, "distill_base", asked, n)
+    with pytest.raises(MissingInputError, match="05_self_distill"):
+        distill.ask_student(keyboard, "self_distill_1", ACTIONS)
+
+
+def test_an_action_that_fits_is_read_in_full(keyboard):
+    (author, ask, _), limit = student.open_author(keyboard, "distill_base"), keyboard.params.student.max_prompt_length
+    texts = [f"{'Lying ' * k}now" for k in range(60)]
+    cut = student.find_cut(keyboard, "distill_base", texts)
+    longest = [max(len(author.tokenizer(ask(text, way))["input_ids"]) for way in (1, -1)) for text in texts]
+    assert cut == [text for text, tokens in zip(texts, longest, strict=True) if tokens > limit] and 0 < len(cut) < 60

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from drot_utils.engine.load import build_tiny, save_model
-from drot_utils.engine.vllm import VllmWriter
-from drot_utils.engine.writer import Written
+from drot_utils.engine.writer import VllmWriter, Written
 from drot_utils.method import student
 from drot_utils.study.errors import DrotError, ModelError
 

@@ -5,7 +5,7 @@ The names in capitals in the docstrings are those of appendix C.
 """
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,8 @@ from drot_utils.data.table import PROMPT
 from drot_utils.method.critic import score_contexts
 from drot_utils.method.judges import load_panel
 from drot_utils.method.nli import filter_groups
+from drot_utils.method.student import find_cut, write_contexts
+from drot_utils.study.errors import DataError
 from drot_utils.study.paths import require
 from drot_utils.study.record import Study
 
@@ -123,3 +125,74 @@ def count_dropped(rows: pd.DataFrame) -> dict[str, int]:
     """Count the dropped rows by the first reason that holds: each filter's, and others where there are any."""
     counts = rows["dropped"].value_counts(sort=False)
     return {reason: int(count) for reason, count in counts.items() if count or reason in FILTERS}
+
+
+PER_CONTEXT = 4  # candidates that a student writes for each context that `ask_student` is to return
+ANSWER = ["action", "moral_variance", "context", "rationale", "critic_score"]
+
+
+def ask_student(study: Study, name: str, actions: Sequence[str], n: int = 3, *, raw: bool = False) -> pd.DataFrame:
+    """Ask a student about actions of one's own: for each one and both directions, its best contexts that differ.
+
+    The student samples ``4 * n`` candidates of each prompt, with the parameters' `top_p` and `temperature`. The critic scores
+    them (also where `judges.filter` names the panel: no server is asked). The NLI filter goes through a prompt's candidates
+    from the highest score to the lowest, and the first `n` that it keeps are returned. No threshold is applied.
+
+    Parameters
+    ----------
+    name : str
+        A trained student, such as ``distill_base``.
+    actions : sequence of str
+        White space and a final stop make no difference, and an action that is given twice counts once.
+    n : int
+        Contexts of each prompt; where fewer parse and differ, fewer are returned.
+    raw : bool
+        Return all candidates instead.
+
+    Returns
+    -------
+    DataFrame
+        ``action moral_variance context rationale critic_score``: actions in the order given, +1 before -1, the best first. With
+        `raw` also ``nli_kept`` (null for what does not parse), ``same_as``, the better context that a dropped one says the
+        same as, and ``raw``, the student's own words.
+
+    Raises
+    ------
+    DataError
+        For no action at all, actions that are empty or too long for the student's ``max_prompt_length``, and an `n` below 1.
+
+    Notes
+    -----
+    The same actions get the same contexts each time, in whatever order they are given: they are written in alphabetical order.
+    With other actions beside it an action may get other contexts, as a draw depends on its prompt's place among all.
+    """
+    texts = _read_actions(study, name, [actions] if isinstance(actions, str) else actions, n)
+    asked = pd.DataFrame({"action_id": sorted(texts), "action": sorted(texts)})
+    rows = write_contexts(study, name, asked, "ask", PER_CONTEXT * n, "nucleus")
+    rows = rows.assign(critic_score=load_scorer(study, "critic").score(rows), place=rows["action"].map(texts.index))
+    best_first = {"place": True, "moral_variance": False, "critic_score": False, "candidate": True}
+    rows = rows.sort_values(list(best_first), ascending=list(best_first.values()), ignore_index=True)
+    parsed = rows[rows["context"].notna()]
+    groups = list(parsed.groupby(PROMPT, sort=False).groups.values())
+    filtered = filter_groups(study, [parsed["context"][index].tolist() for index in groups])
+    same_as = pd.Series(None, index=rows.index, dtype="str")
+    for index, blocked_by in zip(groups, filtered.blocked_by, strict=True):
+        same_as[index] = [None if by is None else rows["context"][index[by]] for by in blocked_by]
+    nli_kept = same_as.isna().astype("boolean").mask(rows["context"].isna())
+    rows = rows.assign(nli_kept=nli_kept, same_as=same_as)
+    if raw:
+        return rows[[*ANSWER, "nli_kept", "same_as", "raw"]]
+    return rows[nli_kept.fillna(False)].groupby(PROMPT, sort=False).head(n)[ANSWER].reset_index(drop=True)
+
+
+def _read_actions(study: Study, name: str, actions: Sequence[str], n: int) -> list[str]:
+    texts = [" ".join(action.split()).removesuffix(".").strip() for action in actions]
+    wrong = [f"number {place}, {actions[place - 1]!r}, is empty" for place, text in enumerate(texts, 1) if not text]
+    wrong += [f"{text!r} is too long" for text in find_cut(study, name, list(filter(None, texts)))]
+    if n < 1 or not texts:
+        wrong.append(f"expected at least one action and one context, found {len(texts)} and {n}")
+    if wrong:
+        tokens = study.params.student.max_prompt_length
+        todo = f"give each action in a few words, such as Setting a fire: a prompt may have {tokens} tokens"
+        raise DataError("; ".join(wrong), where="the actions asked about", todo=todo)
+    return list(dict.fromkeys(texts))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from drot_utils.data.corpora import is_builtin
 from drot_utils.data.parsing import Parsed, parse_teacher
@@ -24,8 +24,7 @@ from drot_utils.engine import load, trainer
 from drot_utils.engine.batches import MOST_TARGETS, Example
 from drot_utils.engine.load import cut_prompt, encode_question
 from drot_utils.engine.shards import Work, fingerprint, hash_work, map_shards
-from drot_utils.engine.vllm import VllmWriter
-from drot_utils.engine.writer import Prompt, Writer, Written
+from drot_utils.engine.writer import Prompt, VllmWriter, Writer, Written
 from drot_utils.method.prompts import parse_student, student_source, student_target, teacher_prompt
 from drot_utils.study.code import hash_code
 from drot_utils.study.errors import DataError, DrotError
@@ -236,6 +235,14 @@ def write_contexts(
 def list_prompts(actions: pd.DataFrame) -> pd.DataFrame:
     """Return ``action_id action moral_variance``, each action in both directions."""
     return actions[["action_id", "action"]].merge(pd.DataFrame({"moral_variance": [1, -1]}), how="cross")
+
+
+def find_cut(study: Study, name: str, actions: list[str]) -> list[str]:
+    """Return the actions that a student would not read in full: their prompts exceed ``student.max_prompt_length``."""
+    tokenizer = AutoTokenizer.from_pretrained(_weights(study, name).parent)
+    limit = study.params.student.max_prompt_length
+    prompts = [student_source(action, -1, seq2seq=False) for action in actions]  # -1 has the longer word
+    return [a for a, prompt in zip(actions, prompts, strict=True) if len(tokenizer(prompt)["input_ids"]) > limit]
 
 
 def open_author(
