@@ -40,11 +40,12 @@ def _sketch(ref: ModelRef) -> PreTrainedModel:
 
     Nothing is fetched: a configuration that is neither known nor in its folder or the hub's cache is a `ModelError`.
     """
-    tiny = load.TINY.get(ref.name)
+    family, sizes = SHAPES.get(ref.name, (None, {}))
     try:
-        if known := SHAPES.get(ref.name) or (tiny and tiny[1:3]):
-            config = AutoConfig.for_model(known[0], **known[1])
-            config.update(known[1])  # T5's own takes its head for tied, which Flan-T5's is not
+        if family:
+            config = AutoConfig.for_model(family, **sizes)
+        elif ref.source == "random":
+            config = load.build_tiny(ref.name)[0].config
         else:
             place = resolve(ref.name) if ref.source == "folder" else ref.name
             config = AutoConfig.from_pretrained(place, revision=ref.revision, local_files_only=True)
@@ -55,8 +56,13 @@ def _sketch(ref: ModelRef) -> PreTrainedModel:
             f"{fetch if ref.revision else 'check the path'}, or add the model to SHAPES in drot_utils/engine/memory.py"
         )
         raise ModelError("its configuration is not on this machine", where=ref.name, todo=todo) from error
+    kind = "seq2seq" if config.is_encoder_decoder else "causal"
     with torch.device("meta"):
-        return load.KINDS["seq2seq" if config.is_encoder_decoder else "causal"].from_config(config, dtype=torch.float32)
+        model = load.KINDS[kind].from_config(config, dtype=torch.float32)
+    head = model.get_output_embeddings()
+    if sizes.get("tie_word_embeddings") is False and head.weight is model.get_input_embeddings().weight:
+        head.weight = torch.nn.Parameter(torch.empty_like(head.weight))  # a T5 is tied until its weights say otherwise
+    return model
 
 
 @dataclass(frozen=True)
@@ -134,13 +140,13 @@ class _Kernel(torch.autograd.Function):
 
 
 def _attend(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any,
-    position_bias: torch.Tensor | None = None, **__: Any,
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, *,
+    position_bias: torch.Tensor | None = None, **_: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    # transformers gives a kernel that has a mask a copy of keys and values for each query head, and T5's bias for each row.
+    # A kernel that is given a mask gets keys and values copied for each query head, and the mask as numbers, with T5's bias.
     key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
-    bias = [] if position_bias is None else [position_bias.repeat(len(query), 1, 1, 1)]
-    return _Kernel.apply(query, key, value, *bias).transpose(1, 2), None
+    shape = [len(query), 1 if position_bias is None else query.shape[1], query.shape[2], key.shape[2]]
+    return _Kernel.apply(query, key, value, query.new_empty(shape)).transpose(1, 2), None
 
 
 KERNEL = "counted"  # the name of `_attend` among transformers' attention functions
