@@ -1,11 +1,11 @@
-"""Tests of `memory`: what is counted is what torch keeps."""
+"""Tests of the memory that `batches` counts: it is what torch keeps."""
 
 import pytest
 import torch
 from conftest import make_adapter
 
-from drot_utils.engine import memory
-from drot_utils.engine.batches import Example, batch_loss
+from drot_utils.engine import batches
+from drot_utils.engine.batches import Example, batch_loss, count_memory
 from drot_utils.engine.load import add_adapter, build_tiny
 from drot_utils.study.errors import ModelError
 from drot_utils.study.params import ModelRef, Parallel
@@ -45,11 +45,11 @@ def test_activations_are_those_that_torch_keeps(name, adapter, smoke):
     model, _ = build_tiny(name)
     if adapter:
         add_adapter(model, adapter, 0)
-    counted, again = memory.count_memory(settings_of(smoke, name, adapter=adapter), ALONE, torch.float32)
-    assert counted.activations * memory.GIB == pytest.approx(measure(model), rel=0.15)
+    counted, again = count_memory(settings_of(smoke, name, adapter=adapter), ALONE, torch.float32)
+    assert counted.activations * batches.GIB == pytest.approx(measure(model), rel=0.15)
     assert again.activations < counted.activations
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert again.activations * memory.GIB > measure(model)  # and a block's besides
+    assert again.activations * batches.GIB > measure(model)  # and a block's besides
 
 
 def test_weights_gradients_and_moments(smoke):
@@ -57,8 +57,8 @@ def test_weights_gradients_and_moments(smoke):
     size = sum(p.numel() for p in model.parameters())
 
     def count(dtype, parallel=ALONE, **changes):
-        found, _ = memory.count_memory(settings_of(smoke, "tiny-llama", **changes), parallel, dtype)
-        return [round(value * memory.GIB) for value in (found.weights, found.gradients, found.moments)]
+        found, _ = count_memory(settings_of(smoke, "tiny-llama", **changes), parallel, dtype)
+        return [round(value * batches.GIB) for value in (found.weights, found.gradients, found.moments)]
 
     assert count(torch.float32) == [4 * size, 4 * size, 8 * size]
     assert count(torch.bfloat16) == [6 * size, 6 * size, 8 * size]
@@ -81,15 +81,15 @@ def test_weights_gradients_and_moments(smoke):
 )  # fmt: skip
 def test_known_shapes_have_the_sizes_of_their_model_cards(name, billions, smoke):
     settings = smoke.student.model_copy(update={"base": ModelRef(source="package", name=name)})
-    model = memory._sketch(settings.base)
+    model = batches._sketch(settings.base)
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=6e-4)
 
 
 def test_a_students_folder_is_enough(tmp_path, smoke):
     build_tiny("tiny-t5")[0].config.save_pretrained(tmp_path)  # no weights
     base = ModelRef(source="folder", name=str(tmp_path))
-    found = memory.count_memory(settings_of(smoke, "tiny-t5", base=base), ALONE, torch.float32)
-    assert found == memory.count_memory(settings_of(smoke, "tiny-t5"), ALONE, torch.float32)
+    found = count_memory(settings_of(smoke, "tiny-t5", base=base), ALONE, torch.float32)
+    assert found == count_memory(settings_of(smoke, "tiny-t5"), ALONE, torch.float32)
 
 
 def test_a_model_that_is_not_here_is_not_fetched(smoke):
@@ -97,4 +97,4 @@ def test_a_model_that_is_not_here_is_not_fetched(smoke):
     with pytest.raises(
         ModelError, match=r"not on this machine\n.*hf download someone/else config.json --revision aaa.*SHAPES"
     ):
-        memory.count_memory(settings_of(smoke, "tiny-t5", base=base), ALONE, torch.float32)
+        count_memory(settings_of(smoke, "tiny-t5", base=base), ALONE, torch.float32)

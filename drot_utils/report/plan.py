@@ -9,7 +9,7 @@ import torch
 
 from drot_utils.data.corpora import read_actions, sample_actions
 from drot_utils.data.gold import read_gold
-from drot_utils.engine.memory import RESERVE, Memory, count_memory
+from drot_utils.engine.batches import RESERVE, Memory, count_memory
 from drot_utils.llm.accounts import forecast, read_prices
 from drot_utils.llm.cache import Cache, cache_file
 from drot_utils.method.critic import split_gold
