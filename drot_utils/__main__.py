@@ -53,6 +53,12 @@ def _make_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--tflops", type=float, help="effective TFLOP/s of a GPU; by default what the paper's hours imply"
     )
+    plan.add_argument(
+        "--gpu-gib",
+        type=float,
+        metavar="GIB",
+        help="say whether the students' training fits on a GPU of this memory, such as 24",
+    )
     compare = add("compare", _compare, "show what differs between finished runs, and table 2 of each side by side")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="such as demo nli04")
     answers = add("answers", _exchange_answers, "publish the answers of endpoints as JSON lines, or take some over")
@@ -103,7 +109,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     params = load_params(options.params_file)
     print(foresee(options.params_file, params, list_stages(params))[1], end="\n\n")
-    print(say_plan(params, options.tflops))
+    print(say_plan(params, options.tflops, options.gpu_gib))
     return 0
 
 

@@ -30,7 +30,7 @@ from drot_utils.method.student import make_examples
 from drot_utils.people import exchange, forms
 from drot_utils.study import outputs
 from drot_utils.study.kernels import KERNELS, kernel_server
-from drot_utils.study.params import Params, load_params
+from drot_utils.study.params import Adapter, Params, load_params
 from drot_utils.study.paths import ROOT, Run, sha256
 from drot_utils.study.record import Study
 
@@ -224,6 +224,11 @@ def fill(tmp_path, name, answers):
         form[question] = [value[r] if isinstance(value, dict) else value for r in form["row_id"]]
     (tmp_path / "filled").mkdir(exist_ok=True)
     form.to_csv(tmp_path / "filled" / f"{FORM.name}-{name}.csv", index=False)
+
+
+def make_adapter(**changes):
+    """Return an adapter of rank 4 for all linear layers."""
+    return Adapter(**{"kind": "lora", "rank": 4, "alpha": 8.0, "dropout": 0.0, "target": "all-linear", **changes})
 
 
 def fit_student(model_and_tokenizer, rows, settings, work, *, dtype=torch.float32, compiled=False, **changes):

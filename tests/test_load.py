@@ -1,11 +1,14 @@
 """Tests of `load`."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import make_adapter
 from safetensors.torch import load_file
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from drot_utils.engine import load
 from drot_utils.engine.load import build_tiny
@@ -174,3 +177,106 @@ def test_rows_that_no_token_has_stay(tiny_student, tmp_path):
     model.resize_token_embeddings(len(tokenizer) + 28)  # as T5 and Qwen, padded to a round number
     loaded, _ = load.load_folder(keep(model, tokenizer, tmp_path), "student")
     assert loaded.get_input_embeddings().num_embeddings == len(tokenizer) + 28
+
+
+def compute_logits(model):
+    ids = torch.arange(20).view(2, 10)
+    with torch.no_grad():
+        return model(ids, labels=ids if model.config.is_encoder_decoder else None).logits
+
+
+def disturb(model):
+    """Give an adapter values as if it had learnt: its second matrices begin as zeros."""
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+
+
+def test_merged_weights_give_what_the_adapter_gave(tiny_student):
+    model, _ = tiny_student
+    before, names = compute_logits(model), list(model.state_dict())
+    adapted = load.add_adapter(model, make_adapter(), 1)
+    assert torch.equal(compute_logits(model), before)
+    disturb(model)
+    expected = compute_logits(model)
+    assert (expected - before).abs().max() > 0.01
+    load.merge_adapter(adapted)
+    torch.testing.assert_close(compute_logits(model), expected, rtol=1e-4, atol=1e-5)
+    assert list(model.state_dict()) == names and all(p.requires_grad for p in model.parameters())
+
+
+def test_a_merged_student_is_saved_and_loaded_as_any_other(tiny_student, tmp_path):
+    model, tokenizer = tiny_student
+    adapted = load.add_adapter(model, make_adapter(), 1)
+    disturb(model)
+    load.merge_adapter(adapted)
+    again, _ = load.load_folder(load.save_model(model, tokenizer, tmp_path / "m", torch.float32), "student")
+    assert torch.equal(compute_logits(again), compute_logits(model))
+    assert not [path.name for path in (tmp_path / "m").iterdir() if "adapter" in path.name]
+
+
+def test_all_linear_layers_but_the_head_get_an_adapter_drawn_from_the_seed(tiny_student):
+    model, _ = tiny_student
+    linear = {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)} - {"lm_head"}
+    state = torch.get_rng_state()
+    load.add_adapter(model, make_adapter(), 1)
+    assert torch.equal(torch.get_rng_state(), state)
+    trained = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".lora_")[0] for name in trained} == linear and all(".lora_" in name for name in trained)
+    for seed, same in ((1, True), (2, False)):
+        other = build_tiny("tiny-t5" if model.config.is_encoder_decoder else "tiny-llama")[0]
+        load.add_adapter(other, make_adapter(), seed)
+        drawn = [torch.equal(p, trained[name]) for name, p in other.named_parameters() if "lora_A" in name]
+        assert all(drawn) if same else not any(drawn)
+
+
+def test_an_adapter_for_layers_of_some_names():
+    model, _ = build_tiny("tiny-llama")
+    load.add_adapter(model, make_adapter(target=["q_proj", "mlp.up_proj"]), 1)
+    trained = {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"q_proj", "up_proj"}
+
+
+@pytest.mark.parametrize("target", [["query"], ["q_proj", "lm_head"]])
+def test_an_adapter_for_layers_that_are_not_there_names_those_that_are(target):
+    model, _ = build_tiny("tiny-llama")
+    missing = target[-1]
+    with pytest.raises(ModelError, match=rf"no linear layer '{missing}' .*q_proj, k_proj.*\n.*`target`"):
+        load.add_adapter(model, make_adapter(target=target), 1)
+
+
+def test_an_adapter_for_a_model_without_linear_layers():
+    config = GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2)  # its layers are of another kind
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel: no linear layer .*\(there are: none\)\n.*adapter: null"):
+        load.add_adapter(GPT2LMHeadModel(config), make_adapter(), 1)
+
+
+def test_a_rank_larger_than_a_layer_names_the_layer():
+    model, _ = build_tiny("tiny-llama")  # keys and values: 32 to 16
+    load.add_adapter(build_tiny("tiny-llama")[0], make_adapter(rank=16), 1)
+    with pytest.raises(
+        ModelError, match=r"rank 17 for the layer model\.layers\.0\.self_attn\.k_proj, .* rank 16 at most"
+    ):
+        load.add_adapter(model, make_adapter(rank=17), 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, r"bitsandbytes, 4 bits"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, r"bitsandbytes, 8 bits"),
+        ({"quant_method": "gptq", "bits": 4}, r"gptq, 4 bits"),
+        ({"quant_method": "fp8"}, r"\(fp8\)"),
+    ],
+)
+def test_a_quantized_base_is_refused(tiny_student, tmp_path, settings, said):
+    model, tokenizer = tiny_student
+    path = keep(model, tokenizer, tmp_path) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": settings}))
+    with pytest.raises(ModelError, match=rf"found quantized ones.*{said}[^\n]*\n.*bitsandbytes"):
+        load.load_folder(tmp_path, "student")
+
+
+def test_loading_a_model_does_not_import_peft():
+    code = "import sys, drot_utils.method.student, drot_utils.report.plan; sys.exit('peft' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,15 +1,15 @@
 """Tests of `plan`."""
 
 import pytest
-from conftest import make_endpoint, write_params
+from conftest import make_adapter, make_endpoint, write_params
 
 from drot_utils.__main__ import main
 from drot_utils.data import corpora
 from drot_utils.method import teacher
 from drot_utils.report import plan
 from drot_utils.study import forecast
-from drot_utils.study.errors import DrotError
-from drot_utils.study.params import ModelRef, load_params
+from drot_utils.study.errors import DrotError, ModelError
+from drot_utils.study.params import ModelRef, Parallel, load_params
 from drot_utils.study.paths import Run
 from drot_utils.study.record import Study
 
@@ -30,7 +30,7 @@ def test_every_committed_profile_can_be_planned(capsys, monkeypatch):
     monkeypatch.setattr(
         forecast, "foresee", lambda params_file, params, stages: (stages, f"{params.profile}: {len(stages)}")
     )
-    for profile in ("smoke", "quick", "demo", "paper"):
+    for profile in ("smoke", "quick", "demo", "paper", "lora"):
         assert main(["plan", f"params/{profile}.yaml"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("smoke: 19\n") and "\nquick: 13\n" in out
@@ -105,3 +105,83 @@ def test_models_that_are_known_to_refuse_settings_are_warned_of(tmp_path):
     assert "gpt-5-mini (far) is known to refuse temperature:" in baselines
     assert teachers in plan.say_requests(params)
     assert plan.warn_refused(load_params("params/demo.yaml")) == []
+
+
+ALONE = Parallel(processes=1, fsdp=False)
+
+
+def with_student(name, profile="paper", parallel=ALONE, **changes):
+    """The parameters of a profile on one GPU, or several, with another student."""
+    params = load_params(f"params/{profile}.yaml")
+    student = params.student.model_copy(update={"base": ModelRef(source="package", name=name), **changes})
+    compute = params.compute.model_copy(update={"parallel": parallel})
+    return params.model_copy(update={"student": student, "compute": compute})
+
+
+SMALL = "smollm2-135m-instruct"
+
+
+def test_a_student_of_3b_on_24_gib():
+    table, found = plan.plan_memory(with_student("HuggingFaceTB/SmolLM3-3B"), 24)
+    assert table["fits 24 GiB"].tolist() == ["no", "no", "no", "yes"]
+    assert table["trained"].iloc[1] == "all weights, gradient checkpointing (this profile)"
+    parts = table[["weights", "gradients", "moments", "activations"]].sum(axis=1)
+    assert table["in all"].tolist() == pytest.approx((parts + plan.RESERVE).tolist())
+    assert found.adapter == plan.ADAPTER and (found.batch_size, found.accumulate) == (8, 8)
+
+
+def test_a_student_of_8b_on_24_gib_needs_smaller_batches_too():
+    text = plan.say_memory(with_student("meta-llama/Llama-3.1-8B-Instruct"), 24)
+    assert "training of meta-llama/Llama-3.1-8B-Instruct does not fit on 24 GiB. It does with" in text
+    assert "`student.adapter: {kind: lora, rank: 32, alpha: 64.0, dropout: 0.0, target: all-linear}`" in text
+    assert "`student.batch_size: 4`, `student.accumulate: 16`" in text
+
+
+def test_the_profile_with_an_adapter_fits_and_needs_fewer_operations(capsys):
+    assert main(["plan", "params/lora.yaml", "--gpu-gib", "24"]) == 0
+    out = capsys.readouterr().out
+    assert "The training of google/flan-t5-xl by this profile fits on 24 GiB." in out
+    assert "adapter of rank 32, gradient checkpointing (this profile)" in out
+    paper, adapter = (
+        plan.plan_run(load_params(f"params/{name}.yaml")).set_index("stage") for name in ("paper", "lora")
+    )
+    hours = [table.loc["train Distill_base", "gpu_hours"] for table in (paper, adapter)]
+    assert hours[1] == pytest.approx(hours[0] * 4 / 6)
+
+
+def test_the_first_settings_that_fit_are_found():
+    params = with_student(SMALL, "demo")
+    own, batch = params.student, params.student.batch_size
+    table, found = plan.plan_memory(params, 24)
+    assert found == own and "fits on 24 GiB" in plan.say_memory(params, 24)
+    weights, again, _, adapter = table["in all"]
+    assert plan.plan_memory(params, weights - 0.01)[1] == own.model_copy(update={"gradient_checkpointing": True})
+    half = {"gradient_checkpointing": True, "batch_size": batch // 2, "accumulate": 2}
+    assert plan.plan_memory(params, again - 0.01)[1] == own.model_copy(update=half)
+    least = adapter - table["activations"].iloc[-1] * (1 - 1 / batch)
+    found = plan.plan_memory(params, least + 0.01)[1]
+    assert (found.adapter, found.batch_size) == (plan.ADAPTER, 1)
+    table, found = plan.plan_memory(params, least - 0.01)
+    assert found.adapter.rank == plan.LOW_RANK == 8 and "rank 8" in table["trained"].iloc[-1]
+    assert "nor do other settings make it fit" in plan.say_memory(params, 1.1)
+
+
+def test_all_weights_are_not_planned_for_where_the_profile_has_an_adapter():
+    params = with_student(SMALL, "demo", adapter=make_adapter(), gradient_checkpointing=True)
+    table, found = plan.plan_memory(params, 24)
+    assert (
+        found == params.student
+        and table["trained"].iloc[-1] == "adapter of rank 4, gradient checkpointing (this profile)"
+    )
+
+
+def test_a_share_of_the_weights_is_planned_for_under_fsdp():
+    params = with_student(SMALL, "demo", Parallel(processes=8, fsdp=True))
+    text = plan.say_memory(params, 1.1)
+    assert "| all weights, shared by 8 GPUs (this profile) " in text and "| adapter of rank 32  " in text
+
+
+def test_an_adapter_that_a_student_cannot_take_is_found_by_the_plan():
+    params = with_student(SMALL, "demo", adapter=make_adapter(target=["query"]))
+    with pytest.raises(ModelError, match="no linear layer 'query'"):
+        plan.plan_memory(params, 24)

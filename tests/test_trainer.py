@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from conftest import CPU, fit_student
+from conftest import CPU, fit_student, make_adapter
 
 from drot_utils.engine import trainer
 from drot_utils.engine.batches import batch_loss
 from drot_utils.engine.load import build_tiny, load_folder, round_weights
 from drot_utils.engine.trainer import MasterWeights
-from drot_utils.method.student import fine_tune, launch
+from drot_utils.method.student import fine_tune, launch, read_training
 from drot_utils.study.errors import DrotError, ModelError, ParamsError, StorageError
 from drot_utils.study.params import ModelRef, Parallel, load_params
 
@@ -221,3 +221,145 @@ def test_a_target_that_does_not_fit_the_model_is_refused(smoke, student_rows, tm
     settings = smoke.student.model_copy(update={"max_target_length": model.config.max_position_embeddings})
     with pytest.raises(ModelError, match=r"positions\n.*student.max_target_length"):
         fit_student((model, tokenizer), student_rows, settings, tmp_path)
+
+
+def with_adapter(settings, **changes):
+    return settings.model_copy(update={"adapter": make_adapter(**changes)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_an_adapter_only_linear_layers_change_and_by_its_rank(tiny_student, smoke, student_rows, tmp_path, dtype):
+    model, _ = tiny_student
+    before = {name: p.detach().to(dtype).float().clone() for name, p in model.named_parameters()}
+    settings = with_adapter(smoke.student, rank=2)
+    training = fit_student(tiny_student, student_rows, settings, tmp_path, epochs=20, dtype=dtype)
+    assert training.losses[-1] < training.losses[0] - 0.1
+    linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
+    changed = set()
+    for name, weight in model.named_parameters():
+        assert weight.dtype == torch.float32 and weight.requires_grad
+        difference = weight.detach() - before[name]
+        if difference.any():
+            changed.add(name)
+            values = torch.linalg.svdvals(difference.double())
+            assert values[2:].max() < 1e-4 * values[0]
+    assert changed == linear
+
+
+def test_with_an_adapter_a_checkpoint_holds_its_weights_only(smoke, student_rows, tmp_path, monkeypatch):
+    shapes = []
+
+    def look(work, optimizer, result, write):
+        shapes.append([tuple(p.shape) for p in trainer._trained(optimizer)])
+
+    monkeypatch.setattr(trainer, "save_checkpoint", look)
+    settings = with_adapter(smoke.student, target=["q_proj"]).model_copy(update={"checkpoint_minutes": 1e-9})
+    fit_student(build_tiny("tiny-llama"), student_rows, settings, tmp_path, steps=2)
+    assert shapes == [[(4, 32), (32, 4)] * 2]  # of two layers
+
+
+@pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, pytest.param({}, marks=pytest.mark.slow)])
+def test_checkpointed_or_compiled_an_adapter_has_the_losses_of_another(change, smoke, student_rows, tmp_path):
+    if not change and not trainer.can_compile(CPU):
+        pytest.skip("no compiler")
+    settings = with_adapter(smoke.student)
+    expected = fit_student(build_tiny("tiny-llama"), student_rows, settings, tmp_path / "a", steps=3)
+    model, tokenizer = build_tiny("tiny-llama")
+    changed = settings.model_copy(update=change)
+    found = fit_student((model, tokenizer), student_rows, changed, tmp_path / "b", steps=3, compiled=not change)
+    assert found.losses == pytest.approx(expected.losses, rel=1e-4)
+    assert model(torch.arange(8).unsqueeze(0)).logits.isfinite().all()
+
+
+def train_round(study, rows, name, *, start=None, adapter=None, processes=1, base="tiny-llama", steps=4):
+    """Train a student of two batches a step with the saved settings of a study, and return its weights."""
+    changes = {
+        "base": ModelRef(source="random", name=base), "adapter": adapter, "batch_size": 1, "accumulate": 2, "checkpoint_minutes": 1e-9,
+    }  # fmt: skip
+    compute = {"parallel": Parallel(processes=processes, fsdp=False), "device": "cpu", "dtype": "float32"}
+    study.params = study.params.model_copy(
+        update={
+            "student": study.params.student.model_copy(update=changes),
+            "compute": study.params.compute.model_copy(update=compute),
+        }
+    )
+    fine_tune(study, rows, name, start=start, learning_rate=1e-2, epochs=1, steps=steps)
+    return load_folder(study.run.model(name), "student")[0].state_dict()
+
+
+def kill_round(study, rows, name, monkeypatch, **changes):
+    """Let a round die in its third step, and return its checkpoint."""
+    calls, real = [], batch_loss
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "batch_loss", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train_round(study, rows, name, **changes)
+    (place,) = study.run.work("checkpoints").glob(f"*/{trainer.CHECKPOINT}")
+    return place
+
+
+@pytest.mark.parametrize("base", ["tiny-llama", "tiny-t5"])
+def test_a_killed_adapter_ends_with_the_same_bytes(base, study, student_rows, monkeypatch):
+    adapter = make_adapter(dropout=0.2)
+    train_round(study, student_rows, "whole", adapter=adapter, base=base)
+    expected = (study.run.model("whole") / "model.safetensors").read_bytes()
+    assert kill_round(study, student_rows, "killed", monkeypatch, adapter=adapter, base=base, steps=4).exists()
+    resumed, real = [], trainer.restore_checkpoint
+    monkeypatch.setattr(trainer, "restore_checkpoint", lambda *args: resumed.append(real(*args)) or resumed[-1])
+    train_round(study, student_rows, "killed", adapter=adapter, base=base)
+    assert resumed == [2] and (study.run.model("killed") / "model.safetensors").read_bytes() == expected
+    assert read_training(study, "killed")["losses"] == read_training(study, "whole")["losses"]
+
+
+def test_another_rank_does_not_continue_from_the_checkpoint_of_one(study, student_rows, monkeypatch):
+    expected = train_round(study, student_rows, "fresh", adapter=make_adapter(rank=2))
+    place = kill_round(study, student_rows, "student", monkeypatch, adapter=make_adapter(rank=4))
+    found = train_round(study, student_rows, "student", adapter=make_adapter(rank=2))
+    assert place.exists() and all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_the_next_round_starts_from_the_merged_weights(study, student_rows, monkeypatch):
+    adapter = make_adapter()
+    first = train_round(study, student_rows, "distill_base", adapter=adapter)
+    starts, real = [], trainer.train
+
+    def look(study, model, *args, **named):
+        starts.append({name: value.clone() for name, value in model.state_dict().items()})
+        return real(study, model, *args, **named)
+
+    monkeypatch.setattr(trainer, "train", look)
+    second = train_round(study, student_rows, "self_distill_1", start="distill_base", adapter=adapter)
+    assert starts[0].keys() == first.keys() and all(
+        torch.equal(starts[0][name], value) for name, value in first.items()
+    )
+    assert any(not torch.equal(second[name], value) for name, value in first.items())
+    card = (study.run.model("distill_base") / "README.md").read_text()
+    assert "adapter (LoRA) of rank 4" in card
+
+
+@pytest.mark.parametrize("base", ["tiny-llama", "tiny-t5"])
+def test_two_processes_train_an_adapter_as_one_does(base, study, student_rows):
+    rows = student_rows.head(3)
+    one, two = (
+        train_round(study, rows, f"student_{n}", adapter=make_adapter(), processes=n, base=base) for n in (1, 2)
+    )
+    records = [read_training(study, f"student_{n}")["losses"] for n in (1, 2)]
+    assert records[1] == pytest.approx(records[0], rel=1e-4)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_an_adapter_under_fsdp_is_refused(tmp_path):
+    from conftest import write_params
+
+    changes = {"compute__parallel": {"processes": 2, "fsdp": True}, "student__accumulate": 2}
+    path = write_params(tmp_path / "p.yaml", "smoke", student__adapter=make_adapter().model_dump(), **changes)
+    with pytest.raises(ParamsError, match="fsdp`: an adapter is trained in one process, or in several with a copy"):
+        load_params(path)

@@ -1,4 +1,6 @@
-"""What a student learns from, in batches, and its loss: one code path for causal and seq2seq models (appendix D.2).
+"""What a student learns from, in batches, its loss, and the memory that this takes (appendix D.2).
+
+One code path serves causal and seq2seq models.
 
 The contexts that share a prompt (same action and moral variance) are learnt behind one copy of it. A causal model sees
 ``prompt, target 1, target 2 ...`` in one sequence in which a target attends to the prompt and itself only and counts its
@@ -7,11 +9,17 @@ positions from the end of the prompt; a seq2seq model encodes the prompt once. T
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
+
+from drot_utils.engine import load
+from drot_utils.study.errors import ModelError
+from drot_utils.study.params import ModelRef, Parallel, Student
+from drot_utils.study.paths import resolve
 
 # Behind one copy of a prompt: with more, what attention takes grows faster than what the prompt's copies save.
 MOST_TARGETS = 4
@@ -112,16 +120,157 @@ def _seq2seq_logits(
     mask = _padded([[1] * len(e.prompt) for e in batch], 0).to(device)
     counts = torch.tensor([len(e.targets) for e in batch], device=device)
     states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-    labels = _padded([t for e in batch for t in e.targets], -100).to(device)
+    labels = _padded([t for e in batch for t in e.targets], -100)
+    learnt = (labels != -100).flatten().nonzero().squeeze(1).to(device)  # sizes are known here: a GPU is not waited for
+    rows, labels = len(labels), labels.to(device)
     output = model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(counts, 0)),
-        attention_mask=mask.repeat_interleave(counts, 0),
+        encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(counts, 0, output_size=rows)),
+        attention_mask=mask.repeat_interleave(counts, 0, output_size=rows),
         decoder_input_ids=model._shift_right(labels),
         use_cache=False,
     )
-    learnt = labels != -100
-    return output.logits[learnt], labels[learnt]
+    return output.logits.flatten(0, 1)[learnt], labels.flatten()[learnt]
 
 
 def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
+
+
+#: How students are built, from their configurations on the hub, so that `plan` needs none of their files.
+SHAPES = {
+    "smollm2-135m-instruct": ("llama", {
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "vocab_size": 49152, "tie_word_embeddings": True,
+    }),
+    "HuggingFaceTB/SmolLM3-3B": ("smollm3", {
+        "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
+        "num_key_value_heads": 4, "vocab_size": 128256, "tie_word_embeddings": True,
+    }),
+    "meta-llama/Llama-3.1-8B-Instruct": ("llama", {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+    }),
+    "google/flan-t5-xl": ("t5", {
+        "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32, "feed_forward_proj": "gated-gelu",
+        "vocab_size": 32128, "tie_word_embeddings": False, "decoder_start_token_id": 0,
+    }),
+}  # fmt: skip
+GIB = 2**30
+RESERVE = 1.0  # GiB for CUDA and its libraries: assumed
+
+
+def _sketch(ref: ModelRef) -> PreTrainedModel:
+    """Build a student without values, on torch's meta device: its layers and their sizes, which take no memory.
+
+    Nothing is fetched: a configuration that is neither known nor in its folder or the hub's cache is a `ModelError`.
+    """
+    family, sizes = SHAPES.get(ref.name, (None, {}))
+    try:
+        if family:
+            config = AutoConfig.for_model(family, **sizes)
+        elif ref.source == "random":
+            config = load.build_tiny(ref.name)[0].config
+        else:
+            place = resolve(ref.name) if ref.source == "folder" else ref.name
+            config = AutoConfig.from_pretrained(place, revision=ref.revision, local_files_only=True)
+            load.check_plain(config, place)
+    except (OSError, ValueError) as error:
+        fetch = f"fetch it (hf download {ref.name} config.json --revision {ref.revision})"
+        todo = (
+            f"{fetch if ref.revision else 'check the path'}, or add the model to SHAPES in drot_utils/engine/batches.py"
+        )
+        raise ModelError("its configuration is not on this machine", where=ref.name, todo=todo) from error
+    kind = "seq2seq" if config.is_encoder_decoder else "causal"
+    with torch.device("meta"):
+        model = load.KINDS[kind].from_config(config, dtype=torch.float32)
+    head = model.get_output_embeddings()
+    if sizes.get("tie_word_embeddings") is False and head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(torch.empty_like(head.weight))  # a T5 is tied until its weights say otherwise
+    return model
+
+
+@dataclass(frozen=True)
+class Memory:
+    """About how many GiB a training takes of a device; `activations` are those of the longest batch that may come."""
+
+    weights: float
+    gradients: float
+    moments: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it, and what CUDA takes."""
+        return RESERVE + self.weights + self.gradients + self.moments + self.activations
+
+
+def count_memory(settings: Student, parallel: Parallel, dtype: torch.dtype) -> tuple[Memory, Memory]:
+    """Count what training by `settings` takes of each device, without and with gradient checkpointing.
+
+    The weights are kept as `trainer.train` does: in float32, with copies in `dtype`; what an adapter leaves alone in `dtype`
+    only. The activations are what torch keeps of a forward pass for the backward pass, without compilation, and for the
+    latter itself twice the largest of them; with gradient checkpointing, what one block keeps besides.
+    """
+    model = _sketch(settings.base)
+    if settings.adapter:
+        with torch.device("meta"):
+            load.add_adapter(model, settings.adapter, 0)
+    load.round_weights(model, dtype).train()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters()) - trained
+    if parallel.fsdp and parallel.processes > 1:  # shares in float32
+        parts = [n * trained / parallel.processes for n in (4, 4, 8)]
+    else:
+        size = dtype.itemsize
+        copies = size if dtype != torch.float32 else 0
+        buckets = size if parallel.processes > 1 else 0  # in which DDP sums gradients
+        parts = [size * frozen + (4 + copies) * trained, (4 + copies + buckets) * trained, 8 * trained]
+    AttentionInterface.register("counted", _attend)
+    AttentionMaskInterface.register("counted", lambda *_, **__: None)
+    model.set_attn_implementation("counted")
+    kept = _sum_kept(model, settings)
+    blocks = sum(type(module).__name__ in (model._no_split_modules or ()) for module in model.modules())
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    longest = blocks / 2 if model.config.is_encoder_decoder else blocks  # an encoder's keep little
+    again = min(kept, _sum_kept(model, settings) + kept / longest)
+    return tuple(Memory(*(n / GIB for n in (*parts, activations))) for activations in (kept, again))
+
+
+def _sum_kept(model: PreTrainedModel, settings: Student) -> float:
+    full, rest = divmod(settings.batch_size, MOST_TARGETS)
+    prompt, target = [0] * settings.max_prompt_length, [0] * settings.max_target_length
+    batch = [Example(prompt, [target] * n) for n in [MOST_TARGETS] * full + [rest] * (rest > 0)]
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # held, so that no other gets its number
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        batch_loss(model, batch, torch.device("meta"))
+    sizes = [storage.nbytes() for storage in kept.values()]
+    return sum(sizes) + 2 * max(sizes)
+
+
+class _Kernel(torch.autograd.Function):
+    """Attention as kernels of a GPU do it, for its memory only: they keep what they read and wrote, not the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        """Keep all that is read, and the output."""
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, *others, out)
+        return out
+
+
+def _attend(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, *,
+    position_bias: torch.Tensor | None = None, **_: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    # A kernel that is given a mask gets keys and values copied for each query head, and the mask as numbers, with T5's bias.
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+    shape = [len(query), 1 if position_bias is None else query.shape[1], query.shape[2], key.shape[2]]
+    return _Kernel.apply(query, key, value, query.new_empty(shape)).transpose(1, 2), None

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -11,12 +12,22 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers import modeling_gguf_pytorch_utils as gguf_reader
 
 from drot_utils.study.errors import ModelError
-from drot_utils.study.params import ModelRef
+from drot_utils.study.params import Adapter, ModelRef
 from drot_utils.study.paths import Run, files_below, replace_folder, resolve, sha256, to_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -87,6 +98,7 @@ def load_folder(
     """Load safetensors weights and the tokenizer from a folder, or from the hub at `revision`."""
     try:
         config = AutoConfig.from_pretrained(place, revision=revision)
+        check_plain(config, place)
         if kind == "student":
             kind = "seq2seq" if config.is_encoder_decoder else "causal"
         model = KINDS[kind].from_pretrained(place, revision=revision, use_safetensors=True, dtype=torch.float32)
@@ -100,6 +112,18 @@ def load_folder(
     if kind == "causal":
         _check_head(model.eval(), place)
     return model.eval(), tokenizer
+
+
+def check_plain(config: PretrainedConfig, place: str | Path) -> None:
+    """Raise a `ModelError` when a configuration says that its weights are quantized."""
+    if quantized := getattr(config, "quantization_config", None):
+        settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
+        bits = next((f", {n} bits" for n in (4, 8) if settings.get(f"load_in_{n}bit") or settings.get("bits") == n), "")
+        raise ModelError(
+            f"expected plain weights, found quantized ones ({settings.get('quant_method', 'unknown method')}{bits})",
+            where=str(place), todo="name the checkpoint that they were made from: no library for them (such as bitsandbytes) "
+            "is used here, and what a student learns is kept in plain weights",
+        )  # fmt: skip
 
 
 def _complete_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str, place: str | Path) -> None:
@@ -127,6 +151,57 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             model.resize_token_embeddings(rows)
+
+
+def add_adapter(model: PreTrainedModel, settings: Adapter, seed: int) -> "PeftModel":
+    """Put a low-rank adapter into a model's linear layers, in place; all other weights are frozen.
+
+    The head over the vocabulary gets none. The first values are drawn from `seed`, the same on all devices.
+
+    Returns
+    -------
+    PeftModel
+        For `merge_adapter`; the model itself is used as before.
+
+    Raises
+    ------
+    ModelError
+        When the model has no linear layer of a name in ``target``, or one that is smaller than the rank.
+    """
+    from peft import LoraConfig, get_peft_model  # takes its time, and few need it
+
+    head, where = model.get_output_embeddings(), type(model).__name__
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    chosen = linear
+    if settings.target != "all-linear":
+        of_name = {t: [name for name in linear if f".{name}".endswith(f".{t}")] for t in settings.target}
+        unknown = [repr(t) for t, names in of_name.items() if not names]
+        chosen = {} if unknown else {name: linear[name] for names in of_name.values() for name in names}
+    if not chosen:
+        wanted = "no linear layer" if settings.target == "all-linear" else f"no linear layer {', '.join(unknown)}"
+        known = ", ".join(dict.fromkeys(name.split(".")[-1] for name in linear)) or "none"
+        raise ModelError(
+            f"{wanted} to put an adapter into (there are: {known})", where=where,
+            todo="correct `target` of student.adapter, or train all weights (adapter: null)",
+        )  # fmt: skip
+    small = min(chosen, key=lambda name: min(chosen[name].weight.shape))
+    if settings.rank > (most := min(chosen[small].weight.shape)):
+        raise ModelError(
+            f"an adapter of rank {settings.rank} for the layer {small}, which has rank {most} at most", where=where,
+            todo="lower `rank` of student.adapter, or name larger layers as its `target`",
+        )  # fmt: skip
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=list(chosen)
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def merge_adapter(adapted: "PeftModel") -> None:
+    """Add what an adapter has learnt to the weights of its model, in float32 on the CPU, and take it out of the model."""
+    round_weights(adapted.cpu(), torch.float32)
+    adapted.merge_and_unload().requires_grad_(True)
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from drot_utils.engine.batches import Example, batch_loss, make_batches, token_loss
-from drot_utils.engine.load import check_length, gather_whole, round_weights
+from drot_utils.engine.load import add_adapter, check_length, gather_whole, merge_adapter, round_weights
 from drot_utils.engine.shards import derive_seed
 from drot_utils.study.errors import ModelError
 from drot_utils.study.params import Student
@@ -55,6 +55,8 @@ def train(
 ) -> Training:
     """Fine-tune in place with AdamW and a linear schedule, by the settings in ``student`` and ``compute``.
 
+    With ``student.adapter`` only that is trained, and added to the weights at the end.
+
     A step's batches (``student.accumulate`` of them) are dealt to the processes there are. Dropout is drawn from a seed
     of the step and the batch. So the losses depend neither on the number of processes nor on where a training was resumed.
 
@@ -82,6 +84,12 @@ def train(
     world, rank = accelerator.num_processes, accelerator.process_index
     rows = sum(len(e.targets) for e in examples)
     total = steps or epochs * math.ceil(math.ceil(rows / settings.batch_size) / settings.accumulate)
+    # What an adapter leaves alone is needed in `dtype` only, and may not fit the device in float32.
+    adapted = (
+        add_adapter(round_weights(model, dtype), settings.adapter, derive_seed(seed, "adapter", 0))
+        if settings.adapter
+        else None
+    )
     model.to(device).train()
     if device.type == "cpu":
         # A fifth faster: the fused one's backward pass is slow on a CPU.
@@ -142,6 +150,8 @@ def train(
     if rank == 0:
         (work / CHECKPOINT).unlink(missing_ok=True)
     weights.put_back()
+    if adapted:
+        merge_adapter(adapted)
     model.eval()
     return result
 
@@ -236,17 +246,20 @@ def _like(weight: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
 class MasterWeights:
     """The float32 weights that an optimizer changes, behind a model that computes with copies of them in `dtype`.
 
+    Weights that are not trained are only changed to `dtype`.
+
     As autocast does, but a copy is made once a step, not at every use, and what is added to between the layers is
     in the smaller dtype, too. Gradients of several batches are added up in that dtype. In float32 there are no copies,
     and the optimizer changes the model's own weights.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        weights = [p.data.float() for p in model.parameters()]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        weights = [p.data.float() for p in trained]
         round_weights(model, dtype)
         own = dtype == torch.float32
-        self.parameters = list(model.parameters()) if own else weights
-        self._pairs = [] if own else list(zip(model.parameters(), weights, strict=True))
+        self.parameters = trained if own else weights
+        self._pairs = [] if own else list(zip(trained, weights, strict=True))
 
     def take_gradients(self) -> None:
         """Move the copies' gradients to the weights."""

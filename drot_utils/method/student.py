@@ -169,7 +169,8 @@ MODEL_DEMO_NOTE = (
 
 def model_card(name: str, start: str | None, rows: int, steps: int, seq2seq: bool, params: Params) -> str:
     """Return the card of a student: its name, what it was fine-tuned from, and on how much."""
-    builtin = is_builtin(params)
+    builtin, adapter = is_builtin(params), params.student.adapter
+    how = f", by an adapter (LoRA) of rank {adapter.rank}, which is merged into the weights" if adapter else ""
     return f"""\
 ---
 license: {"apache-2.0" if builtin else "other"}
@@ -180,7 +181,7 @@ pipeline_tag: {"text2text-generation" if seq2seq else "text-generation"}
 
 A student of iterative self-distillation (Rao et al., 2023): given an everyday action and a direction, it writes a context that is
 meant to make the action more or less acceptable, and a rationale. Fine-tuned from {start or params.student.base.name} on {rows:,} machine-written contexts
-in {steps:,} steps.
+in {steps:,} steps{how}.
 
 **Descriptive research, never advice.** It says what some contexts do to some actions in the language it has seen; it does not know
 what is right, is often wrong, and reflects English, Western-centric texts. Do not use it to advise or to judge people. {MODEL_DEMO_NOTE if builtin else ""}

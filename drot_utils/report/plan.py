@@ -1,12 +1,15 @@
-"""What a run will take before it starts: candidates, tokens, pairs, GPU hours, requests and their cost."""
+"""What a run will take before it starts: candidates, tokens, pairs, GPU hours, memory, requests and their cost."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
+import torch
 
 from drot_utils.data.corpora import read_actions, sample_actions
 from drot_utils.data.gold import read_gold
+from drot_utils.engine.batches import RESERVE, Memory, count_memory
 from drot_utils.llm.accounts import forecast, read_prices
 from drot_utils.llm.cache import Cache, cache_file
 from drot_utils.method.critic import split_gold
@@ -14,15 +17,19 @@ from drot_utils.method.judges import ITEM, choose_shown, judge_prompt, judge_req
 from drot_utils.method.teacher import baseline_request, choose_requests, list_requests
 from drot_utils.study.forecast import SIZES, TEST_ACTIONS, Assumed, list_work
 from drot_utils.study.graph import list_stages
-from drot_utils.study.params import Endpoint, Params
+from drot_utils.study.params import Adapter, Endpoint, Params, Student
 from drot_utils.study.paths import Run, resolve
 
+#: What is planned for where the profile has no adapter.
+ADAPTER = Adapter(kind="lora", rank=32, alpha=64.0, dropout=0.0, target="all-linear")
+LOW_RANK = 8  # tried where the other settings do not fit
 #: What the paper reports, and what it leaves to be assumed (tokens; shares kept, of the rounds and of what enters the data set).
 PAPER = Assumed(20, 40, 60, 85 / 240, (434 / 800, 466 / 800), 578 / 2865)
 #: Operations a second and GPU that the paper's fine-tuning of SelfDistill_1 implies: 434K rows, 3 epochs, 28 hours, 8 GPUs.
 PAPER_RATE = 6 * SIZES["google/flan-t5-xl"] * 434_000 * 3 * (PAPER.prompt + PAPER.target) / (28 * 3600 * 8)
 STAND_IN, STAND_IN_CONTEXT = "Setting a fire", "at a campsite"  # the paper's first example
-DECIMALS = {"gpu_hours": 1, "cost_usd": 2, "minutes": 2}  # as shown; none in other columns
+MEMORY = dict.fromkeys(("weights", "gradients", "moments", "activations", "in all"), 1)
+DECIMALS = {"gpu_hours": 1, "cost_usd": 2, "minutes": 2, **MEMORY}  # as shown; none in other columns
 
 
 def plan_run(params: Params, rate: float = PAPER_RATE) -> pd.DataFrame:
@@ -42,8 +49,11 @@ def plan_run(params: Params, rate: float = PAPER_RATE) -> pd.DataFrame:
     return table
 
 
-def say_plan(params: Params, tflops: float | None = None) -> str:
-    """Return the plan of a run as text; GPU hours are at `tflops` of one device, or at what the paper's hours imply."""
+def say_plan(params: Params, tflops: float | None = None, gpu_gib: float | None = None) -> str:
+    """Return the plan of a run as text; GPU hours are at `tflops` of one device, or at what the paper's hours imply.
+
+    With `gpu_gib`, the size of a GPU's memory, it says whether the students' training fits.
+    """
     rate = tflops * 1e12 if tflops else PAPER_RATE
     source = "as given" if tflops else "as the paper's 28 hours on 8 A6000 for 434K rows and 3 epochs imply"
     first, second = PAPER.rounds
@@ -51,8 +61,10 @@ def say_plan(params: Params, tflops: float | None = None) -> str:
     return "\n".join([
         _to_markdown(plan_run(params, rate), unknown=""),
         f"\nAssumed: {PAPER.prompt} tokens a prompt, {PAPER.target} a candidate, {PAPER.pair} a pair; kept as in the paper, {kept};",
-        f"2 operations a parameter and token forward, 6 in training; {rate / 1e12:.2f} TFLOP/s a GPU, {source}.",
+        "2 operations a parameter and token forward, 6 in training (4 where an adapter is trained); "
+        f"{rate / 1e12:.2f} TFLOP/s a GPU, {source}.",
         "Writing one token at a time reaches that rate only in large batches, and ablations are not counted.\n",
+        *([say_memory(params, gpu_gib), ""] if gpu_gib else []),
         say_requests(params),
     ])  # fmt: skip
 
@@ -64,6 +76,76 @@ def _to_markdown(table: pd.DataFrame, unknown: str) -> str:
         table[column] = [unknown if pd.isna(value) else form.format(value) for value in table[column]]
     sides = ["left", "left"] + ["right"] * (len(table.columns) - 2)
     return table.to_markdown(index=False, disable_numparse=True, colalign=sides)
+
+
+def plan_memory(params: Params, gpu_gib: float) -> tuple[pd.DataFrame, Student | None]:
+    """Return what a student's training takes of one GPU, with and without adapter, and settings that fit it.
+
+    The settings are the profile's where those fit, else the first that do: with gradient checkpointing, with smaller batches
+    (accumulated to the same steps; their activations are taken to be so much smaller), with an adapter instead of all
+    weights, with a lower rank of that. None: none of them fits. A model whose configuration is not at hand, or that cannot
+    take the adapter, is a `ModelError`.
+    """
+    own, compute = params.student, params.compute
+    dtype = torch.float32 if compute.dtype == "float32" else torch.bfloat16
+    rows, found = [], []
+
+    def count(adapter: Adapter | None, search: bool = True) -> None:
+        parallel = compute.parallel.model_copy(update={"fsdp": compute.parallel.fsdp and not adapter})
+        changed = own.model_copy(update={"adapter": adapter})
+        for again, memory in zip((False, True), count_memory(changed, parallel, dtype), strict=True):
+            settings = changed.model_copy(update={"gradient_checkpointing": again})
+            what = f"adapter of rank {adapter.rank}" if adapter else "all weights"
+            what += f", shared by {parallel.processes} GPUs" * parallel.fsdp + ", gradient checkpointing" * again
+            what += " (this profile)" * (settings == own)
+            rows.append((what, "yes" if memory.total <= gpu_gib else "no", *vars(memory).values(), memory.total))
+            for parts in range(1, own.batch_size + 1 if again else 2):
+                less = memory.activations * (1 - 1 / parts)
+                if (
+                    search
+                    and own.batch_size % parts == 0
+                    and again >= own.gradient_checkpointing
+                    and memory.total - less <= gpu_gib
+                ):
+                    steps = {"batch_size": own.batch_size // parts, "accumulate": own.accumulate * parts}
+                    found.append(settings.model_copy(update=steps))
+                    break
+
+    adapter = own.adapter or ADAPTER
+    count(None, search=not own.adapter)
+    count(adapter)
+    if not found and adapter.rank > LOW_RANK:
+        count(adapter.model_copy(update={"rank": LOW_RANK, "alpha": adapter.alpha * LOW_RANK / adapter.rank}))
+    columns = ["trained", f"fits {gpu_gib:g} GiB", *Memory.__dataclass_fields__, "in all"]
+    return pd.DataFrame(rows, columns=columns), found[0] if found else None
+
+
+def say_memory(params: Params, gpu_gib: float) -> str:
+    """Return as text what a student's training takes of one GPU, whether it fits, and what would make it fit."""
+    own, base = params.student, params.student.base.name
+    table, found = plan_memory(params, gpu_gib)
+    weights, smallest = table["weights"].min(), table["in all"].min()
+    if found == own:
+        verdict = f"The training of {base} by this profile fits on {gpu_gib:g} GiB."
+    elif found is None:
+        verdict = (
+            f"The training of {base} does not fit on {gpu_gib:g} GiB, nor do other settings make it fit: the least in the table "
+            f"takes {smallest:.1f} GiB, {weights:.1f} of them for weights. Take a smaller base or shorter targets "
+            "(`student.max_target_length`), or share all weights among several GPUs (`compute.parallel`, with `fsdp: true`)."
+        )
+    else:
+        changes = {key: value for key, value in found.model_dump().items() if value != own.model_dump()[key]}
+        shared = " and `compute.parallel.fsdp: false`" if found.adapter and params.compute.parallel.fsdp else ""
+        names = ", ".join(
+            f"`student.{key}: {json.dumps(value).replace(chr(34), '')}`" for key, value in changes.items()
+        )
+        verdict = f"The training of {base} does not fit on {gpu_gib:g} GiB. It does with {names}{shared}."
+    return "\n".join([
+        f"Memory of a GPU while {base} is trained, in GiB:", "", _to_markdown(table, unknown=""), "", verdict,
+        f"Counted, not measured, for the longest batch that may come ({own.batch_size} targets of {own.max_target_length} tokens "
+        f"behind prompts of {own.max_prompt_length}), with {RESERVE:g} GiB for CUDA, which is assumed. A base is loaded in float32 "
+        "into main memory first.",
+    ])  # fmt: skip
 
 
 def plan_requests(params: Params) -> pd.DataFrame:

@@ -22,6 +22,8 @@ from drot_utils.study.paths import ROOT, resolve
 SIZES = {
     "google/flan-t5-xl": 2.85e9,
     "smollm2-135m-instruct": 1.35e8,
+    "HuggingFaceTB/SmolLM3-3B": 3.08e9,
+    "meta-llama/Llama-3.1-8B-Instruct": 8.03e9,
     "models/deberta-v3-large": 3.04e8,
     "models/roberta-large-wanli": 3.03e8,
     "all-minilm-l6-v2": 1.06e7,
@@ -89,6 +91,9 @@ def _work_of(stage: Stage, params: Params, assumed: Assumed) -> Iterator[Work]:
     corpus, learns, n, tested = params.corpus, params.student, params.generation.candidates, params.evaluation
     critic, nli, gold = params.critic, params.nli, sum(map(_count_lines, params.critic.gold))
     student, panel = _size(learns.base), [(_size(one.model), QUESTION) for one in params.judges.panel if one.model]
+    learnt = student * (
+        2 / 3 if learns.adapter else 1
+    )  # nobody asks for a frozen weight's gradient: four operations, not six
     scorers = panel if params.judges.filter == "judges" else [(_size(critic.base), assumed.pair)]
     row, candidate = (
         assumed.prompt + assumed.target,
@@ -116,18 +121,18 @@ def _work_of(stage: Stage, params: Params, assumed: Assumed) -> Iterator[Work]:
             yield work("fit NLI model", "rows seen", seen, assumed.pair, "fit", _size(nli.base))
         case "04":
             yield from score(corpus.seed_actions * 2 * each, each, corpus.seed_actions * 2 * each)
-            yield work("train Distill_base", "rows", kept[0], row * learns.epochs, "train", student)
+            yield work("train Distill_base", "rows", kept[0], row * learns.epochs, "train", learnt)
         case "05":
             k = int(stage.parameters["round"])
             yield work(f"write: round {k}", "candidates", fresh[k - 1], candidate, "write", student)
             yield from score(fresh[k - 1], n, fresh[k - 1])
-            yield work(f"train SelfDistill_{k}", "rows", kept[k], row * learns.round_epochs, "train", student)
+            yield work(f"train SelfDistill_{k}", "rows", kept[k], row * learns.round_epochs, "train", learnt)
         case "06":
             rows = sum(kept) + rest
             yield work("write: data set", "candidates", rest, candidate, "write", student)
             yield from score(rest, n, rows)
             yield work(
-                "train Distill_final", "rows", rows * assumed.dataset, row * learns.final_epochs, "train", student
+                "train Distill_final", "rows", rows * assumed.dataset, row * learns.final_epochs, "train", learnt
             )
         case "07":
             tests = corpus.test_actions or TEST_ACTIONS

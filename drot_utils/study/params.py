@@ -230,10 +230,21 @@ class Nli(Encoder):
     threshold: Rate
 
 
+class Adapter(Section):
+    """What is trained in the weights' place: low-rank additions (Hu et al., 2022) to linear layers, all or those named."""
+
+    kind: Literal["lora"]
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    target: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
+
+
 class Student(Section):
     """The student's base model and fine-tuning settings (appendix D.2)."""
 
     base: ModelRef
+    adapter: Adapter | None
     learning_rate: Rate
     round_learning_rate: Rate
     epochs: PositiveInt
@@ -350,6 +361,11 @@ class Params(Section):
         if batches % processes:
             raise ValueError(
                 f"`compute.parallel.processes`: `student.accumulate` must be a multiple of {processes}, not {batches}"
+            )
+        if self.student.adapter and self.compute.parallel.fsdp:
+            raise ValueError(
+                "`compute.parallel.fsdp`: an adapter is trained in one process, or in several with a copy of the weights each; "
+                "set it to false"
             )
         if "judges" in (self.judges.filter, self.evaluation.critic) and not self.judges.panel:
             raise ValueError("`judges.filter` and `evaluation.critic` need at least one judge in `judges.panel`")

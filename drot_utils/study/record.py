@@ -32,7 +32,7 @@ from drot_utils.study.paths import ROOT, WRITTEN, Run, resolve, sha256, to_json,
 
 #: Packages whose versions the manifest names.
 PACKAGES = [
-    "torch", "transformers", "datasets", "tokenizers", "safetensors", "pandas", "pyarrow", "numpy", "scikit-learn",
+    "torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "pandas", "pyarrow", "numpy", "scikit-learn",
     "bertopic", "openai", "papermill", "snakemake",
 ]  # fmt: skip
 
