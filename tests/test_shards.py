@@ -277,10 +277,15 @@ def test_nothing_to_score(study, judges):
     assert nli.filter_groups(study, []).kept == []
 
 
+def open_counting():
+    return lambda part, seed: part.assign(n=1)
+
+
 def test_no_rows_have_no_results_of_the_right_shape(study, judges, tmp_path):
     assert topics.embed(study, [], study.params.topics.embedder).shape == (0, 32)
     assert toxicity.score_toxicity(study, []).shape == (0,)
     assert judges[1].probabilities([], []).shape == (0, 3) and judges[1]([], []).shape == (0,)
     none = pd.DataFrame(columns=["text"])
-    found = shards.map_rows(study, none, lambda: lambda part, seed: part.assign(n=1), "work", "rows")
+    local = study.params.compute.executor
+    found = shards.map_shards(none, 5, open_counting, tmp_path / "shards", seed=1, stage="work", executor=local)
     assert found.empty and list(found) == ["text", "n"]

@@ -107,7 +107,7 @@ def test_runs_side_by_side(monkeypatch):
         table = pd.DataFrame({"model": models, "auto_vld": vld, "auto_vld_low": vld - 0.1, "auto_vld_high": vld + 0.1})
         write_text(run.figures / "table2.csv", table.assign(paper_auto_vld=0.8).to_csv(index=False))
         parameters = {"nli": {"threshold": threshold, "epochs": 3}, "stage": {"round": 1}}
-        outputs.finish(run, "07_evaluation", name, {"inputs": {"parameters": parameters}})
+        outputs.finish(run, "07_evaluation", name, {"files": {}, "inputs": {"parameters": parameters}})
     assert tables.compare_runs(["demo", "nli04"]).splitlines() == [
         "| parameter     | demo   | nli04   |",
         "|:--------------|:-------|:--------|",

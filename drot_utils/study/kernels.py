@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -39,12 +40,15 @@ def kernel_server(place: Path, environment: dict[str, str]) -> Iterator[dict[str
     if sys.platform != "linux" or gpu or os.environ.get(KERNELS):
         yield {}
         return
-    place.unlink(missing_ok=True)
+    for stale in (place, place.with_name(f"{place.name}.new")):
+        stale.unlink(missing_ok=True)
     kept = {name: value for name, value in environment.items() if name not in THREADS}
     kept.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel does before it imports
     command = [sys.executable, __file__, "serve", str(place)]
     with subprocess.Popen(command, env=kept, stdin=subprocess.PIPE, start_new_session=True) as server:
         try:
+            while not place.exists() and server.poll() is None:  # who asks before it listens would get a fresh kernel
+                time.sleep(0.02)
             yield {KERNELS: str(place)}
         finally:
             server.kill()  # perhaps while it imports; its kernels do not need it any more
@@ -81,8 +85,9 @@ def serve(place: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
     os.chdir(Path(place).parent)
-    listener.bind(Path(place).name)
+    listener.bind(f"{Path(place).name}.new")
     listener.listen()
+    Path(f"{Path(place).name}.new").rename(Path(place).name)  # so that where it is, somebody listens
     # Nobody waits for the kernels, so that the number of one that ended stays its own.
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         load_libraries()
