@@ -76,10 +76,9 @@ def _run(options: argparse.Namespace) -> int:
     params_file, overrides = options.params_file, read_overrides(options.set)
     if overrides and not options.name:
         raise DrotError("--set changes parameters of another run", todo="name that run with --as")
-    if not options.name:
-        return run_study(params_file, options.cores, options.ablations, options.until, options.dry_run)
-    new = not Run(options.name).root.exists()
-    params_file = branch_run(params_file, options.name, overrides)
+    new = bool(options.name) and not Run(options.name).root.exists()
+    if options.name:
+        params_file = branch_run(params_file, options.name, overrides)
     try:
         return run_study(params_file, options.cores, options.ablations, options.until, options.dry_run)
     finally:

@@ -251,7 +251,7 @@ def explain(stamp: Stamp, old: dict[str, Any] | None) -> list[str]:
         return ["has not run"]
     new, before = stamp.inputs, {name: {} for name in stamp.inputs} | old["inputs"]
     was, now = flatten(before["parameters"]), flatten(new["parameters"])
-    why = [f"{key}: {was.get(key)} -> {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)]
+    why = [f"{key}: {was.get(key)} -> {now.get(key)}" for key in _changed(was, now)]
     why += [f"{name} changed" for name in _changed(before["data"], new["data"])]
     why += [f"{_say(name)} changed" for name in _changed(before["code"], new["code"])]
     why += [f"after {name}" for name in _changed(before["needs"], new["needs"])]
@@ -297,7 +297,7 @@ def branch_run(params_file: str, name: str, overrides: dict[str, Any]) -> Path:
         raise DrotError("a run of this name is there already", where=str(run.root), todo="choose another name for --as")
     if path.exists() and (there := load_params(path)) != base:
         old, new = (flatten(params.model_dump(mode="json")) for params in (there, base))
-        differ = [f"{key}: {old.get(key)}, not {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
+        differ = [f"{key}: {old.get(key)}, not {new.get(key)}" for key in _changed(old, new)]
         raise DrotError(
             f"the run of this name has other parameters ({'; '.join(differ)})", where=str(path),
             todo="choose another name for --as, or remove the folder",
