@@ -9,7 +9,17 @@ from drot_utils.study.paths import ROOT
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes():
-    command = [sys.executable, "tests/chaos.py", "--kills", "3", "--longest", "20", "--until", "04_distill_base"]
+    command = [
+        sys.executable,
+        "tests/chaos.py",
+        "--quick",
+        "--kills",
+        "3",
+        "--longest",
+        "15",
+        "--until",
+        "04_distill_base",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kills" in done.stdout and "no difference" in done.stdout

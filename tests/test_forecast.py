@@ -93,15 +93,22 @@ def test_the_line_names_the_machine_the_time_and_the_three_longest():
 LINE = r"^.+, \d+ (core|GPU)s?, \w+ \(.+\), [\d,]+ GFLOP/s measured: (about|at least) [\d,]+ \w+; longest: (\S+ [\d,]+(, |$)){3}$"
 
 
-def test_this_machine_is_measured():
+def test_with_tiny_models_nothing_is_measured(monkeypatch):
     params = load_params("params/smoke.yaml")
+    monkeypatch.setattr(forecast, "_measure", None)
     stages, line = foresee("params/smoke.yaml", params, list_stages(params), 2)
+    assert stages == list_stages(params) and re.match(r"Tiny models: about \d+ minutes; longest: ", line)
+
+
+def test_this_machine_is_measured():
+    params = load_params("params/demo.yaml")
+    stages, line = foresee("params/demo.yaml", params, list_stages(params), 2)
     assert re.match(LINE, line), line
     assert all(a.seconds >= b.seconds for a, b in zip(stages, list_stages(params), strict=True))
 
 
 def test_what_is_not_known_stops_no_run(tmp_path, monkeypatch):
-    params_file = write_params(tmp_path / "p.yaml", "smoke", compute__device="cuda")
+    params_file = write_params(tmp_path / "p.yaml", "demo", compute__device="cuda")
     params = load_params(params_file)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     stages, line = foresee(params_file, params, list_stages(params))

@@ -164,25 +164,41 @@ EDITS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """Return a copy of the checkout whose student starts from a folder of weights."""
+def copy_checkout(place, monkeypatch):
     for name in ("drot_utils", "notebooks", "params", "data"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "my-student").mkdir()
-    (tmp_path / "my-student" / "model.safetensors").write_text("weights")
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (place / "my-student").mkdir()
+    (place / "my-student" / "model.safetensors").write_text("weights")
     edit_text(
         "params/demo.yaml",
         "base: {source: package, name: smollm2-135m-instruct}",
         "base: {source: folder, name: ./my-student}",
-    )(tmp_path)
+    )(place)
+    point_at(place, monkeypatch)
+    return place
+
+
+def point_at(place, monkeypatch):
     for module, name, value in (
-        (paths, "ROOT", tmp_path),
-        (code, "ROOT", tmp_path),
-        (graph, "NOTEBOOKS", tmp_path / "notebooks"),
+        (paths, "ROOT", place),
+        (code, "ROOT", place),
+        (graph, "NOTEBOOKS", place / "notebooks"),
     ):
         monkeypatch.setattr(module, name, value)
-    return tmp_path
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """Return a copy of the checkout whose student starts from a folder of weights."""
+    return copy_checkout(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """Return the stamps of such a copy, which are the same wherever it lies."""
+    with pytest.MonkeyPatch.context() as patch:
+        copy_checkout(tmp_path_factory.mktemp("before"), patch)
+        return stamp_all()
 
 
 def stamp_all():
@@ -191,9 +207,8 @@ def stamp_all():
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_what_runs_again_after_an_edit(checkout, name):
+def test_what_runs_again_after_an_edit(checkout, before, name):
     edit, works, draws = EDITS[name]
-    before = stamp_all()
     edit(checkout)
     after = stamp_all()
     worked = {name for name in before if before[name].value != after[name].value}
@@ -201,18 +216,12 @@ def test_what_runs_again_after_an_edit(checkout, name):
     assert (worked, looked - worked) == (works, draws)
 
 
-def test_a_checkout_that_moved_or_changed_its_times_runs_nothing(checkout, tmp_path_factory, monkeypatch):
-    before = stamp_all()
+def test_a_checkout_that_moved_or_changed_its_times_runs_nothing(checkout, before, tmp_path_factory, monkeypatch):
     for path in checkout.rglob("*"):  # as `git checkout` there and back leaves them
         os.utime(path)
     assert stamp_all() == before
     moved = shutil.move(checkout, tmp_path_factory.mktemp("elsewhere") / "here")
-    for module, name, value in (
-        (paths, "ROOT", moved),
-        (code, "ROOT", moved),
-        (graph, "NOTEBOOKS", moved / "notebooks"),
-    ):
-        monkeypatch.setattr(module, name, value)
+    point_at(moved, monkeypatch)
     assert stamp_all() == before
 
 
@@ -227,8 +236,7 @@ def test_a_changed_round_or_variant_runs_the_stage_and_what_follows_it(demo, cha
     assert changed == AFTER_STUDENTS - {"04_distill_base"}
 
 
-def test_versions_of_libraries_are_recorded_and_run_nothing_again(checkout, monkeypatch):
-    before = stamp_all()
+def test_versions_of_libraries_are_recorded_and_run_nothing_again(checkout, before, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "99")
     assert stamp_all() == before
 

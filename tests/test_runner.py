@@ -332,7 +332,7 @@ def test_nothing_is_written_elsewhere(smoke_run):
 def test_the_log_of_a_batch_run_is_short_and_says_where_things_are(smoke_run):
     text = (smoke_run / "stdout.txt").read_text()
     assert len(text.splitlines()) < 60 and "\r" not in text
-    assert re.search(r"GFLOP/s measured: about \d+ minutes; longest: ", text.splitlines()[0])
+    assert re.search(r"Tiny models: about \d+ minutes; longest: ", text.splitlines()[0])
     assert re.search(r"^\[\d+/19\] \d\d_\w+", text, re.MULTILINE) and "manifest" in text and "Distill_final" in text
 
 

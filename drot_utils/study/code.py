@@ -1,7 +1,6 @@
 """The code that a notebook reaches, definition by definition, and its hashes: comments, docstrings and layout do not count."""
 
 import ast
-import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -54,15 +53,15 @@ def hash_notebook(notebook: Path) -> tuple[dict[str, str], dict[str, str]]:
     # IPython's own lines (%matplotlib, !ls) are no Python.
     lines = ["" if line.startswith(("%", "!")) else line for line in source.splitlines()]
     try:
-        tree = ast.parse("\n".join(lines))
+        tree = _parse("\n".join(lines))
     except SyntaxError as error:
         line = lines[error.lineno - 1].strip() if error.lineno else ""
         todo = "mend it; % and ! of IPython may only begin a line"
         raise DrotError(f"a cell is not Python ({error.msg}): {line}", where=str(notebook), todo=todo) from error
     imports = _imports(tree)
-    computing, needed = _Without(imports, set()).visit(copy.deepcopy(tree)), None
+    computing, needed = _Without(imports, set()).visit(_parse("\n".join(lines))), None
     while needed != (names := {node.id for node in ast.walk(computing) if isinstance(node, ast.Name)}):
-        needed, computing = names, _Without(imports, names).visit(copy.deepcopy(tree))
+        needed, computing = names, _Without(imports, names).visit(_parse("\n".join(lines)))
     return _hash_all(computing, imports), _hash_all(tree, imports)
 
 
@@ -85,6 +84,7 @@ def _hash_all(tree: ast.Module, imports: dict[str, Place]) -> dict[str, str]:
 def _reach(start: Iterable[Place]) -> dict[str, str]:
     waiting, found = list(start), {}
     seen: set[Place] = set()
+    modules: dict[str, _Module | None] = {}  # each file is read once
     while waiting:
         module, name = place = waiting.pop()
         if place in seen or module.split(".")[0] == GROUND:
@@ -94,7 +94,10 @@ def _reach(start: Iterable[Place]) -> dict[str, str]:
             if (path := ROOT / module).is_file():
                 found[module] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
             continue
-        here = _read_module(module)
+        if module not in modules:
+            path = _file(module)
+            modules[module] = _parse_module(module, path.read_text(encoding="utf-8")) if path.is_file() else None
+        here = modules[module]
         if here is None:
             continue
         if name is None:
@@ -107,18 +110,13 @@ def _reach(start: Iterable[Place]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _read_module(name: str) -> _Module | None:
-    path = _file(name)
-    return _parse_module(name, path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
 def _file(module: str) -> Path:
     return ROOT.joinpath("drot_utils", *module.split(".")).with_suffix(".py")
 
 
 @cache
 def _parse_module(module: str, source: str) -> _Module:
-    tree = ast.parse(source)
+    tree = _parse(source)
     imports = _imports(tree)
     nodes: dict[str, list[ast.stmt]] = {}
     for node in tree.body:
@@ -228,7 +226,11 @@ def _name(call: ast.Call) -> str:
 
 def _text(nodes: Iterable[ast.AST]) -> str:
     # `unparse` and not `dump`, whose form changes with Python's version.
-    return "\n".join(ast.unparse(_NoDocstrings().visit(copy.deepcopy(node))) for node in nodes)
+    return "\n".join(map(ast.unparse, nodes))
+
+
+def _parse(source: str) -> ast.Module:
+    return _NoDocstrings().visit(ast.parse(source))
 
 
 class _NoDocstrings(ast.NodeTransformer):

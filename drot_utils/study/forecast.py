@@ -47,6 +47,8 @@ class Assumed:
 
 #: Counted in the demo: its data through its models' tokenizers, and the rows of figures/reference.
 DEMO = Assumed(17, 23, 19, 402 / 960, (692 / 2000, 1133 / 2000), 2543 / 5227)
+#: Operations that take no machine a second worth speaking of: tiny models, whose time is that of starting notebooks.
+NEGLIGIBLE = 1e12
 #: Operations a second that are reached, as a share of the measured rate: of a student's training, an encoder's (`fit`), writing and
 #: scoring. bfloat16: benchmarks/results, and for `fit` notebook 2 of the demo, on two AVX-512 cores. float32, on two AVX2 cores:
 #: notebooks 4 and 2 of the demo, the writer in one thread, and benchmarks/critic_scoring.
@@ -189,6 +191,8 @@ class Machine:
 def foresee(params_file: str | Path, params: Params, stages: list[Stage], cores: int = 1) -> tuple[list[Stage], str]:
     """Measure this machine, which takes about two seconds and is kept nowhere, and say what stages will take on it.
 
+    With tiny models nothing is measured.
+
     Returns
     -------
     stages : list of Stage
@@ -196,17 +200,23 @@ def foresee(params_file: str | Path, params: Params, stages: list[Stage], cores:
     line : str
         See `say`.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in THREADS}  # as kernels have it
-    command = [sys.executable, "-m", "drot_utils.study.record", str(params_file)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     try:
-        if done.returncode:
-            raise DrotError((done.stderr.strip().splitlines() or ["its measurement was killed"])[-1])
-        machine = Machine(**json.loads(done.stdout.splitlines()[-1]))
+        if sum(work.operations for work in list_work(params, stages)) < NEGLIGIBLE:
+            return stages, f"Tiny models: {_say_times(stages, cores)}"
+        machine = _measure(params_file)
         stages = expect(stages, params, machine)
     except DrotError as error:
         return stages, f"How long it will take is not known: {' '.join(str(error).split())}"
     return stages, say(stages, machine, cores)
+
+
+def _measure(params_file: str | Path) -> Machine:
+    environment = {name: value for name, value in os.environ.items() if name not in THREADS}  # as kernels have it
+    command = [sys.executable, "-m", "drot_utils.study.record", str(params_file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    if done.returncode:
+        raise DrotError((done.stderr.strip().splitlines() or ["its measurement was killed"])[-1])
+    return Machine(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def expect(stages: list[Stage], params: Params, machine: Machine) -> list[Stage]:
@@ -222,19 +232,21 @@ def expect(stages: list[Stage], params: Params, machine: Machine) -> list[Stage]
 
 def say(stages: list[Stage], machine: Machine, cores: int = 1) -> str:
     """Return one line: the machine, and how long stages will take, with the three longest; before it a warning, if there is one."""
+    many = f"{machine.cores} {'GPU' if machine.gpu else 'core'}{'s' * (machine.cores > 1)}"
+    # What is reached was measured on processors; with small models a GPU reaches less.
+    line = (
+        f"{machine.name}, {many}, {machine.dtype} ({machine.why}), {machine.rate / 1e9:,.0f} GFLOP/s measured: "
+        f"{_say_times(stages, cores, 'at least' if machine.gpu else 'about')}"
+    )
+    return "\n".join(filter(None, [machine.warning, line]))
+
+
+def _say_times(stages: list[Stage], cores: int, about: str = "about") -> str:
     took = {stage.name: stage.seconds for stage in stages}
     total = finish_time(stages, took, cores)
     unit, name = (3600, "hours") if total > 36_000 else (60, "minutes")
     each = ", ".join(f"{stage} {took[stage] / unit:,.0f}" for stage in sorted(took, key=took.get, reverse=True)[:3])
-    many = f"{machine.cores} {'GPU' if machine.gpu else 'core'}{'s' * (machine.cores > 1)}"
-    about = (
-        "at least" if machine.gpu else "about"
-    )  # what is reached was measured on processors; with small models a GPU reaches less
-    line = (
-        f"{machine.name}, {many}, {machine.dtype} ({machine.why}), {machine.rate / 1e9:,.0f} GFLOP/s measured: "
-        f"{about} {max(total / unit, 1):,.0f} {name}; longest: {each}"
-    )
-    return "\n".join(filter(None, [machine.warning, line]))
+    return f"{about} {max(total / unit, 1):,.0f} {name}; longest: {each}"
 
 
 def finish_time(stages: list[Stage], left: dict[str, float], cores: int) -> float:
