@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
+from functools import cache
 
 import pytest
 
@@ -55,6 +56,11 @@ def test_only_what_the_judges_score_waits_for_them(demo, filters, evaluates, nee
     assert len(names) == 13 and all(names.index("12_judges") < names.index(name) for name in needed)
 
 
+@cache
+def parse_file(room, file):
+    return ast.parse((ROOT / "drot_utils" / room / f"{file}.py").read_text(encoding="utf-8")).body
+
+
 def sections_used(notebook):
     """Return the sections of the parameters that a notebook's code reads, in its cells or in what it reaches."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -64,8 +70,7 @@ def sections_used(notebook):
         if place.startswith(code.FILES):
             continue
         room, file, *name = place.split(".")
-        nodes = ast.parse((ROOT / "drot_utils" / room / f"{file}.py").read_text(encoding="utf-8")).body
-        trees += [node for node in nodes if name == [getattr(node, "name", None)]]
+        trees += [node for node in parse_file(room, file) if name == [getattr(node, "name", None)]]
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Attribute) and getattr(node.value, "attr", getattr(node.value, "id", "")) == "params":
             yield node.attr
