@@ -226,7 +226,7 @@ class Halves:
         lower = self.compute_states(rows, torch.float32)
         try:
             both = self._run(self.encoder, lower)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (NameError, RuntimeError, TypeError, ValueError) as error:
             raise self._refuse(str(error)) from error
         apart = max(
             float((a["inputs_embeds"] - b["inputs_embeds"]).abs().max()) for a, b in zip(whole, both, strict=True)
