@@ -9,7 +9,7 @@ from benchmarks.harness import compare, read_options
 from drot_utils.data import corpora
 from drot_utils.data.gold import read_gold
 from drot_utils.engine import classifier
-from drot_utils.engine.load import load_model, package_file
+from drot_utils.engine.load import load_model, package_folder
 from drot_utils.study.params import load_params
 from drot_utils.study.paths import Run
 from drot_utils.study.record import Study
@@ -57,7 +57,7 @@ def main() -> None:
 
 def _classifier(params, run):
     # The critic's encoder with a library head, as that is all that a pipeline takes.
-    place = package_file(params.critic.base.name).parent
+    place = package_folder(params.critic.base.name, run)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=3).eval()
     return model, load_model(params.critic.base, "encoder", run)[1]

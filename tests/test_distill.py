@@ -89,6 +89,16 @@ def test_filters_flag_and_never_delete(candidates, apply):
     assert POSSIBLE[-1] == 3 * 2 + 2
 
 
+def test_what_an_earlier_round_scored_is_not_scored_again(candidates, study, apply):
+    asked = []
+    scorer = distill.Scorer("x", lambda rows: asked.append(rows.index.tolist()) or [0.9] * len(rows), {"distill": 0.5})
+    earlier = candidates.assign(critic_score=[0.1, None, 0.6, None, None, 0.7])
+    rows, kept, _ = distill.apply_filters(study, earlier, scorer, "distill", ("nli",))
+    assert asked == [[1, 3, 4]] and kept.index.tolist() == [1, 2, 3, 5]
+    again, _, _ = distill.apply_filters(study, rows, scorer, "distill", ("nli",))
+    assert asked[1:] == [[]] and again["critic_score"].equals(rows["critic_score"])
+
+
 def test_filters_can_be_left_out(candidates, apply):
     rows, _, dropped = apply(candidates, 0.45, ("nli",))
     assert rows["kept"].sum() == 4 and rows["nli_kept"].isna().all() and dropped["nli"] == 0

@@ -56,6 +56,11 @@ def test_operations_are_counted_from_the_parameters(tmp_path):
     assert more["05_self_distill-3", "train SelfDistill_3"].count == pytest.approx(1000 * 1133 / 2000)
     assert more[third].operations == pytest.approx(2 * 1.35e8 * 1000 * (23 + 17 / 10))
     assert more["02_critic", "fit critic"].count == 10 * 32
+    mpnet = {"source": "package", "name": "all-mpnet-base-v2"}
+    frozen = work(critic__base=mpnet, critic__frozen_layers=8)
+    lower, upper = (frozen["02_critic", what] for what in ("frozen layers of critic", "fit critic"))
+    assert lower.operations == pytest.approx(2 * 8.5e7 * 8 / 12 * 19 * lower.count)  # once a row, and forward only
+    assert upper.operations == pytest.approx(6 * 8.5e7 * 4 / 12 * 19 * lower.count * 4)  # four epochs
     judged = work(judges__filter="judges")
     assert ("05_self_distill-1", "critic") not in judged
     assert judged["05_self_distill-1", "judges"].size == 1.35e8

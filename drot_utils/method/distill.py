@@ -93,6 +93,8 @@ def apply_filters(
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """Score rows (columns of `table.CANDIDATES`), flag them by all filters, and say which are kept.
 
+    Rows that have a score, as those of an earlier round, are not scored again: a run has one scorer.
+
     Parameters
     ----------
     threshold : {"distill", "dataset"}
@@ -107,7 +109,9 @@ def apply_filters(
     dropped : dict of int
         See `count_dropped`.
     """
-    rows = rows.assign(critic_score=scorer.score(rows))
+    unscored = rows[rows["critic_score"].isna()]
+    scores = pd.Series(scorer.score(unscored), unscored.index)
+    rows = rows.assign(critic_score=rows["critic_score"].astype(float).fillna(scores))
     first, order = pd.Series(None, index=rows.index, dtype=object), []
     for name, find in FILTERS.items():
         passed = rows[first.isna()]

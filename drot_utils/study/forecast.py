@@ -15,7 +15,7 @@ from pathlib import Path
 from drot_utils.study.errors import DrotError
 from drot_utils.study.graph import Stage
 from drot_utils.study.kernels import THREADS
-from drot_utils.study.params import ModelRef, Params
+from drot_utils.study.params import Encoder, ModelRef, Params
 from drot_utils.study.paths import ROOT, resolve
 
 #: Parameters of the models that profiles use (from their model cards); embeddings are not counted for encoders.
@@ -27,7 +27,13 @@ SIZES = {
     "models/deberta-v3-large": 3.04e8,
     "models/roberta-large-wanli": 3.03e8,
     "all-minilm-l6-v2": 1.06e7,
+    "all-mpnet-base-v2": 8.5e7,
 }
+#: Layers of the encoders among them, for `frozen_layers`.
+LAYERS = {
+    "all-minilm-l6-v2": 6, "all-mpnet-base-v2": 12, "models/deberta-v3-large": 24, "models/roberta-large-wanli": 24,
+    "tiny-bert": 2,
+}  # fmt: skip
 TRAIN_ACTIONS, TEST_ACTIONS = 234_000, 6_000  # of the paper's corpus (section 4.1)
 QUESTION = 97  # tokens of the teacher's prompt, and of the judges', in the demo
 PAIRS = 10  # labelled pairs that a line of entailment groups makes
@@ -49,12 +55,13 @@ class Assumed:
 DEMO = Assumed(17, 23, 19, 402 / 960, (692 / 2000, 1133 / 2000), 2543 / 5227)
 #: Operations that take no machine a second worth speaking of: tiny models, whose time is that of starting notebooks.
 NEGLIGIBLE = 1e12
-#: Operations a second that are reached, as a share of the measured rate: of a student's training, an encoder's (`fit`), writing and
-#: scoring. bfloat16: benchmarks/results, and for `fit` notebook 2 of the demo, on two AVX-512 cores. float32, on two AVX2 cores:
-#: notebooks 4 and 2 of the demo, the writer in one thread, and benchmarks/critic_scoring.
+#: Operations a second that are reached, as a share of the measured rate: of a student's training, an encoder's (`fit`), that of an
+#: encoder's upper layers alone (`upper`: no embeddings to update), writing and scoring. bfloat16: benchmarks/results, and for `fit`
+#: notebook 2 of the demo, on two AVX-512 cores. float32, on two AVX2 cores: notebooks 4 and 2 of the demo, the writer in one thread,
+#: and benchmarks/critic_scoring. `upper`: all-mpnet-base-v2 above 8 frozen layers on both.
 EFFICIENCY = {
-    "bfloat16": {"train": 0.38, "fit": 0.25, "write": 0.31, "score": 0.68},
-    "float32": {"train": 0.33, "fit": 0.32, "write": 0.75, "score": 0.87},
+    "bfloat16": {"train": 0.38, "fit": 0.25, "upper": 0.27, "write": 0.31, "score": 0.68},
+    "float32": {"train": 0.33, "fit": 0.32, "upper": 0.7, "write": 0.75, "score": 0.87},
 }
 
 
@@ -78,7 +85,7 @@ class Work:
     @property
     def operations(self) -> float:
         """Operations: two a parameter and token forward, six in training."""
-        return self.tokens * self.size * (6 if self.kind in ("train", "fit") else 2)
+        return self.tokens * self.size * (6 if self.kind in ("train", "fit", "upper") else 2)
 
 
 def list_work(params: Params, stages: list[Stage], assumed: Assumed = DEMO) -> list[Work]:
@@ -113,14 +120,20 @@ def _work_of(stage: Stage, params: Params, assumed: Assumed) -> Iterator[Work]:
         for size, length in scorers:
             yield work(params.judges.filter, "contexts", contexts, length, "score", size)
 
+    def fit(what: str, settings: Encoder, rows: float) -> Iterator[Work]:
+        frozen = _size(settings.base) * _share_frozen(settings)
+        if frozen:  # these layers run once a row, and nobody asks for a gradient below them
+            yield work(f"frozen layers of {what}", "rows", rows, assumed.pair, "score", frozen)
+        seen = settings.max_steps * settings.batch_size if settings.max_steps else settings.epochs * rows
+        kind = "upper" if frozen else "fit"
+        yield work(f"fit {what}", "rows seen", seen, assumed.pair, kind, _size(settings.base) - frozen)
+
     match stage.name[:2]:
         case "02":
             rows = critic.splits[0] * (gold + _count_lines(critic.teacher_rows or ""))
-            seen = critic.max_steps * critic.batch_size if critic.max_steps else critic.epochs * rows
-            yield work("fit critic", "rows seen", seen, assumed.pair, "fit", _size(critic.base))
+            yield from fit("critic", critic, rows)
         case "03" if nli.groups:
-            seen = nli.max_steps * nli.batch_size if nli.max_steps else nli.epochs * PAIRS * _count_lines(nli.groups)
-            yield work("fit NLI model", "rows seen", seen, assumed.pair, "fit", _size(nli.base))
+            yield from fit("NLI model", nli, PAIRS * _count_lines(nli.groups))
         case "04":
             yield from score(corpus.seed_actions * 2 * each, each, corpus.seed_actions * 2 * each)
             yield work("train Distill_base", "rows", kept[0], row * learns.epochs, "train", learnt)
@@ -130,9 +143,9 @@ def _work_of(stage: Stage, params: Params, assumed: Assumed) -> Iterator[Work]:
             yield from score(fresh[k - 1], n, fresh[k - 1])
             yield work(f"train SelfDistill_{k}", "rows", kept[k], row * learns.round_epochs, "train", learnt)
         case "06":
-            rows = sum(kept) + rest
             yield work("write: data set", "candidates", rest, candidate, "write", student)
-            yield from score(rest, n, rows)
+            yield from score(rest, n, rest)
+            rows = sum(kept) + rest
             yield work(
                 "train Distill_final", "rows", rows * assumed.dataset, row * learns.final_epochs, "train", learnt
             )
@@ -170,6 +183,17 @@ def _size(ref: ModelRef) -> float:
     if ref.name not in SIZES:
         raise DrotError(f"the size of {ref.name} is not known", todo="add it to SIZES in drot_utils/study/forecast.py")
     return SIZES[ref.name]
+
+
+def _share_frozen(settings: Encoder) -> float:
+    if not settings.frozen_layers:
+        return 0.0
+    if settings.base.name not in LAYERS:
+        raise DrotError(
+            f"the layers of {settings.base.name} are not known",
+            todo="add them to LAYERS in drot_utils/study/forecast.py",
+        )
+    return min(1.0, settings.frozen_layers / LAYERS[settings.base.name])
 
 
 @dataclass(frozen=True)
@@ -224,7 +248,9 @@ def expect(stages: list[Stage], params: Params, machine: Machine) -> list[Stage]
     seconds = {stage.name: stage.seconds for stage in stages}
     reached = EFFICIENCY["bfloat16" if machine.gpu else machine.dtype]
     for work in list_work(params, stages):
-        shared = {"train": params.compute.parallel.processes, "fit": 1}.get(work.kind, params.compute.executor.workers)
+        shared = {"train": params.compute.parallel.processes, "fit": 1, "upper": 1}.get(
+            work.kind, params.compute.executor.workers
+        )
         devices = min(machine.cores, shared) if machine.gpu else 1
         seconds[work.stage] += work.operations / (machine.rate * reached[work.kind] * devices)
     return [replace(stage, seconds=seconds[stage.name]) for stage in stages]

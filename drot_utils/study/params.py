@@ -67,9 +67,13 @@ class Threshold(Section):
 
 
 class Encoder(Section):
-    """A pair classifier's base model and training settings."""
+    """A pair classifier's base model and training settings.
+
+    The embeddings and the `frozen_layers` lower layers keep the base model's weights; 0: all weights are trained.
+    """
 
     base: ModelRef
+    frozen_layers: Count
     max_length: PositiveInt
     learning_rate: Rate
     batch_size: PositiveInt
@@ -212,6 +216,10 @@ class Critic(Encoder):
             raise ValueError(f"`splits` (train, dev, test) must sum to 1, not {sum(self.splits):g}")
         if self.teacher_rows and self.head == "binary":
             raise ValueError("`teacher_rows` are all valid, and the binary head learns from judged rows: leave it null")
+        if self.frozen_layers and self.head == "binary":
+            raise ValueError(
+                "`frozen_layers` freezes the embeddings, and the binary head's three tokens are new there: leave it 0"
+            )
 
 
 class Judges(Section):
