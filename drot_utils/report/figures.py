@@ -151,6 +151,28 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
     return figure
 
 
+#: The columns of the table of collapse that are drawn, and what they are called.
+COLLAPSE = {
+    "nli_share": "dropped by the NLI filter", "different_per_100": "different of 100", "top_ten_share": "share of the ten commonest",
+    "prompts_covered": "prompts covered", "mean_score": "mean score",
+}  # fmt: skip
+
+
+def draw_collapse(table: pd.DataFrame) -> Figure:
+    """Draw how far the writers of the rounds repeat themselves (`statistics.measure_collapse`), a panel a number."""
+    figure, grid = plt.subplots(1, len(COLLAPSE), figsize=(12, 2.7), layout="constrained")
+    names = [graph.label(writer).split(" (")[0].replace("SelfDistill", "Self") for writer in table["writer"]]
+    x, shown = np.arange(len(table)), table.assign(prompts_covered=table["prompts_covered"] / table["prompts"])
+    for axes, (column, title) in zip(grid, COLLAPSE.items(), strict=True):
+        axes.plot(x, shown[column], "o-", label="all that it wrote, by the critic")
+        axes.set(title=title, ylim=(0, 100 if column == "different_per_100" else 1))
+        axes.set_xticks(x, names, rotation=35, ha="right")
+    for column, name in (("voted_score", "what has votes, by the critic"), ("voted_valid", "the same, by annotators")):
+        grid[-1].plot(x, shown[column], "s--", label=name, markersize=4)
+    figure.legend(*grid[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
 def draw_topics(topics: dict[str, pd.DataFrame], top: int) -> Figure:
     """Draw the most frequent topics (figure 3): name to a table with ``topic`` and ``count``."""
     figure, grid = plt.subplots(1, len(topics), figsize=(9, 3.6), layout="constrained", squeeze=False)
