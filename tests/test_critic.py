@@ -24,7 +24,7 @@ def gold(actions, smoke):
 
 @pytest.fixture(scope="module")
 def binary(smoke):
-    return smoke.critic.model_copy(update={"head": "binary", "teacher_rows": None, "max_steps": 6, "evaluations": 2})
+    return smoke.critic.model_copy(update={"head": "binary", "teacher_rows": None, "mismatched": 0, "max_steps": 6, "evaluations": 2})
 
 
 def test_no_action_is_on_two_sides(gold):
@@ -148,7 +148,7 @@ graded = st.one_of(st.sampled_from([0.0, 1.0]), st.sampled_from([0.1, 0.5, 0.500
 def test_what_a_rule_promises_holds_on_the_rows_that_it_was_read_from(rows, wanted):
     valid, scores = np.array([v for v, _ in rows]), np.array([s for _, s in rows])
     if not valid.any():
-        with pytest.raises(DataError, match=f"none of the {len(rows)} dev contexts is valid"):
+        with pytest.raises(DataError, match=f"none of the {len(rows)} judged contexts is valid"):
             critic.choose_threshold(valid, scores, Threshold(recall=wanted))
         return
     passes = scores >= critic.choose_threshold(valid, scores, Threshold(recall=wanted))

@@ -83,7 +83,10 @@ def _refuse_two_sides(given: pd.DataFrame) -> None:
 
 
 def read_votes(path: str) -> pd.DataFrame:
-    """Read single votes, ``file row source question annotator answer``; none where an annotation has only one."""
+    """Read single votes, ``file row source question annotator answer``; none where an annotation has only one.
+
+    A question that was not asked of an annotator (``-``) has no vote.
+    """
     frame = read_tsv(path, ["context"])
     columns = [name for name in frame if re.fullmatch(r"q\d_a\d", name)]
     if not columns:
@@ -91,7 +94,7 @@ def read_votes(path: str) -> pd.DataFrame:
     frame = frame.assign(file=path, row=range(len(frame)), source=frame.get("source", ""))
     votes = frame.melt(["file", "row", "source"], columns, "name", "answer")
     votes[["question", "annotator"]] = votes["name"].str.split("_", expand=True).to_numpy()
-    return votes.drop(columns="name")
+    return votes[votes["answer"] != "-"].drop(columns="name")
 
 
 def _read_gold_file(path: str, actions: pd.DataFrame) -> pd.DataFrame:
