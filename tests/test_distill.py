@@ -88,7 +88,9 @@ def test_filters_flag_and_never_delete(candidates, apply):
     )
     assert rows["kept"].tolist() == [True, False, True, True, False, False] and kept.index.tolist() == [0, 2, 3]
     assert rows["dropped"].astype(object).where(~rows["kept"], "").tolist() == ["", "nli", "", "", "unparsed", "critic"]
-    assert dropped == {"unparsed": 1, "nli": 1, "critic": 1, "per_prompt": 0, "repeats": 0} and len(rows) == len(candidates)
+    assert dropped == {"unparsed": 1, "nli": 1, "critic": 1, "per_prompt": 0, "repeats": 0} and len(rows) == len(
+        candidates
+    )
     assert POSSIBLE[-1] == 3 * 2 + 2
 
 

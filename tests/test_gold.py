@@ -74,7 +74,9 @@ VOTED = "action-id\tmoral-variance\tcontext\trationale\tq1\tsplit\n"
 def test_a_split_is_one_of_actions_in_all_files(tmp_path, actions):
     one, two, free = actions.loc[actions["split"] == "train", "action_id"].head(3)
     held = actions.loc[actions["split"] == "dev", "action_id"].iloc[0]
-    first = write(tmp_path / "a.tsv", VOTED + f"{one}\t1\tc\tr\tY\tdev\n{two}\t1\tc\tr\tY\ttrain\n{two}\t1\td\tr\tN\t\n")
+    first = write(
+        tmp_path / "a.tsv", VOTED + f"{one}\t1\tc\tr\tY\tdev\n{two}\t1\tc\tr\tY\ttrain\n{two}\t1\td\tr\tN\t\n"
+    )
     texts = "".join(f"{name}\t1\te\tr\tY\n" for name in (one, two, free, held))
     second = write(tmp_path / "b.tsv", VOTED.replace("\tsplit", "") + texts)
     gold = read_gold([str(first), str(second)], actions)

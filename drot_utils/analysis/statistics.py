@@ -102,7 +102,7 @@ def measure_collapse(written: dict[str, pd.DataFrame], voted: pd.DataFrame) -> p
         parsed = rows[rows["context"].notna()]
         counts = parsed["context"].str.casefold().value_counts()
         valid = votes.reindex(pd.MultiIndex.from_frame(parsed[item])).to_numpy(dtype=float)
-        seen, total = ~np.isnan(valid), max(1, len(parsed))
+        seen, total = ~np.isnan(valid), len(parsed) or np.nan
         records.append({
             "writer": writer, "written": len(rows), "nli_share": 1 - parsed["nli_kept"].mean(),
             "different_per_100": 100 * len(counts) / total, "top_ten_share": counts.head(10).sum() / total,

@@ -45,8 +45,8 @@ class Assumed:
     dataset: float
 
 
-#: Counted in the demo: its data through its models' tokenizers, and the rows of figures/reference.
-DEMO = Assumed(17, 23, 19, 402 / 960, (692 / 2000, 1133 / 2000), 2543 / 5227)
+#: Counted in the demo: its data through its models' tokenizers, and the rows of a trial of its recipe (which keeps all of D0).
+DEMO = Assumed(17, 23, 19, 1.0, (415 / 2000, 489 / 2000), 2225 / 4864)
 #: Operations a second that are reached, as a share of the measured rate: of a student's training, an encoder's (`fit`), writing and
 #: scoring. bfloat16: benchmarks/results, and for `fit` notebook 2 of the demo, on two AVX-512 cores. float32, on two AVX2 cores:
 #: notebooks 4 and 2 of the demo, the writer in one thread, and benchmarks/critic_scoring.
@@ -113,9 +113,12 @@ def _work_of(stage: Stage, params: Params, assumed: Assumed) -> Iterator[Work]:
 
     match stage.name[:2]:
         case "02":
-            rows = critic.splits[0] * (gold + _count_lines(critic.teacher_rows or ""))
+            teacher = _count_lines(critic.teacher_rows or "")
+            rows = critic.splits[0] * (gold + teacher * (1 + critic.mismatched))
             seen = critic.max_steps * critic.batch_size if critic.max_steps else critic.epochs * rows
             yield work("fit critic", "rows seen", seen, assumed.pair, "fit", _size(critic.base))
+            judged = _count_lines(critic.threshold_rows or "") * (2 if critic.independent_share else 1)
+            yield work("threshold rows", "contexts", judged, assumed.pair, "score", _size(critic.base))
         case "03" if nli.groups:
             seen = nli.max_steps * nli.batch_size if nli.max_steps else nli.epochs * PAIRS * _count_lines(nli.groups)
             yield work("fit NLI model", "rows seen", seen, assumed.pair, "fit", _size(nli.base))
