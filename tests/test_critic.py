@@ -24,9 +24,7 @@ def gold(actions, smoke):
 
 @pytest.fixture(scope="module")
 def binary(smoke):
-    return smoke.critic.model_copy(
-        update={"head": "binary", "teacher_rows": None, "mismatched": 0, "max_steps": 6, "evaluations": 2}
-    )
+    return smoke.critic.model_copy(update={"head": "binary", "teacher_rows": None, "max_steps": 6, "evaluations": 2})
 
 
 def test_no_action_is_on_two_sides(gold):

@@ -155,7 +155,6 @@ def test_paper_profile_holds_the_papers_numbers():
         ({"critic__head": "binary"}, "teacher_rows"),
         ({"critic__threshold_distill": {"value": 0.5, "recall": 0.5}}, "exactly one of"),
         ({"critic__threshold_seed": {"share": 0.0}}, "greater than 0"),
-        ({"critic__teacher_rows": None}, "name `teacher_rows`"),
         ({"distill__max_per_prompt": 0}, "greater than 0"),
         ({"student__base": {"source": "hub", "name": "gpt2"}}, "pinned"),
         ({"student__base": {"source": "random", "name": "x", "revision": "a" * 40}}, "hub"),

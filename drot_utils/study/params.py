@@ -216,8 +216,6 @@ class Critic(Encoder):
             raise ValueError(f"`splits` (train, dev, test) must sum to 1, not {sum(self.splits):g}")
         if self.teacher_rows and self.head == "binary":
             raise ValueError("`teacher_rows` are all valid, and the binary head learns from judged rows: leave it null")
-        if self.mismatched and not self.teacher_rows:
-            raise ValueError("`mismatched` rows are made of the teacher's: name `teacher_rows`, or set it to 0")
 
 
 class Judges(Section):
