@@ -60,7 +60,8 @@ def test_actions_are_sampled_without_replacement(actions, smoke):
     parts = corpora.sample_actions(actions, smoke.corpus, 1)
     ids = [set(part["action_id"]) for part in parts.values()]
     assert sum(map(len, ids)) == len(set().union(*ids)) and [len(p) for p in parts.values()] == [40, 12, 12, 16, 12]
-    assert set(parts["test"]["split"]) == {"test"}
+    splits = {name: set(part["split"]) for name, part in parts.items()}  # dev actions are in none of them
+    assert splits == {**dict.fromkeys(("seed", "round_1", "round_2", "final"), {"train"}), "test": {"test"}}
     again = corpora.sample_actions(actions, smoke.corpus, 1)
     assert all(parts[k].equals(again[k]) for k in parts) and not parts["seed"].equals(
         corpora.sample_actions(actions, smoke.corpus, 2)["seed"]

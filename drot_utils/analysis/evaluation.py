@@ -248,8 +248,10 @@ def measure_ranking(rows: pd.DataFrame, scores: dict[str, np.ndarray]) -> pd.Dat
     records = []
     for critic, given in scores.items():
         scored = rows.assign(score=given)
-        by_student, by_recipe = (sorted(scored.groupby(name)) for name in ("source", "recipe"))
-        for name, group in [("all", scored), *by_student, *(by_recipe if len(by_recipe) > 1 else [])]:
+        students = sorted(
+            scored.groupby("source"), key=lambda part: ("final" in part[0], part[0])
+        )  # the rounds in order
+        for name, group in [("all", scored), *students, *(scored.groupby("recipe") if scored["recipe"].any() else [])]:
             best = group.sort_values("score", ascending=False, kind="stable")["valid"]
             student, prompt = _auc_within(group, ["recipe", "source"]), _auc_within(group, PROMPT)
             records.append({

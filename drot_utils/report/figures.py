@@ -110,7 +110,7 @@ def draw_losses(losses: dict[str, list[float]]) -> Figure:
 def draw_flow(stages: dict[str, dict[str, int]], title: str) -> Figure:
     """Draw what each filter kept and dropped: stage to {kept, unparsed, nli, critic ...}, as stacked bars."""
     table = pd.DataFrame(stages, index=None if stages else ["kept"]).T.fillna(0)
-    names = {name: f"dropped: {name}" for name in table.columns if name != "kept"}
+    names = {name: f"dropped: {name.replace('_', ' ')}" for name in table.columns if name != "kept"}
     return draw_stacked(table[["kept", *names]].rename(columns=names), "candidates", title)
 
 
@@ -167,8 +167,12 @@ def draw_collapse(table: pd.DataFrame) -> Figure:
         axes.plot(x, shown[column], "o-", label="all that it wrote, by the critic")
         axes.set(title=title, ylim=(0, 100 if column == "different_per_100" else 1))
         axes.set_xticks(x, names, rotation=35, ha="right")
-    for column, name in (("voted_score", "what has votes, by the critic"), ("voted_valid", "the same, by annotators")):
-        grid[-1].plot(x, shown[column], "s--", label=name, markersize=4)
+    if shown["voted"].any():
+        for column, name in (
+            ("voted_score", "what has votes, by the critic"),
+            ("voted_valid", "the same, by annotators"),
+        ):
+            grid[-1].plot(x, shown[column], "s--", label=name, markersize=4)
     figure.legend(*grid[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
