@@ -342,6 +342,7 @@ def seq2seq_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "seq2seq.yaml", "smoke", profile="seq2seq", ablations=False, generation__method="beam",
         student__base={"source": "random", "name": "tiny-t5"}, critic__head="binary", critic__frozen_layers=0, critic__teacher_rows=None,
         critic__gold=[str(write_published_gold(folder / "gold.tsv"))],
+        critic__threshold_rows=None, distill__max_per_prompt=None, distill__max_repeats=None, distill__teacher_stays=False,
         critic__independent_share=0.0, student__epochs=60, corpus__round_actions=[12],
     )  # fmt: skip
     done = run_study(params_file, folder, "--cores", "2", "--until", "11_human_evaluation")

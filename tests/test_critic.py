@@ -52,6 +52,47 @@ def test_teacher_rows_go_to_the_critic_that_owns_their_action(gold, actions):
     assert not held & set(rows["action_id"])
 
 
+def test_mismatched_rows_are_neutral_and_of_another_action_of_the_same_critic(study):
+    gold = critic.read_parts(study)
+    plain, mixed = (gold[gold["source"] == f"teacher-{kind}"] for kind in ("unjudged", "mismatched"))
+    assert mixed["part"].value_counts().to_dict() == plain["part"].value_counts().to_dict()
+    assert not mixed["valid"].any() and mixed["shift"].eq(0).all() and mixed["votes"].eq(0).all()
+    assert sorted(mixed["context"]) == sorted(plain["context"])  # once around, each is drawn once
+    own = set(zip(plain["action_id"], plain["moral_variance"], plain["context"], strict=True))
+    assert (
+        sum(row in own for row in zip(mixed["action_id"], mixed["moral_variance"], mixed["context"], strict=True)) < 9
+    )
+    owner = gold[gold["source"] != "teacher-mismatched"].groupby("action_id")["part"].agg(set)
+    assert all(part in owner[action] for action, part in zip(mixed["action_id"], mixed["part"], strict=True))
+    names = plain.set_index("action_id")["action"].to_dict()
+    assert mixed["action"].eq(mixed["action_id"].map(names)).all()
+    assert gold.equals(critic.read_parts(study))
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.sampled_from([0.0, 0.5, 1.0, 2.5]), st.integers(0, 5))
+def test_a_mismatched_row_never_has_its_own_action(owners, times, seed):
+    rows = pd.DataFrame(
+        {"action_id": [f"a{k}" for k in owners], "action": [f"action {k}" for k in owners], "part": "train"}
+    )
+    mixed = critic.mismatch(rows.assign(context=rows["action_id"], source="t", valid=True, shift=1.0), times, seed)
+    assert len(mixed) == (round(times * len(owners)) if len(set(owners)) > 1 else 0)
+    assert (mixed["context"] != mixed["action_id"]).all() and mixed["action"].str[-1].eq(
+        mixed["action_id"].str[-1]
+    ).all()
+
+
+def test_no_gold_row_of_a_held_out_action_is_learnt_from(study, actions):
+    gold = critic.read_parts(study)
+    learnt = set(gold.loc[gold["part"].isin(["train", "independent"]), "action_id"])
+    assert not learnt & set(actions.loc[actions["split"] != "train", "action_id"])
+    voted = read_gold(study.params.critic.gold, actions)
+    three = voted.index[voted["votes"].eq(3) & voted["split"].eq("train")][0]
+    parts = critic.split_gold(voted.assign(shift=voted["shift"].mask(voted.index == three)), study.params.critic, 1)
+    assert parts.index[parts["part"].eq("unused") & parts["split"].eq("train")].tolist() == [
+        three
+    ]  # three different votes
+
+
 def test_labels_of_the_shift_head_turn_with_the_direction():
     rows = pd.DataFrame({"valid": [True, True, False], "shift": [1.0, -1.0, 0.0]})
     shift, binary = critic.HEADS["shift"], critic.HEADS["binary"]
@@ -99,6 +140,11 @@ def test_threshold_rules():
     assert critic.choose_threshold(valid, scores, Threshold(recall=0.5)) == pytest.approx(0.76)
     with pytest.raises(DataError, match="the best is"):
         critic.choose_threshold(np.arange(100) % 2 == 0, scores, Threshold(precision=0.99))
+    assert critic.choose_threshold(valid, scores, Threshold(share=0.35)) == pytest.approx(0.66)
+    with pytest.raises(DataError, match=r"none of the 100 judged rows reaches 0\.99; the highest score is 0\.500"):
+        critic.choose_threshold(valid, scores / 2, Threshold(value=0.99))
+    with pytest.raises(DataError, match="expected judged rows, found none"):
+        critic.choose_threshold(np.array([], dtype=bool), np.array([]), Threshold(share=0.5))
     with pytest.raises(DataError, match=r"the best is 0\.50"):  # fewer than ten rows
         critic.choose_threshold(np.array([True, False]), np.array([0.2, 0.4]), Threshold(precision=0.9))
 
@@ -150,7 +196,7 @@ graded = st.one_of(st.sampled_from([0.0, 1.0]), st.sampled_from([0.1, 0.5, 0.500
 def test_what_a_rule_promises_holds_on_the_rows_that_it_was_read_from(rows, wanted):
     valid, scores = np.array([v for v, _ in rows]), np.array([s for _, s in rows])
     if not valid.any():
-        with pytest.raises(DataError, match=f"none of the {len(rows)} dev contexts is valid"):
+        with pytest.raises(DataError, match=f"none of the {len(rows)} judged contexts is valid"):
             critic.choose_threshold(valid, scores, Threshold(recall=wanted))
         return
     passes = scores >= critic.choose_threshold(valid, scores, Threshold(recall=wanted))
@@ -171,3 +217,59 @@ def test_what_a_rule_promises_holds_on_the_rows_that_it_was_read_from(rows, want
 def test_votes_of_0_and_1_pass_a_precision_rule():
     votes = np.array([0.0, 1.0] * 20)
     assert critic.choose_threshold(votes == 1, votes, Threshold(precision=0.9)) == 1.0
+
+
+@given(st.lists(graded, min_size=1), st.floats(0.01, 1))
+def test_a_share_rule_keeps_the_share_but_for_ties(scores, share):
+    scores = np.array(scores)
+    limit = critic.choose_threshold(np.zeros(len(scores), dtype=bool), scores, Threshold(share=share))
+    wanted = max(1, round(share * len(scores)))
+    assert (scores > limit).sum() < wanted <= (scores >= limit).sum()
+
+
+def with_threshold_rows(study, path):
+    section = study.params.critic.model_copy(update={"threshold_rows": path})
+    study.params = study.params.model_copy(update={"critic": section})
+    return study
+
+
+def test_thresholds_are_read_off_votes_on_what_students_wrote(study):
+    gold = critic.read_parts(study)
+    rows = critic.read_threshold_rows(study, gold)
+    assert len(rows) == 12186 and rows["split"].eq("dev").all() and rows["recipe"].nunique() == 8
+    assert 0.46 < rows["valid"].mean() < 0.47
+    dev = critic.read_threshold_rows(with_threshold_rows(study, None), gold)
+    assert len(dev) and dev["part"].eq("dev").all() and dev["recipe"].eq("").all()
+    scores = np.linspace(0, 1, 1000)
+    found = critic.choose_thresholds(study.params.critic, scores > 0.5, scores)
+    assert list(found) == ["seed", "distill", "dataset"] and found["distill"] == pytest.approx(0.4, abs=2e-3)
+
+
+VOTES = "action-id\tmoral-variance\tcontext\trationale\tq1\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "split", "message"),
+    [
+        (VOTES, None, "v.tsv: expected rows with votes, found none"),
+        (VOTES.replace("\tq1", "\tvote"), "dev", "v.tsv: expected the votes in q1"),
+        (VOTES.replace("moral-variance", "direction"), "dev", "v.tsv: missing column moral-variance"),
+        (VOTES, "unknown", "v.tsv, line 2, column action-id: 1 rows name an action-id"),
+        (VOTES, "test", "v.tsv: 1 rows are about actions that are kept for the test; the first is about"),
+        (VOTES, "train", "v.tsv: 1 rows are about actions that a critic learns from; the first is about"),
+    ],
+)
+def test_what_is_wrong_with_threshold_rows_is_named(study, actions, tmp_path, head, split, message):
+    gold = critic.read_parts(study)
+    ids = {"unknown": "a9999", "train": gold.loc[gold["part"] == "train", "action_id"].iloc[0]}
+    ids |= {part: actions.loc[actions["split"] == part, "action_id"].iloc[0] for part in ("dev", "test")}
+    (tmp_path / "v.tsv").write_text(head + (f"{ids[split]}\t1\tc\tr\tY\n" if split else ""))
+    with pytest.raises(DataError, match=message):
+        critic.read_threshold_rows(with_threshold_rows(study, str(tmp_path / "v.tsv")), gold)
+
+
+def test_votes_may_lack_who_wrote_a_row(study, actions, tmp_path):
+    dev = actions.loc[actions["split"] == "dev", "action_id"].iloc[0]
+    (tmp_path / "v.tsv").write_text(VOTES + f"{dev}\t1\tc\tr\tY\n{dev}\t-1\tc\tr\tN\n")
+    rows = critic.read_threshold_rows(with_threshold_rows(study, str(tmp_path / "v.tsv")), critic.read_parts(study))
+    assert rows[["recipe", "source"]].eq("").all(axis=None) and rows["valid"].tolist() == [True, False]

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from drot_utils.analysis import statistics
 from drot_utils.data import corpora, table
@@ -47,7 +50,7 @@ def apply(study, monkeypatch):
     monkeypatch.setattr(distill, "filter_groups", letters_filter)
 
     def apply(rows, threshold, leave_out=()):
-        scorer = distill.Scorer("x", FixedCritic().score, {"distill": threshold})
+        scorer = distill.Scorer("x", FixedCritic().score, {"seed": 0.0, "distill": threshold})
         return distill.apply_filters(study, rows, scorer, "distill", leave_out)
 
     return apply
@@ -57,7 +60,8 @@ def test_actions_are_sampled_without_replacement(actions, smoke):
     parts = corpora.sample_actions(actions, smoke.corpus, 1)
     ids = [set(part["action_id"]) for part in parts.values()]
     assert sum(map(len, ids)) == len(set().union(*ids)) and [len(p) for p in parts.values()] == [40, 12, 12, 16, 12]
-    assert set(parts["test"]["split"]) == {"test"}
+    splits = {name: set(part["split"]) for name, part in parts.items()}  # dev actions are in none of them
+    assert splits == {name: {"test" if name == "test" else "train"} for name in parts}
     again = corpora.sample_actions(actions, smoke.corpus, 1)
     assert all(parts[k].equals(again[k]) for k in parts) and not parts["seed"].equals(
         corpora.sample_actions(actions, smoke.corpus, 2)["seed"]
@@ -85,7 +89,9 @@ def test_filters_flag_and_never_delete(candidates, apply):
     )
     assert rows["kept"].tolist() == [True, False, True, True, False, False] and kept.index.tolist() == [0, 2, 3]
     assert rows["dropped"].astype(object).where(~rows["kept"], "").tolist() == ["", "nli", "", "", "unparsed", "critic"]
-    assert dropped == {"unparsed": 1, "nli": 1, "critic": 1} and len(rows) == len(candidates)
+    assert dropped == {"unparsed": 1, "nli": 1, "critic": 1, "per_prompt": 0, "repeats": 0} and len(rows) == len(
+        candidates
+    )
     assert POSSIBLE[-1] == 3 * 2 + 2
 
 
@@ -103,19 +109,72 @@ def test_filters_can_be_left_out(candidates, apply):
     rows, _, dropped = apply(candidates, 0.45, ("nli",))
     assert rows["kept"].sum() == 4 and rows["nli_kept"].isna().all() and dropped["nli"] == 0
     rows, _, dropped = apply(candidates, 0.45, ("critic",))
-    assert rows["kept"].sum() == 4 and not rows["kept"][4] and dropped == {"unparsed": 1, "nli": 1, "critic": 0}
+    assert rows["kept"].sum() == 4 and not rows["kept"][4] and dropped["nli"] == 1 and dropped["critic"] == 0
     assert rows["critic_score"].notna().sum() == 5  # scores are kept where they do not filter
     assert apply(candidates, 0.45, ("nli", "critic"))[0]["kept"].sum() == 5
 
 
 def test_a_filter_of_ones_own_is_counted_in_its_place(candidates, apply, monkeypatch):
     short = lambda rows, study, threshold: ({}, {"short": rows["context"].str.split().str.len() < 3})  # noqa: E731
-    unparsed, nli, critic = distill.FILTERS.items()
-    monkeypatch.setattr(distill, "FILTERS", dict([unparsed, ("short", short), nli, critic]))
+    unparsed, *others = distill.FILTERS.items()
+    monkeypatch.setattr(distill, "FILTERS", dict([unparsed, ("short", short), *others]))
     rows, _, dropped = apply(candidates, 0.45)
-    assert list(dropped) == ["unparsed", "short", "nli", "critic"] and dropped["short"] == 1
+    assert list(dropped)[:4] == ["unparsed", "short", "nli", "critic"] and dropped["short"] == 1
     assert rows["kept"].sum() + sum(dropped.values()) == len(rows)
     assert pd.isna(rows["nli_kept"][5])  # who is dropped before blocks nobody
+
+
+SCORES = st.sampled_from([0.2, 0.5, 0.5000001, 0.9])
+WRITTEN = st.lists(st.tuples(st.sampled_from(["a1", "a2"]), st.sampled_from([1, -1]), st.sampled_from("xXyz"), SCORES))
+
+
+def capped(study, drawn, per_prompt, repeats, seed=1, writer="distill_base"):
+    """Apply the filters but the NLI filter to such rows, with these caps, and a threshold that drops the lowest score."""
+    rows = pd.DataFrame(drawn, columns=["action_id", "moral_variance", "context", "score"]).astype({"context": "str"})
+    rows = rows.assign(source=writer, candidate=range(len(rows)))
+    limits = study.params.distill.model_copy(update={"max_per_prompt": per_prompt, "max_repeats": repeats})
+    study.params = study.params.model_copy(update={"distill": limits, "seed": seed})
+    scorer = distill.Scorer("x", lambda rows: rows["score"].to_numpy(), {"seed": 0.0, "distill": 0.5})
+    return distill.apply_filters(study, rows, scorer, "distill", ("nli",))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(WRITTEN, st.sampled_from([None, 1, 2, 3]), st.sampled_from([None, 1, 2]), st.integers(0, 3))
+def test_caps_keep_the_best_of_a_prompt_and_few_of_a_text(study, drawn, per_prompt, repeats, seed):
+    rows, kept, dropped = capped(study, drawn, per_prompt, repeats, seed)
+    assert rows["kept"].sum() + sum(dropped.values()) == len(rows) == len(drawn)
+    assert kept.index.is_monotonic_increasing and rows["candidate"].tolist() == list(range(len(drawn)))
+    ranked = rows[rows["dropped"].isin(["per_prompt", "repeats"]) | rows["kept"]]
+    for _, prompt in ranked.groupby(table.PROMPT):
+        best = sorted(zip(-prompt["critic_score"], prompt["candidate"], strict=True))[:per_prompt]
+        assert set(prompt.loc[prompt["dropped"] != "per_prompt", "candidate"]) == {place for _, place in best}
+    left = ranked[ranked["dropped"] != "per_prompt"]
+    for _, same in left.groupby(left["context"].str.lower()):
+        assert same["kept"].sum() == min(len(same), repeats or len(same))
+    pd.testing.assert_frame_equal(rows, capped(study, drawn, per_prompt, repeats, seed)[0])
+
+
+def test_which_repeats_stay_is_drawn_and_the_teachers_rows_all_stay(study):
+    drawn = [(f"a{i}", 1, "Xx"[i % 2], 0.9) for i in range(40)]
+    chosen = {tuple(capped(study, drawn, None, 3, seed)[1].index) for seed in range(5)}
+    assert len(chosen) == 5 and all(len(rows) == 3 for rows in chosen)
+    assert len(capped(study, drawn + drawn, 1, 3, writer="teacher")[1]) == 80
+    drawn[0] = ("a0", 1, "x", 0.1)
+    assert len(capped(study, drawn, 1, 3, writer="teacher")[1]) == 40  # by the threshold for the seed
+    stay = study.params.distill.model_copy(update={"teacher_stays": False})
+    study.params = study.params.model_copy(update={"distill": stay})
+    rows = capped(study, drawn, 1, 3, writer="teacher")[0]
+    assert rows["kept"].sum() == 39 and rows["dropped"][0] == "critic"
+
+
+def test_caps_take_seconds_on_a_million_rows(study):
+    rng, rows = np.random.default_rng(0), 1_000_000
+    drawn = {"action_id": rng.integers(0, 50_000, rows).astype(str), "moral_variance": rng.choice([1, -1], rows),
+             "context": rng.integers(0, 400_000, rows).astype(str), "score": rng.random(rows)}  # fmt: skip
+    began = time.perf_counter()
+    _, kept, dropped = capped(study, drawn, 3, 3)
+    assert time.perf_counter() - began < 40  # 5 s on an idle core
+    assert len(kept) + sum(dropped.values()) == rows and dropped["per_prompt"] > 0 and dropped["repeats"] > 0
 
 
 def test_a_score_at_the_threshold_passes(candidates, apply):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from drot_utils.analysis import evaluation
 
@@ -189,3 +190,37 @@ def test_table2_has_the_papers_order_and_its_numbers(rows):
         table["auto_n_vld"].notna().tolist() == [False, True, False] and table.loc["teacher", "paper_auto_vld"] == 0.53
     )
     assert not [column for column in table if "human" in column]
+
+
+def test_ranking_is_measured_within_students_and_prompts():
+    rng = np.random.default_rng(3)
+    rows = pd.DataFrame({
+        "recipe": rng.choice(["one", "two"], 400), "source": rng.choice(["student-base", "student-round-1"], 400),
+        "action_id": rng.choice([*"abcdefgh"], 400), "moral_variance": rng.choice([1, -1], 400),
+        "valid": rng.random(400) < 0.4,
+    }, index=range(50, 450))  # fmt: skip
+    rows.loc[rows["action_id"] == "a", "valid"] = True  # two prompts without an AUC
+    score = (rng.random(400) + rows["valid"] * 0.3).round(1).to_numpy()
+    table = evaluation.measure_ranking(rows, {"critic": score, "blind": np.zeros(400)})
+    assert table["by"].tolist() == ["all", "student-base", "student-round-1", "one", "two"] * 2
+    every = table.iloc[0]
+    scored = rows.assign(score=score)
+
+    def plain(keys):
+        groups = [g for _, g in scored.groupby(keys) if g["valid"].nunique() == 2]
+        return np.mean([roc_auc_score(g["valid"], g["score"]) for g in groups])
+
+    assert every["auc_student"] == pytest.approx(plain(["recipe", "source"])) and every["students"] == 4
+    assert every["auc_prompt"] == pytest.approx(plain(["action_id", "moral_variance"])) and every["prompts"] == 14
+    best = scored.sort_values("score", ascending=False, kind="stable")["valid"]
+    assert every[["top_tenth", "top_fifth"]].tolist() == pytest.approx([best[:40].mean(), best[:80].mean()])
+    assert table["rows"].tolist()[0] == table["rows"][1:3].sum() == table["rows"][3:5].sum() == 400
+    blind = table[table["critic"] == "blind"]
+    assert blind["auc_student"].eq(0.5).all() and blind["auc_prompt"].eq(0.5).all()
+
+
+def test_ranking_of_rows_of_one_kind_is_unknown():
+    rows = pd.DataFrame({"recipe": "", "source": "", "action_id": "a", "moral_variance": 1, "valid": [True] * 3})
+    found = evaluation.measure_ranking(rows, {"critic": np.array([0.1, 0.2, 0.3])})
+    assert found["by"].tolist() == ["all", ""] and found["students"].eq(0).all()
+    assert found["auc_student"].isna().all() and found["top_tenth"].eq(1).all()

@@ -111,7 +111,11 @@ def test_every_kind_draws_on_small_and_odd_input():
         figures.draw_bars(bars, "c", "distance", "t"),
         figures.draw_against(against, "c", "distance", "expected", "t"),
         figures.draw_matrix(pd.DataFrame([[0, 1], [1, 0]], ["x", "y"], ["x", "y"]), "t"),
-    ]
+        figures.draw_collapse(pd.DataFrame({
+            "writer": ["teacher", "distill_base"], "prompts": 10, "voted": [0, 3], "voted_valid": [np.nan, 0.3], "voted_score": [np.nan, 0.8],
+            **dict.fromkeys(figures.COLLAPSE, 0.5),
+        })),
+    ]  # fmt: skip
     for k, figure in enumerate(drawn):
         figures.save_figure(figure, Run("smoke"), f"f{k}")
 

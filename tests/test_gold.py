@@ -68,8 +68,41 @@ def test_bad_gold_is_named_with_its_place(tmp_path, actions, text, message):
         read_gold([str(write(tmp_path / "g.tsv", text))], actions)
 
 
+VOTED = "action-id\tmoral-variance\tcontext\trationale\tq1\tsplit\n"
+
+
+def test_a_split_is_one_of_actions_in_all_files(tmp_path, actions):
+    one, two, free = actions.loc[actions["split"] == "train", "action_id"].head(3)
+    held = actions.loc[actions["split"] == "dev", "action_id"].iloc[0]
+    first = write(
+        tmp_path / "a.tsv", VOTED + f"{one}\t1\tc\tr\tY\tdev\n{two}\t1\tc\tr\tY\ttrain\n{two}\t1\td\tr\tN\t\n"
+    )
+    texts = "".join(f"{name}\t1\te\tr\tY\n" for name in (one, two, free, held))
+    second = write(tmp_path / "b.tsv", VOTED.replace("\tsplit", "") + texts)
+    gold = read_gold([str(first), str(second)], actions)
+    assert gold["split"].fillna("").tolist() == ["dev", "train", "train", "dev", "train", "", "dev"]
+    bad = write(tmp_path / "c.tsv", VOTED + f"{one}\t1\tc\tr\tY\tvalidation\n")
+    with pytest.raises(DataError, match=r"c.tsv, line 2, column split: .*'validation'"):
+        read_gold([str(bad)], actions)
+
+
+def test_an_action_on_two_sides_is_named_with_its_files_but_for_the_published_split(tmp_path, actions):
+    name, action = actions.loc[5, ["action_id", "action"]]
+    paths = [write(tmp_path / f"{side}.tsv", VOTED + f"{name}\t1\tc\tr\tY\t{side}\n") for side in ("train", "test")]
+    with pytest.raises(DataError, match=rf"'{action}': train in .*train.tsv, test in .*test.tsv") as caught:
+        read_gold([*map(str, paths)], actions)
+    assert "1 actions are on two sides" in str(caught.value)
+    published = write(tmp_path / "p.tsv", PUBLISHED + "".join(f"{action}\t1\tc\tr\t1\t{s}\n" for s in ("train", "dev")))
+    assert read_gold([str(published)], actions)["split"].tolist() == ["train", "dev"]
+    own = write(tmp_path / "o.tsv", VOTED.replace("\tsplit", "") + f"{name}\t1\tc\tr\tY\n")
+    assert read_gold([str(published), str(own)], actions)["split"].tolist() == ["train", "dev", "dev"]
+    with pytest.raises(DataError, match="two sides"):
+        read_gold([str(published), str(paths[1])], actions)
+
+
 def test_votes_are_read_one_by_one():
     votes = read_votes("data/demo/critic_annotations.tsv")
-    assert len(votes) == 1800 * 9 and set(votes["question"]) == {"q1", "q2", "q3"}
+    asked = votes.groupby("question").size()
+    assert asked["q1"] == 3619 * 3 and asked["q3"] == 1800 * 3 and 0 < asked["q2"] < asked["q1"] / 2
     assert set(votes.loc[votes["question"] == "q1", "answer"]) == {"Y", "N", "O"}
     assert read_votes("data/demo/critic_annotations_single.tsv").empty

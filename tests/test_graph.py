@@ -90,7 +90,7 @@ def test_a_stage_depends_on_its_data_and_on_filled_forms(demo, tmp_path):
     def data_of(params, stage):
         return set(graph.stamp_stages(graph.list_stages(params), params)[stage].inputs["data"])
 
-    gold = {"data/demo/critic_annotations.tsv", "data/demo/critic_annotations_single.tsv"}
+    gold = {f"data/demo/{name}.tsv" for name in ("critic_annotations", "critic_annotations_single", "dev_votes")}
     assert {"data/demo/actions.tsv", "data/demo/teacher_plain.tsv", *gold} == data_of(demo, "02_critic")
     assert data_of(demo, "09_toxicity") == {"data/profanity.txt"}
     (tmp_path / "evaluation_form-ann.csv").write_text("row_id\n")
@@ -160,11 +160,13 @@ EDITS = {
     "drawing code": (edit_text("drot_utils/report/figures.py", "def draw_topics(", "def draw_topics(more=None, *, "), set(), {"08_topics"}),
     "a figure in a notebook": (edit_text("notebooks/02_critic.ipynb", 'run, \\"figure8', 'run, \\"figure_8'), set(), {"02_critic"}),
     "a cell's work": (edit_text("notebooks/07_evaluation.ipynb", "settings.sampled_actions or len(test)", "settings.sampled_actions or 7"), {"07_evaluation", "11_human_evaluation"}, set()),
-    "a threshold": (edit_text("params/demo.yaml", "threshold_dataset: {value: 0.75}", "threshold_dataset: {value: 0.7}"), AFTER_CRITIC | {"11_human_evaluation"}, set()),
+    "a threshold": (edit_text("params/demo.yaml", "threshold_dataset: {share: 0.35}", "threshold_dataset: {share: 0.3}"), AFTER_CRITIC | {"11_human_evaluation"}, set()),
     "a parameter at the end": (edit_text("params/demo.yaml", "permutations: 2000", "permutations: 99"), {"10_cultural_bias"}, set()),
     "who does the shards": (edit_text("params/demo.yaml", "executor: {kind: local, workers: 1", "executor: {kind: processes, workers: 2"), set(), set()),
     "a remark in the parameters": (edit_text("params/demo.yaml", "# section 3.2", "# section 3.2, of course"), set(), set()),
     "a data file": (edit_text("data/demo/entailment_groups.jsonl", '"', ' "'), AFTER_STUDENTS | {"03_nli_filter"}, set()),
+    "votes on students": (edit_text("data/demo/dev_votes.tsv", "\tY\n", "\tN\n"), AFTER_CRITIC | {"11_human_evaluation"}, set()),
+    "a cap": (edit_text("params/demo.yaml", "max_per_prompt: 3", "max_per_prompt: 4"), AFTER_STUDENTS, set()),
     "a folder of weights": (edit_weights, AFTER_STUDENTS, set()),
 }  # fmt: skip
 

@@ -189,11 +189,12 @@ def test_builtin_data_is_what_its_datasheet_describes():
     import pandas as pd
 
     rows = {
-        "actions": 790,
-        "teacher_plain": 3160,
-        "teacher_rich": 3160,
-        "critic_annotations": 1800,
-        "critic_annotations_single": 1600,
+        "actions": 910,
+        "teacher_plain": 3640,
+        "teacher_rich": 3640,
+        "critic_annotations": 3619,
+        "critic_annotations_single": 9832,
+        "dev_votes": 12186,
     }
     for name, expected in rows.items():
         assert len(pd.read_csv(ROOT / f"data/demo/{name}.tsv", sep="\t", quoting=3, keep_default_na=False)) == expected

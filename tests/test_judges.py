@@ -309,9 +309,9 @@ def with_rules(study, **rules):
 def test_the_critics_rules_are_read_off_the_panels_scores(judged):
     shown = pd.DataFrame({"valid": [True, False, True, True, False, True], "part": ["dev"] * 5 + ["test"]})
     scores = np.array([0.9, 0.8, 0.7, np.nan, 0.1, 0.05])
-    study = with_rules(judged, distill=Threshold(recall=1.0), dataset=Threshold(value=0.75))
-    assert panel_thresholds(study, shown, scores) == {"distill": 0.7, "dataset": 0.75}
-    with pytest.raises(DataError, match="none of the 1 dev contexts"):
+    study = with_rules(judged, seed=Threshold(share=0.5), distill=Threshold(recall=1.0), dataset=Threshold(value=0.75))
+    assert panel_thresholds(study, shown, scores) == {"seed": 0.8, "distill": 0.7, "dataset": 0.75}
+    with pytest.raises(DataError, match="none of the 1 judged contexts"):
         panel_thresholds(study, shown[:1].assign(valid=False), scores[:1])
     section = study.params.judges.model_copy(update={"filter": "critic"})
     study.params = study.params.model_copy(update={"judges": section})

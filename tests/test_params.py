@@ -51,7 +51,7 @@ def test_values_do_not_change(smoke):
 
 def test_a_threshold_is_one_number_or_one_rule():
     assert Threshold(value=0.8).value == 0.8 and Threshold(precision=0.7).precision == 0.7
-    for wrong in ({}, {"value": 0.5, "precision": 0.5}, {"value": 2.0}):
+    for wrong in ({}, {"value": 0.5, "precision": 0.5}, {"value": 2.0}, {"share": 0.0}, {"share": 0.5, "recall": 0.5}):
         with pytest.raises(ValidationError):
             Threshold(**wrong)
 
@@ -117,7 +117,7 @@ def test_all_profiles_have_the_same_keys():
     from drot_utils.study.paths import ROOT
 
     values = [yaml.safe_load((ROOT / f"params/{p}.yaml").read_text()) for p in ("smoke", "demo", "paper")]
-    models_and_rules = ("base", "embedder", "model", "threshold_distill", "threshold_dataset")
+    models_and_rules = ("base", "embedder", "model", "threshold_seed", "threshold_distill", "threshold_dataset")
 
     def plain(value):
         return (
@@ -132,7 +132,9 @@ def test_all_profiles_have_the_same_keys():
 def test_paper_profile_holds_the_papers_numbers():
     params = load_params("params/paper.yaml")
     assert params.corpus.seed_actions == 60_000 and params.corpus.test_actions == 6_000
-    assert params.critic.threshold_distill.value == 0.8 and params.critic.threshold_dataset.value == 0.96
+    assert params.critic.threshold_seed.value == params.critic.threshold_distill.value == 0.8
+    assert params.critic.threshold_dataset.value == 0.96 and params.critic.threshold_rows is None
+    assert params.critic.mismatched == 0 and not any(params.distill.model_dump().values())
     assert (params.critic.learning_rate, params.critic.batch_size, params.critic.max_steps) == (5e-6, 4, 15_000)
     assert params.student.learning_rate == 5e-5 and params.student.epochs == 3
     assert params.student.batch_size * params.student.accumulate == 64
@@ -157,6 +159,8 @@ def test_paper_profile_holds_the_papers_numbers():
         ),
         ({"nli__frozen_layers": -1}, r"`nli\.frozen_layers`.*greater than or equal to 0"),
         ({"critic__threshold_distill": {"value": 0.5, "recall": 0.5}}, "exactly one of"),
+        ({"critic__threshold_seed": {"share": 0.0}}, "greater than 0"),
+        ({"distill__max_per_prompt": 0}, "greater than 0"),
         ({"student__base": {"source": "hub", "name": "gpt2"}}, "pinned"),
         ({"student__base": {"source": "random", "name": "x", "revision": "a" * 40}}, "hub"),
         ({"toxicity__scorer": "recorded"}, "needs a value of `recorded`"),

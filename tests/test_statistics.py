@@ -2,9 +2,11 @@
 
 import re
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,3 +55,58 @@ def test_no_rows_and_one_row_are_counted(candidates):
     assert one.loc[("Action", "all")].tolist() == [1, 1, 3] and one.loc[("Context", "all")].tolist() == [1, 1, 3]
     assert one.loc[("Context", "weakening"), ["entries", "trigrams"]].tolist() == [0, 0]
     assert pd.isna(one.loc[("Context", "weakening"), "mean_words"])
+
+
+def write_all(contexts, kept=True, scores=0.5):
+    rows = pd.DataFrame(
+        {"action_id": [f"a{i // 2}" for i in range(len(contexts))], "moral_variance": 1, "context": contexts}
+    )
+    return rows.assign(nli_kept=True, kept=kept, critic_score=scores).astype({"nli_kept": "boolean", "kept": "boolean"})
+
+
+def test_collapse_is_counted_writer_by_writer(candidates):
+    own = [f"context {i}" for i in range(20)]
+    half = ["Alone", "alone"] * 5 + own[10:]
+    third = write_all(
+        [*half[:8], None, None, *own[10:]], kept=[True, *[False] * 19], scores=[0.9] * 8 + [np.nan] * 2 + [0.1] * 10
+    )
+    third.loc[third.index[:4], "nli_kept"] = False
+    votes = pd.DataFrame(
+        {"action_id": ["a0", "a0", "a5", "a99"], "moral_variance": 1, "context": ["Alone", "Alone", own[10], "x"]}
+    )
+    votes["valid"] = [True, False, False, True]
+    table = statistics.measure_collapse(
+        {"teacher": write_all(own), "distill_base": write_all(half), "self_distill_1": third}, votes
+    ).set_index("writer")
+    assert table["written"].tolist() == [20] * 3 and table["different_per_100"].tolist() == pytest.approx(
+        [100, 55, 100 * 11 / 18]
+    )
+    assert table["top_ten_share"].tolist() == pytest.approx([0.5, 19 / 20, 17 / 18])
+    assert table["prompts"].tolist() == [10] * 3 and table["prompts_covered"].tolist() == [10, 10, 1]
+    assert table["nli_share"].tolist() == pytest.approx([0, 0, 4 / 18])
+    last = table.loc["self_distill_1"]
+    assert last["mean_score"] == pytest.approx((8 * 0.9 + 10 * 0.1) / 18)
+    assert last[["voted", "voted_valid", "voted_score"]].tolist() == pytest.approx([2, 0.25, 0.5])
+    assert table.loc["teacher", "voted"] == 1 and table.loc["teacher", "voted_valid"] == 0
+
+
+def test_a_student_that_repeats_itself_twice_as_often_is_a_warning():
+    def warnings(**different):
+        return statistics.warn_collapse(pd.DataFrame(different.items(), columns=["writer", "different_per_100"]))
+
+    assert warnings(teacher=100, distill_base=80, self_distill_1=61, self_distill_2=40) == []
+    (one,) = warnings(teacher=100, distill_base=80, self_distill_1=60, self_distill_2=50)
+    assert one.startswith(
+        "Warning: SelfDistill_1 repeats itself: 40 of 100 contexts were written before, 20 by Distill_base"
+    )
+    assert warnings(distill_base=99, self_distill_1=96) == [] and len(warnings(distill_base=99, self_distill_1=95)) == 1
+
+
+def test_nothing_written_collapses_to_nothing(candidates):
+    rows = candidates.iloc[:0]
+    table = statistics.measure_collapse({"teacher": rows}, rows.assign(valid=True))
+    assert table["written"].tolist() == [0] and table["voted"].tolist() == [0] and table["mean_score"].isna().all()
+    none = statistics.measure_collapse(
+        {"distill_base": write_all(["a", "b"]), "self_distill_1": rows}, rows.assign(valid=True)
+    )
+    assert none["different_per_100"].isna().tolist() == [False, True] and statistics.warn_collapse(none) == []

@@ -223,3 +223,49 @@ def measure_critic(parts: dict[str, pd.DataFrame], threshold: float, draws: int,
             found = bootstrap_metrics(truth, group["score"].to_numpy(), threshold, draws, seed)
             records.append({"part": name, "source": source, "rows": len(group), **share, **found})
     return pd.DataFrame(records)
+
+
+def measure_ranking(rows: pd.DataFrame, scores: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Measure how critics rank what students wrote (the rest of table 5): over all rows, by student, and by recipe.
+
+    A filter chooses among the candidates of one student, mostly among those of one prompt, and keeps the upper part. So the
+    AUC is taken within each student (a source of a recipe) and within each prompt, of which one with valid rows only, or none,
+    has no AUC, and then averaged, each counting the same.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        ``recipe source action_id moral_variance valid``.
+    scores : dict of ndarray of float, each of shape (rows,)
+        By critic.
+
+    Returns
+    -------
+    DataFrame
+        ``critic by rows share_valid``; ``auc_student`` and ``auc_prompt``, each before how many are in the mean, ``students`` and
+        ``prompts``; ``top_tenth`` and ``top_fifth``, the shares that are valid of the tenth and the fifth with the highest scores.
+    """
+    records = []
+    for critic, given in scores.items():
+        scored = rows.assign(score=given)
+        students = sorted(
+            scored.groupby("source"), key=lambda part: ("final" in part[0], part[0])
+        )  # the rounds in order
+        for name, group in [("all", scored), *students, *(scored.groupby("recipe") if scored["recipe"].any() else [])]:
+            best = group.sort_values("score", ascending=False, kind="stable")["valid"]
+            student, prompt = _auc_within(group, ["recipe", "source"]), _auc_within(group, PROMPT)
+            records.append({
+                "critic": critic, "by": name, "rows": len(group), "share_valid": best.mean(),
+                "auc_student": student.mean(), "students": len(student),
+                "auc_prompt": prompt.mean(), "prompts": len(prompt),
+                "top_tenth": best.head(max(1, len(best) // 10)).mean(), "top_fifth": best.head(max(1, len(best) // 5)).mean(),
+            })  # fmt: skip
+    return pd.DataFrame(records)
+
+
+def _auc_within(rows: pd.DataFrame, keys: list[str]) -> pd.Series:
+    """Return the ROC AUC of each group that has valid and invalid rows: of their pairs, the share in order (ties half)."""
+    ranked = rows.assign(rank=rows.groupby(keys)["score"].rank() * rows["valid"]).groupby(keys)
+    valid, size = ranked["valid"].sum(), ranked.size()
+    above = ranked["rank"].sum() - valid * (valid + 1) / 2
+    return (above / (valid * (size - valid)))[(valid > 0) & (valid < size)]

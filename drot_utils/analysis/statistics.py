@@ -1,9 +1,14 @@
-"""Counts over the data set: table 1 (section 2), in Arrow's columns, as a million rows are too many for Python strings."""
+"""Counts over what was written: collapse, and table 1 (section 2), in Arrow's columns, as a million rows are too many for Python strings."""
+
+import itertools
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from drot_utils.data.table import PROMPT
+from drot_utils.study.graph import label
 
 BLANK = r"[^\p{L}\p{N}'’]+"
 WIDEST = 1 << 21  # so many different words that three numbers below it still fit into 63 bits
@@ -68,3 +73,52 @@ def _distinct(numbers: np.ndarray) -> np.ndarray:
     # Sorting 64-bit numbers is several times as fast as hashing them, in NumPy and in Arrow.
     ordered = np.sort(numbers)
     return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
+
+
+#: Of 100 contexts, so many repeated ones worry nobody, and twice as many as the writer before has are a warning.
+FEW, TOO_MANY = 5, 2
+
+
+def measure_collapse(written: dict[str, pd.DataFrame], voted: pd.DataFrame) -> pd.DataFrame:
+    """Return, for each writer in turn, how far it repeats itself and how widely its kept contexts spread.
+
+    Parameters
+    ----------
+    written : dict of DataFrame
+        All candidates of each writer as `distill.apply_filters` flags them, in the order of the rounds.
+    voted : DataFrame
+        ``action_id moral_variance context valid``: what annotators said of contexts; those of these writers count.
+
+    Returns
+    -------
+    DataFrame
+        ``writer written``; ``nli_share`` dropped by the NLI filter, of those that parse; ``different_per_100`` contexts, whatever
+        the case; ``top_ten_share``, that of the ten commonest; ``prompts``, ``prompts_covered`` by what is kept; ``mean_score``;
+        ``voted``, how many have votes, and of these ``voted_valid``, the share that is valid, and ``voted_score``, the mean score.
+    """
+    item, records = ["action_id", "moral_variance", "context"], []
+    votes = voted.groupby(item)["valid"].mean()
+    for writer, rows in written.items():
+        parsed = rows[rows["context"].notna()]
+        counts = parsed["context"].str.casefold().value_counts()
+        valid = votes.reindex(pd.MultiIndex.from_frame(parsed[item])).to_numpy(dtype=float)
+        seen, total = ~np.isnan(valid), len(parsed) or np.nan
+        records.append({
+            "writer": writer, "written": len(rows), "nli_share": 1 - parsed["nli_kept"].mean(),
+            "different_per_100": 100 * len(counts) / total, "top_ten_share": counts.head(10).sum() / total,
+            "prompts": rows.groupby(PROMPT).ngroups, "prompts_covered": rows[rows["kept"]].groupby(PROMPT).ngroups,
+            "mean_score": parsed["critic_score"].mean(), "voted": int(seen.sum()),
+            "voted_valid": valid[seen].mean() if seen.any() else np.nan, "voted_score": parsed["critic_score"][seen].mean(),
+        })  # fmt: skip
+    return pd.DataFrame(records)
+
+
+def warn_collapse(collapse: pd.DataFrame) -> list[str]:
+    """Return a warning for each student that repeats itself twice as often as the one before (see `measure_collapse`)."""
+    repeated = dict(zip(collapse["writer"], 100 - collapse["different_per_100"], strict=True))
+    return [
+        f"Warning: {label(after)} repeats itself: {repeated[after]:.0f} of 100 contexts were written before, "
+        f"{repeated[before]:.0f} by {label(before)}. See the table `collapse`."
+        for before, after in itertools.pairwise(repeated)
+        if repeated[after] >= max(FEW, TOO_MANY * repeated[before]) and before != "teacher"
+    ]

@@ -14,7 +14,7 @@ VOTES = {"Y": "as_asked", "N": "neutral", "O": "opposite"}
 #: Columns of the single votes as scores: 1 for Y, 0 for N and O; null where there are not three of them.
 ANNOTATORS = ["annotator 1", "annotator 2", "annotator 3"]
 COLUMNS = [
-    "action_id", "action", "moral_variance", "context", "rationale", "source", "valid", "shift", "votes", "agreed",
+    "action_id", "action", "moral_variance", "context", "rationale", "recipe", "source", "valid", "shift", "votes", "agreed",
     "split", *ANNOTATORS,
 ]  # fmt: skip
 
@@ -24,6 +24,10 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
 
     Labels are the majority of the votes, and "neutral" and "opposite" are both invalid (appendix B.1). Three different
     votes have no majority: such a row is invalid, its shift unknown.
+
+    A file's ``split`` is one of actions: a row that brings none takes its action's from another file, or is held out
+    where the corpus holds its action out. Rows of the published file keep the split that they were published with, even
+    where that puts an action on two sides, so that numbers stay those of its authors.
 
     Parameters
     ----------
@@ -36,27 +40,53 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``action_id action moral_variance context rationale source``, ``valid`` (bool), ``shift`` (-1, 0, +1: what the
-        context does to the action, whatever was asked; null when unknown), ``votes`` (how many), ``agreed`` (all of at
-        least three votes the same), ``split`` (as published, else null), and `ANNOTATORS` (the votes as scores).
+        ``action_id action moral_variance context rationale``, ``source`` (who wrote it) and ``recipe`` (in which run; null
+        where a file does not say), ``valid`` (bool), ``shift`` (-1, 0, +1: what the context does to the action, whatever was
+        asked; null when unknown), ``votes`` (how many), ``agreed`` (all of at least three votes the same), ``split`` (null
+        where nothing says), and `ANNOTATORS` (the votes as scores).
 
     Raises
     ------
     DataError
-        A vote that is not Y, N or O, a ``context-quality`` other than 0 and 1, or without a ``split`` of train, dev and
-        test, a row without an action, or as `read_tsv`.
+        A vote that is not Y, N or O, a ``context-quality`` other than 0 and 1, or without a ``split``, a split other than
+        train, dev and test, an action of files with votes on two sides of it, a row without an action, or as `read_tsv`.
     """
-    gold = pd.concat([_read_gold_file(path, actions) for path in paths], ignore_index=True)
+    gold = pd.concat([_read_gold_file(path, actions).assign(file=path) for path in paths], ignore_index=True)
     if gold["action_id"].isna().any():
         key = action_keys(gold["action"])
         known = pd.Series(actions["action_id"].to_numpy(), index=action_keys(actions["action"]))
         numbers = "g" + key.groupby(key).ngroup().astype(str).str.zfill(6)
         gold["action_id"] = gold["action_id"].fillna(key.map(known)).fillna(numbers)
-    return gold
+    given = gold.dropna(subset="split")
+    _refuse_two_sides(given)
+    sides = given.groupby("action_id")["split"].min()  # of two published ones, the one that is held out
+    held_out = actions[actions["split"].isin(["dev", "test"])].set_index("action_id")["split"]
+    gold["split"] = gold["split"].fillna(gold["action_id"].map(sides)).fillna(gold["action_id"].map(held_out))
+    return gold[COLUMNS]
+
+
+def _refuse_two_sides(given: pd.DataFrame) -> None:
+    """Raise a `DataError` for an action of files with votes that is on two sides of the split."""
+    by_action = given.groupby("action_id")
+    wrong = given[by_action["split"].transform("nunique").gt(1) & ~by_action["published"].transform("all")]
+    if len(wrong):
+        rows = wrong[wrong["action_id"] == wrong["action_id"].iloc[0]]
+        places = ", ".join(
+            f"{side} in {file}" for side, file in dict.fromkeys(zip(rows["split"], rows["file"], strict=True))
+        )
+        raise DataError(
+            f"{wrong['action_id'].nunique()} actions are on two sides of the split; the first is "
+            f"{rows['action'].iloc[0]!r}: {places}",
+            where="critic.gold",
+            todo="give all rows of an action the same `split`, so that no critic is measured on what it has learnt",
+        )
 
 
 def read_votes(path: str) -> pd.DataFrame:
-    """Read single votes, ``file row source question annotator answer``; none where an annotation has only one."""
+    """Read single votes, ``file row source question annotator answer``; none where an annotation has only one.
+
+    A question that was not asked of an annotator (``-``) has no vote.
+    """
     frame = read_tsv(path, ["context"])
     columns = [name for name in frame if re.fullmatch(r"q\d_a\d", name)]
     if not columns:
@@ -64,7 +94,7 @@ def read_votes(path: str) -> pd.DataFrame:
     frame = frame.assign(file=path, row=range(len(frame)), source=frame.get("source", ""))
     votes = frame.melt(["file", "row", "source"], columns, "name", "answer")
     votes[["question", "annotator"]] = votes["name"].str.split("_", expand=True).to_numpy()
-    return votes.drop(columns="name")
+    return votes[votes["answer"] != "-"].drop(columns="name")
 
 
 def _read_gold_file(path: str, actions: pd.DataFrame) -> pd.DataFrame:
@@ -73,17 +103,21 @@ def _read_gold_file(path: str, actions: pd.DataFrame) -> pd.DataFrame:
     if "action" not in frame:
         frame = join_action(frame, actions, path)
     refuse(frame, action_keys(frame["action"]) == "", "have no action", path, "action")
-    if "context_quality" in frame:
+    published = "context_quality" in frame
+    if published:
         check_columns(frame, ["split"], path)
-        unknown = ~frame["split"].isin(["train", "dev", "test"])
-        refuse(frame, unknown, "have a split other than train, dev and test", path, "split")
+    if "split" in frame:
+        known = frame["split"].isin(["train", "dev", "test", *([] if published else [""])])
+        refuse(frame, ~known, "have a split other than train, dev and test", path, "split")
+        frame["split"] = frame["split"].replace("", None)
+    if published:
         valid = read_whole(frame, "context_quality", path, (0, 1)).astype(bool)
         agreed = frame["split"] != "train"  # the published dev and test splits hold full agreement only
         source = frame.get("source", "gpt-3")
         frame = frame.assign(valid=valid, shift=float("nan"), votes=3, agreed=agreed, source=source)
     else:
         frame = _vote(frame, path)
-    return frame.reindex(columns=COLUMNS)
+    return frame.reindex(columns=COLUMNS).assign(published=published)
 
 
 def _vote(frame: pd.DataFrame, path: str) -> pd.DataFrame:
@@ -100,7 +134,7 @@ def _vote(frame: pd.DataFrame, path: str) -> pd.DataFrame:
     agreed = counts.max(axis=1).eq(len(columns)) & (len(columns) >= 3)
     if len(columns) == len(ANNOTATORS):
         frame = frame.assign(**dict(zip(ANNOTATORS, votes.eq("Y").astype(float).to_numpy().T, strict=True)))
-    return frame.assign(valid=winner.eq("Y"), shift=shift, votes=len(columns), agreed=agreed, split=None)
+    return frame.assign(valid=winner.eq("Y"), shift=shift, votes=len(columns), agreed=agreed)
 
 
 def count_valid(valid: pd.Series, written: pd.Series, least: float = 0.0) -> float:

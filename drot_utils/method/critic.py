@@ -14,7 +14,7 @@ import pandas as pd
 from sklearn.metrics import precision_recall_curve
 
 from drot_utils.data.corpora import read_actions, read_recorded
-from drot_utils.data.gold import read_gold
+from drot_utils.data.gold import ANNOTATORS, read_gold
 from drot_utils.engine.classifier import Classifier, Fit, Texts, load_classifier, train_classifier
 from drot_utils.engine.shards import Work, map_rows
 from drot_utils.study.errors import DataError
@@ -103,21 +103,66 @@ class Critic:
 
 
 def read_parts(study: Study) -> pd.DataFrame:
-    """Return the gold (`gold.read_gold`) in parts (`split_gold`), with the teacher's rows if the parameters name some."""
-    settings, actions = study.params.critic, read_actions(study.params.corpus.actions)
-    gold = split_gold(read_gold(settings.gold, actions), settings, study.params.seed)
+    """Return the gold (`gold.read_gold`) in parts (`split_gold`).
+
+    With the teacher's rows, as they are (`teacher_as_gold`) and mismatched (`mismatch`), if the parameters name some.
+    """
+    settings, actions, seed = study.params.critic, read_actions(study.params.corpus.actions), study.params.seed
+    gold = split_gold(read_gold(settings.gold, actions), settings, seed)
     if not settings.teacher_rows:
         return gold
     recorded = read_recorded(settings.teacher_rows, actions)
     recorded = recorded[recorded["action_id"].isin(actions.loc[actions["split"] == "train", "action_id"])]
-    return pd.concat([gold, teacher_as_gold(recorded, gold)], ignore_index=True)
+    rows = teacher_as_gold(recorded, gold)
+    return pd.concat([gold, rows, mismatch(rows, settings.mismatched, seed)], ignore_index=True)
+
+
+def read_threshold_rows(study: Study, gold: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that thresholds are read off and critics compared on: `critic.threshold_rows`, or the dev gold.
+
+    Parameters
+    ----------
+    gold : DataFrame
+        What `read_parts` returned.
+
+    Returns
+    -------
+    DataFrame
+        Columns of `gold`; ``recipe`` and ``source`` are empty where the file does not say who wrote a row.
+
+    Raises
+    ------
+    DataError
+        A row whose action is unknown, was learnt from by a critic, or is a test action; no rows; or as `gold.read_gold`.
+    """
+    path = study.params.critic.threshold_rows
+    if not path:
+        return gold[gold["part"] == "dev"].fillna({"recipe": ""})
+    actions = read_actions(study.params.corpus.actions)
+    rows = read_gold([path], actions).fillna({"recipe": "", "source": ""})
+    if rows.empty:
+        raise DataError(
+            "expected rows with votes, found none", where=path, todo="name another file, or null: the dev gold"
+        )
+    used = {
+        "a critic learns from": gold.loc[gold["part"].isin(["train", "independent"]), "action_id"],
+        "are kept for the test": actions.loc[actions["split"] == "test", "action_id"],
+    }
+    for what, ids in used.items():
+        if (wrong := rows["action_id"].isin(ids)).any():
+            first = rows.loc[wrong, "action"].iloc[0]
+            raise DataError(
+                f"{int(wrong.sum())} rows are about actions that {what}; the first is about {first!r}",
+                where=path, todo="read thresholds off rows about other actions: `split` dev",
+            )  # fmt: skip
+    return rows
 
 
 def split_gold(gold: pd.DataFrame, settings: Settings, seed: int) -> pd.DataFrame:
     """Add a column ``part``: train, independent, dev, test, or unused.
 
     Actions, not rows, are split, so that no action is on two sides. Dev and test keep only rows on which at least three
-    annotators agree in full (appendix B.1). A published split is kept as it is. Of the training actions, however they
+    annotators agree in full (appendix B.1). A split that the gold brings is kept as it is. Of the training actions, however they
     were chosen, `independent_share` is kept away from the filter's critic, to train a second one for the evaluation.
     """
     rng = np.random.default_rng(seed)
@@ -132,7 +177,8 @@ def split_gold(gold: pd.DataFrame, settings: Settings, seed: int) -> pd.DataFram
     part = part.mask(part.eq("train") & gold["action_id"].isin(apart), "independent")
     part = part.mask(part.isin(["dev", "test"]) & ~gold["agreed"], "unused")
     if settings.head == "shift":
-        part = part.mask(gold["shift"].isna() & gold["votes"].ge(3) & gold["split"].isna(), "unused")
+        undecided = gold["shift"].isna() & gold[ANNOTATORS[0]].notna()  # three different votes
+        part = part.mask(undecided, "unused")
     return gold.assign(part=part)
 
 
@@ -148,6 +194,35 @@ def teacher_as_gold(recorded: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame
         valid=True, shift=rows["moral_variance"].astype(float), votes=0, agreed=False, source="teacher-unjudged",
         part=rows["action_id"].map(owner).fillna("train"),
     )  # fmt: skip
+
+
+def mismatch(rows: pd.DataFrame, times: float, seed: int) -> pd.DataFrame:
+    """Show the teacher's contexts with other actions, to be learnt as neutral: a context must fit its action.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        What `teacher_as_gold` returned.
+    times : float
+        How many mismatched rows to draw for each row, on average. Drawn without replacement until all have been.
+
+    Returns
+    -------
+    DataFrame
+        Columns of `rows`. Each row's action is another one of the same part, never its own. A part of one action has none.
+    """
+    rng, drawn = np.random.default_rng(seed), []
+    for _, part in rows.groupby("part"):
+        ids = part["action_id"].unique()
+        if len(ids) > 1:
+            chosen = part.iloc[np.resize(rng.permutation(len(part)), round(times * len(part)))]
+            own = pd.Index(ids).get_indexer(chosen["action_id"])
+            other = ids[(own + rng.integers(1, len(ids), len(chosen))) % len(ids)]
+            drawn.append(
+                chosen.assign(action_id=other, action=part.groupby("action_id")["action"].first()[other].to_numpy())
+            )
+    found = pd.concat([rows.head(0), *drawn])
+    return found.assign(valid=False, shift=0.0, source="teacher-mismatched")
 
 
 def train_critic(study: Study, train: pd.DataFrame, dev: pd.DataFrame) -> tuple[Critic, Fit]:
@@ -176,22 +251,39 @@ def _shape(settings: Settings) -> dict[str, Any]:
 
 
 def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> float:
-    """Return the threshold that a rule reads off the dev precision-recall curve (figure 8).
+    """Return the threshold that a rule reads off judged rows: their scores, or their precision-recall curve (figure 8).
 
     A context passes if its score is at or above the threshold, here as in the filter and the evaluation. So what the
     rule asks for holds on these rows: a precision is reached by the lowest such threshold, with at least ten rows (all,
-    if there are fewer) passing it; a recall by the highest. A value is returned as it is.
+    if there are fewer) passing it; a recall and a share of the rows by the highest. A value is returned as it is.
 
     Parameters
     ----------
     valid : ndarray of bool, shape (rows,)
     scores : ndarray of float, shape (rows,)
+
+    Raises
+    ------
+    DataError
+        No rows, none that is valid (precision and recall), or a value or precision that no row reaches.
     """
+    if not len(scores):
+        raise DataError(
+            "expected judged rows, found none", where="critic threshold", todo="name some: `critic.threshold_rows`"
+        )
     if rule.value is not None:
+        if rule.value > scores.max():
+            raise DataError(
+                f"none of the {len(scores)} judged rows reaches {rule.value:g}; the highest score is {scores.max():.3f}",
+                where="critic threshold",
+                todo="ask for less in params, or train a better critic: nothing would be kept",
+            )
         return rule.value
+    if rule.share is not None:
+        return float(np.sort(scores)[-max(1, round(rule.share * len(scores)))])
     if not valid.any():
         raise DataError(
-            f"none of the {len(valid)} dev contexts is valid, so no threshold can be read off",
+            f"none of the {len(valid)} judged contexts is valid, so no threshold can be read off",
             where="critic threshold",
             todo="give the thresholds as values, or label more contexts (show more to a panel: `judges.sample`)",
         )
@@ -203,7 +295,7 @@ def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> 
     reached = enough & (precision >= rule.precision)
     if not reached.any():
         raise DataError(
-            f"no threshold reaches a dev precision of {rule.precision}; the best is {precision[enough].max():.2f}",
+            f"no threshold reaches a precision of {rule.precision} on the judged rows; the best is {precision[enough].max():.2f}",
             where="critic threshold",
             todo="ask for less precision in params, or train a better critic",
         )
@@ -211,8 +303,8 @@ def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> 
 
 
 def choose_thresholds(settings: Settings, valid: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Apply both rules of the parameters: ``distill`` for training data, ``dataset`` for the data set."""
-    rules = {"distill": settings.threshold_distill, "dataset": settings.threshold_dataset}
+    """Apply the rules of the parameters: ``seed`` for the teacher's contexts, ``distill`` for the students', ``dataset``."""
+    rules = {name: getattr(settings, f"threshold_{name}") for name in ("seed", "distill", "dataset")}
     return {name: choose_threshold(valid, scores, rule) for name, rule in rules.items()}
 
 

@@ -21,6 +21,7 @@ from drot_utils.study.errors import DataError
 from drot_utils.study.paths import require
 from drot_utils.study.record import Study
 
+TEACHER = "teacher"  # the source of its rows
 NAMES = {"critic": "the critic", "critic_independent": "the independent critic", "judges": "the panel of judges"}
 
 
@@ -58,17 +59,17 @@ def load_scorers(study: Study) -> dict[str, Scorer]:
 
 
 Found = tuple[dict[str, pd.Series], dict[str, pd.Series]]
-#: Takes the rows that passed the filters before, the study, and the score that a valid context reaches. Returns the
-#: columns that it sets, and for each reason to drop a row, whether it holds.
-Filter = Callable[[pd.DataFrame, Study, float], Found]
+#: Takes the rows that passed the filters before, the study, and the score that each row must reach to be valid. Returns
+#: the columns that it sets, and for each reason to drop a row, whether it holds.
+Filter = Callable[[pd.DataFrame, Study, pd.Series], Found]
 
 
-def find_unparsed(rows: pd.DataFrame, study: Study, threshold: float) -> Found:
+def find_unparsed(rows: pd.DataFrame, study: Study, threshold: pd.Series) -> Found:
     """Drop what has no context."""
     return {}, {"unparsed": rows["context"].isna()}
 
 
-def find_repeats(rows: pd.DataFrame, study: Study, threshold: float) -> Found:
+def find_repeats(rows: pd.DataFrame, study: Study, threshold: pd.Series) -> Found:
     """Set ``nli_kept``: does a context say something that no accepted earlier one of its group says? (MUTUALNLI)"""
     groups, contexts = rows.groupby(PROMPT, sort=False).indices.values(), rows["context"].to_numpy()
     filtered = filter_groups(study, [contexts[index].tolist() for index in groups])
@@ -78,14 +79,40 @@ def find_repeats(rows: pd.DataFrame, study: Study, threshold: float) -> Found:
     return {"nli_kept": kept}, {"nli": ~kept}
 
 
-def find_invalid(rows: pd.DataFrame, study: Study, threshold: float) -> Found:
+def find_invalid(rows: pd.DataFrame, study: Study, threshold: pd.Series) -> Found:
     """Drop what scores below the threshold (FILTER), and what has no score, as when a judge's answer cannot be read."""
     score = rows["critic_score"]
     return {}, {"unscored": score.isna(), "critic": score < threshold}
 
 
+def find_surplus(rows: pd.DataFrame, study: Study, threshold: pd.Series) -> Found:
+    """Drop what is not among the best of its prompt (`distill.max_per_prompt`): kept rows would crowd on easy prompts."""
+    best_first = rows.sort_values("critic_score", ascending=False, kind="stable")
+    return {}, {"per_prompt": _beyond(best_first, study.params.distill.max_per_prompt, [rows[name] for name in PROMPT])}
+
+
+def find_stock(rows: pd.DataFrame, study: Study, threshold: pd.Series) -> Found:
+    """Drop what a writer wrote more often than `distill.max_repeats`, whatever the case, so that no text is learnt for all.
+
+    Which of them stay is drawn by the seed.
+    """
+    shuffled = rows.iloc[np.random.default_rng(study.params.seed).permutation(len(rows))]
+    same = [rows["source"], rows["context"].str.casefold()]
+    return {}, {"repeats": _beyond(shuffled, study.params.distill.max_repeats, same)}
+
+
+def _beyond(rows: pd.DataFrame, most: int | None, groups: list[pd.Series]) -> pd.Series:
+    """Tell which of the students' rows, in this order, come after the first `most` of their group; none where it is null."""
+    if most is None:
+        return pd.Series(False, index=rows.index)
+    return rows.groupby(groups, sort=False).cumcount().ge(most) & rows["source"].ne(TEACHER)
+
+
 #: The filters in order, by the name under which they are left out. A row is counted under the first reason that holds.
-FILTERS: dict[str, Filter] = {"unparsed": find_unparsed, "nli": find_repeats, "critic": find_invalid}
+#: The last two are not the paper's, and for what students write only.
+FILTERS: dict[str, Filter] = {
+    "unparsed": find_unparsed, "nli": find_repeats, "critic": find_invalid, "per_prompt": find_surplus, "repeats": find_stock,
+}  # fmt: skip
 
 
 def apply_filters(
@@ -97,8 +124,9 @@ def apply_filters(
 
     Parameters
     ----------
-    threshold : {"distill", "dataset"}
-        Which of the scorer's thresholds a valid context reaches.
+    threshold : {"seed", "distill", "dataset"}
+        Which of the scorer's thresholds a valid context reaches. Where `distill.teacher_stays`, the teacher's need no other
+        than ``seed``, with which they entered D0.
     leave_out : collection of str
         Filters of `FILTERS` that are not applied; scores are set all the same.
 
@@ -112,11 +140,14 @@ def apply_filters(
     unscored = rows[rows["critic_score"].isna()]
     scores = pd.Series(scorer.score(unscored), unscored.index)
     rows = rows.assign(critic_score=rows["critic_score"].astype(float).fillna(scores))
+    limits = pd.Series(scorer.thresholds[threshold], index=rows.index)
+    if study.params.distill.teacher_stays:
+        limits[rows["source"] == TEACHER] = scorer.thresholds["seed"]
     first, order = pd.Series(None, index=rows.index, dtype=object), []
     for name, find in FILTERS.items():
         passed = rows[first.isna()]
         nothing = ({}, {name: pd.Series(False, index=passed.index)})
-        columns, reasons = nothing if name in leave_out else find(passed, study, scorer.thresholds[threshold])
+        columns, reasons = nothing if name in leave_out else find(passed, study, limits[passed.index])
         rows = rows.assign(**{column: values.reindex(rows.index) for column, values in columns.items()})
         for reason, holds in reasons.items():
             first[first.isna() & holds.reindex(rows.index, fill_value=False)] = reason

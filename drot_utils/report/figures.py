@@ -110,7 +110,7 @@ def draw_losses(losses: dict[str, list[float]]) -> Figure:
 def draw_flow(stages: dict[str, dict[str, int]], title: str) -> Figure:
     """Draw what each filter kept and dropped: stage to {kept, unparsed, nli, critic ...}, as stacked bars."""
     table = pd.DataFrame(stages, index=None if stages else ["kept"]).T.fillna(0)
-    names = {name: f"dropped: {name}" for name in table.columns if name != "kept"}
+    names = {name: f"dropped: {name.replace('_', ' ')}" for name in table.columns if name != "kept"}
     return draw_stacked(table[["kept", *names]].rename(columns=names), "candidates", title)
 
 
@@ -148,6 +148,32 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
         axes.set(title=title, ylim=(0, 1 if metric in ("vld", "avg") else 10))
         axes.set_xticks(x, names, rotation=35, ha="right")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(prefixes) + 1)
+    return figure
+
+
+#: The columns of the table of collapse that are drawn, and what they are called.
+COLLAPSE = {
+    "nli_share": "dropped by the NLI filter", "different_per_100": "different of 100", "top_ten_share": "share of the ten commonest",
+    "prompts_covered": "prompts covered", "mean_score": "mean score",
+}  # fmt: skip
+
+
+def draw_collapse(table: pd.DataFrame) -> Figure:
+    """Draw how far the writers of the rounds repeat themselves (`statistics.measure_collapse`), a panel a number."""
+    figure, grid = plt.subplots(1, len(COLLAPSE), figsize=(12, 2.7), layout="constrained")
+    names = [graph.label(writer).split(" (")[0].replace("SelfDistill", "Self") for writer in table["writer"]]
+    x, shown = np.arange(len(table)), table.assign(prompts_covered=table["prompts_covered"] / table["prompts"])
+    for axes, (column, title) in zip(grid, COLLAPSE.items(), strict=True):
+        axes.plot(x, shown[column], "o-", label="all that it wrote, by the critic")
+        axes.set(title=title, ylim=(0, 100 if column == "different_per_100" else 1))
+        axes.set_xticks(x, names, rotation=35, ha="right")
+    if shown["voted"].any():
+        for column, name in (
+            ("voted_score", "what has votes, by the critic"),
+            ("voted_valid", "the same, by annotators"),
+        ):
+            grid[-1].plot(x, shown[column], "s--", label=name, markersize=4)
+    figure.legend(*grid[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

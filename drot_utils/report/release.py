@@ -39,7 +39,7 @@ give moral advice to people, or to judge people, is against their purpose.
 | `critic-score` | the critic's probability that the context shifts the action as asked; cut elsewhere if you like |
 | `source` | which student (or the teacher) wrote it |
 {others}
-Threshold of the critic: {threshold:.2f}. Seed: {seed}. Parameters, versions, hashes and row counts: `manifest.json` of the run.
+Threshold of the critic: {threshold:.2f}{stays}. Seed: {seed}. Parameters, versions, hashes and row counts: `manifest.json` of the run.
 """
 DEMO_NOTE = (
     "All of its inputs - actions, the teacher's responses, the critic's labels - were written by language models for this "
@@ -99,6 +99,7 @@ def data_card(rows: pd.DataFrame, others: list[str], params: Params, threshold: 
         demo=DEMO_NOTE if is_builtin(params) else "",
         others="\n".join(f"| `{name}` | as in the actions' corpus |" for name in others),
         threshold=threshold,
+        stays=" (the teacher's rows have one of their own)" if params.distill.teacher_stays else "",
         seed=params.seed,
     )
 

@@ -83,7 +83,7 @@ class Stage:
         return run.root / "notebooks" / f"{self.name}.ipynb"
 
 
-TRAINS = ("seed", "compute", "corpus.actions", "critic", "judges", "nli", "student")
+TRAINS = ("seed", "compute", "corpus.actions", "critic", "judges", "nli", "distill", "student")
 WRITES = (*TRAINS, "generation")
 
 

@@ -56,14 +56,15 @@ class ModelRef(Section):
 
 
 class Threshold(Section):
-    """A score to reach: a number, or a rule read off the dev curve (a precision or a recall to reach)."""
+    """A score to reach: a number, or a rule read off judged rows: a precision or a recall, or the upper share of the scores."""
 
     value: Share | None = None
     precision: Share | None = None
     recall: Share | None = None
+    share: OpenShare | None = None
 
     def _check(self) -> None:
-        self._check_one("value", "precision", "recall")
+        self._check_one("value", "precision", "recall", "share")
 
 
 class Encoder(Section):
@@ -198,7 +199,7 @@ class Teacher(Section):
 
 
 class Critic(Encoder):
-    """The critic (section 3.1, appendix D.1) and its thresholds."""
+    """The critic (section 3.1, appendix D.1) and its thresholds, read off `threshold_rows` (null: the dev gold)."""
 
     head: Literal["binary", "shift"]
     pooling: Literal["first", "mean"]
@@ -206,8 +207,11 @@ class Critic(Encoder):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     gold: Annotated[list[str], Field(min_length=1)]
     teacher_rows: str | None
+    mismatched: Annotated[float, Field(ge=0)]
     splits: Annotated[list[OpenShare], Field(min_length=3, max_length=3)]
     independent_share: Share
+    threshold_rows: str | None
+    threshold_seed: Threshold
     threshold_distill: Threshold
     threshold_dataset: Threshold
 
@@ -265,6 +269,14 @@ class Student(Section):
     max_target_length: PositiveInt
     gradient_checkpointing: bool
     checkpoint_minutes: PositiveFloat
+
+
+class Distill(Section):
+    """What of the students' valid candidates is kept, at most (null: all), and whether the teacher's rows stay to the end."""
+
+    max_per_prompt: PositiveInt | None
+    max_repeats: PositiveInt | None
+    teacher_stays: bool
 
 
 class Generation(Section):
@@ -354,6 +366,7 @@ class Params(Section):
     nli: Nli
     student: Student
     generation: Generation
+    distill: Distill
     evaluation: Evaluation
     topics: Topics
     toxicity: Toxicity

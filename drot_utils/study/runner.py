@@ -200,6 +200,8 @@ def time_left(
 def _conclude(run: Run, params: Params) -> None:
     if params.student.base.source == "random":
         print("The models of this run are tiny and random: its numbers mean nothing.\n")
+    if warnings := [text for record in outputs.read_records(run).values() for text in record.get("warnings", [])]:
+        print("\n".join(warnings), end="\n\n")
     table = run.figures / "table2_short.md"
     if table.exists():
         print(table.read_text(encoding="utf-8"))
