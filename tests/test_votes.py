@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from conftest import ALL_YES, FORM, fill, write_params
 
+from drot_utils.analysis.evaluation import ENDS, METRICS
 from drot_utils.data.table import write_candidates
 from drot_utils.method import nli
 from drot_utils.people import exchange
@@ -160,6 +161,12 @@ def run_notebook(tmp_path, monkeypatch, rows, filled):
         ("drot", rows[rows["context"].notna()]),
     ):
         write_candidates(part, run.data(name))
+    write_candidates(rows.assign(critic_score=[0.1, 0.5, 0.9, 0.4, None, 0.6]), run.data("candidates_d1"))
+    numbers = {f"auto_{metric}{end}": 0.5 for metric in METRICS for end in ENDS} | {
+        f"paper_auto_{m}": 0.5 for m in METRICS
+    }
+    run.figures.mkdir(parents=True)
+    pd.DataFrame({"model": ["teacher"], **numbers}).to_csv(run.figures / "table2.csv", index=False)
     monkeypatch.setattr(nli, "load_nli", lambda study: never)
     monkeypatch.setenv(outputs.BATCH, "11_human_evaluation")
     cells = json.loads((NOTEBOOKS / "11_human_evaluation.ipynb").read_text(encoding="utf-8"))["cells"]
