@@ -207,9 +207,8 @@ def check_votes(votes: pd.DataFrame, form: Form, key: pd.DataFrame) -> None:
         for name, question in form.questions.items():
             given = vote[name].split("+") if question.several else [vote[name]]
             if not {"", *question.answers} >= set(given) or ("-" in given and len(given) > 1):
-                found = f"expected one of {', '.join(question.answers)} or nothing, found {vote[name]!r}"
-                if question.several:
-                    found = found.replace("one of", "some of").replace(" or nothing", ", joined by +,")
+                how = "some (joined by +)" if question.several else "one"
+                found = f"expected {how} of {', '.join(question.answers)} or nothing, found {vote[name]!r}"
                 raise DataError(found, where=f"{where}, {name}", todo="use the codes of the form's instructions")
 
 

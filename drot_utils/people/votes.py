@@ -189,7 +189,7 @@ def read_recorded(path: str, form: Form) -> tuple[pd.DataFrame, pd.DataFrame]:
     table = table[table["form"] == form.name]
     variance, candidate = read_whole(table, "moral_variance", path, (1, -1)), read_whole(table, "candidate", path)
     table = table.assign(moral_variance=variance.astype("int8"), candidate=candidate.astype("int32"))
-    number = table.groupby(["set", *KEY, *TEXTS], sort=False).ngroup().map("{:05d}".format)
+    number = table.groupby(["set", *KEY, *TEXTS], sort=False).ngroup().astype(str).str.zfill(5)
     table = table.assign(row_id=f"{form.name}-record-" + number, where=[f"{path}, line {n + 2}" for n in table.index])
     for name, question in form.questions.items():
         table[name] = table[name].map(question.normalize)

@@ -191,7 +191,7 @@ def draw_stacked(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
 def draw_grouped(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
     """Draw a group of horizontal bars a row of a table, one bar a column (figure 4)."""
     figure, axes = _make_axes((6.2, 1.1 + 0.4 * len(table)), "constrained", xlabel=xlabel, title=title)
-    table.plot.barh(ax=axes, width=0.8, xlabel=xlabel, ylabel="")
+    table.rename_axis(columns=None).plot.barh(ax=axes, width=0.8, xlabel=xlabel, ylabel="")
     _turn_to_rows(axes, int(table.notna().any(axis=None)))
     return figure
 
