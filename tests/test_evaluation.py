@@ -206,7 +206,7 @@ def test_intervals_by_votes_and_scores_cover_and_the_critics_alone_do_not(bias):
     covers, narrower, naive = [], [], []
     for _ in range(times):
         votes, actions, scores = simulate(rng, 300, bias)
-        mean, low, high, _ = evaluation.estimate_mean(votes, actions, scores)
+        _, low, high, _ = evaluation.estimate_mean(votes, actions, scores)
         covers.append(low <= 0.5 <= high)
         alone = evaluation.estimate_mean(votes, actions)
         narrower.append(high - low < alone[2] - alone[1])
@@ -262,12 +262,17 @@ def voted():
 def test_a_critics_error_is_shown_by_model(voted):
     table = evaluation.estimate_valid(voted).set_index("model")
     assert list(table.index) == ["teacher", "distill_base", "distill_final"] and table["voted"].tolist() == [80] * 3
-    assert table.loc["distill_final", "bias"] > 0.25 and table.loc["distill_final", "bias_low"] > table.loc["teacher", "bias_high"]
+    assert (
+        table.loc["distill_final", "bias"] > 0.25
+        and table.loc["distill_final", "bias_low"] > table.loc["teacher", "bias_high"]
+    )
     known = voted[voted["action_id"] < 40]
     assert table["votes_vld"].tolist() == known.groupby("source", sort=False)["valid"].mean().tolist()
     assert (table["ppi_vld_high"] - table["ppi_vld_low"] < table["votes_vld_high"] - table["votes_vld_low"]).all()
     blind = evaluation.estimate_valid(voted.assign(critic_score=np.nan))
-    assert blind["ppi_vld"].tolist() == blind["votes_vld"].tolist() and blind[["bias", "critic_avg"]].isna().all(axis=None)
+    assert blind["ppi_vld"].tolist() == blind["votes_vld"].tolist() and blind[["bias", "critic_avg"]].isna().all(
+        axis=None
+    )
     silent = evaluation.estimate_valid(voted.assign(valid=np.nan))
     assert silent["voted"].eq(0).all() and silent[["ppi_vld", "bias", "votes_to_halve"]].isna().all(axis=None)
 
@@ -282,4 +287,6 @@ def test_text_that_was_not_parsed_is_not_valid_and_not_an_error_of_the_critic(vo
     voted.loc[0, ["critic_score", "valid"]] = [np.nan, 0.0]
     row = evaluation.estimate_valid(voted).iloc[0]
     part = voted[(voted["source"] == "teacher") & (voted["action_id"] < 40)]
-    assert row["votes_vld"] == part["valid"].mean() and row["bias"] == pytest.approx((part["critic_score"] - part["valid"]).mean())
+    assert row["votes_vld"] == part["valid"].mean() and row["bias"] == pytest.approx(
+        (part["critic_score"] - part["valid"]).mean()
+    )

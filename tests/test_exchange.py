@@ -244,14 +244,19 @@ def test_several_answers_survive_every_tool(asked, tmp_path):
     given = [{"q1": q1, "q2": "opposite" if q1 == "-" else "-"} for q1 in SEVERAL]
     folder.mkdir()
     blank = read_csv(tmp_path / "forms" / f"{form.name}.csv")
-    blank.assign(**pd.DataFrame(given, index=blank.index)).replace({"+": ", "}, regex=False).to_csv(folder / f"{form.name}-ann.csv", index=False)
+    blank.assign(**pd.DataFrame(given, index=blank.index)).replace({"+": ", "}, regex=False).to_csv(
+        folder / f"{form.name}-ann.csv", index=False
+    )
     codes = [(q, c) for q, question in form.questions.items() for c in question.answers]
     for worker, results in {
         "flat": [{f"Answer.{q}.{c}": str(c in row[q].split("+")).lower() for q, c in codes} for row in given],
         "plain": [{f"Answer.{q}": row[q].replace("+", "|") for q in row} for row in given],
     }.items():
         batch(key, results).assign(WorkerId=worker).to_csv(folder / f"{worker}.csv", index=False)
-    result = [[{"type": "choices", "from_name": q, "value": {"choices": row[q].split("+")[::-1]}} for q in row] for row in given]
+    result = [
+        [{"type": "choices", "from_name": q, "value": {"choices": row[q].split("+")[::-1]}} for q in row]
+        for row in given
+    ]
     tasks = exported(key, given, annotator="label")
     for task, answers in zip(tasks, result, strict=True):
         task["annotations"][0]["result"] = answers
@@ -277,5 +282,7 @@ def test_answers_stay_known_when_a_row_is_no_longer_shown(asked, tmp_path):
     key = exchange.export_form(forms.CONTENT_FORM, rows, tmp_path, 1, sets=("dataset", "invalid"))
     shown = read_csv(tmp_path / "content_form.csv")
     assert len(key) == 5 and len(shown) == 3
-    other = exchange.export_form(forms.CONTENT_FORM, rows.assign(set="greedy"), tmp_path, 1, sets=("dataset", "invalid"))
+    other = exchange.export_form(
+        forms.CONTENT_FORM, rows.assign(set="greedy"), tmp_path, 1, sets=("dataset", "invalid")
+    )
     assert set(shown["row_id"]) <= set(other["row_id"]) and read_csv(tmp_path / "content_form.csv").empty

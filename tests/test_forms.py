@@ -76,7 +76,9 @@ def test_several_codes_however_they_are_joined():
     question = forms.CONTENT_FORM.questions["q1"]
     for given in ("time+own", "own, time", "time|own|time", " own time "):
         assert question.normalize(given) == "own+time"
-    assert question.normalize("who+own") == "own+who" and question.normalize("") == "" and question.normalize("-") == "-"
+    assert (
+        question.normalize("who+own") == "own+who" and question.normalize("") == "" and question.normalize("-") == "-"
+    )
     assert FORM.questions["q2"].normalize("Y+N") == "Y+N"  # one answer is wanted
 
 
