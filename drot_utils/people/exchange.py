@@ -78,7 +78,7 @@ def find_votes(form: Form, settings: Annotation, key: pd.DataFrame, written: pd.
         return None
     filled, rows = read_recorded(settings.reference_votes, form)
     counts = {"votes": len(filled), "annotators": filled["annotator"].nunique()}
-    return Votes(filled, rows, is_written(rows, written).all(), counts) if len(filled) else None
+    return Votes(filled, rows, bool(is_written(rows, written).all()), counts) if len(filled) else None
 
 
 def export_form(

@@ -19,6 +19,9 @@ PAPER_HUMAN = [name for name in TABLE2 if name.startswith("paper_human")]
 HUMAN_COLUMNS = ["human_rows", *(name.removeprefix("paper_") for name in PAPER_HUMAN)]
 #: What a vote is on, whoever wrote it.
 TEXTS = ["action", "moral_variance", "context", "rationale"]
+#: The columns of recorded votes before the answers.
+RECORDED = ["form", "set", "source", *PROMPT, "candidate", "action", "context", "rationale", "annotator"]
+#: What a valid context may tell, code to meaning.
 CATEGORIES = {code: text for code, text in CONTENT_FORM.questions["q1"].answers.items() if code != "-"}
 
 
@@ -137,9 +140,8 @@ def join_levels(table2: pd.DataFrame, human: pd.DataFrame, levels: pd.DataFrame)
     table = table2.merge(human[["model", "human_n_unq_vld"]], on="model", how="left")
     for part, name, scale in (("greedy", "human_vld", 1), ("sampled", "human_n_vld", 10)):
         rows = levels[levels["set"] == part].set_index("model").filter(regex="^votes_vld") * scale
-        table = table.merge(
-            rows.rename(columns=lambda c, name=name: c.replace("votes_vld", name)), on="model", how="left"
-        )
+        rows.columns = rows.columns.str.replace("votes_vld", name)
+        table = table.merge(rows, on="model", how="left")
     return table
 
 
@@ -153,9 +155,8 @@ def record_votes(form: Form, filled: pd.DataFrame, rows: pd.DataFrame) -> pd.Dat
     filled, rows : DataFrame
         As `exchange.Votes` has them.
     """
-    columns = ["form", "set", "source", *PROMPT, "candidate", "action", "context", "rationale", "annotator"]
     votes = rows.merge(filled, on="row_id", how="left").assign(form=form.name)
-    votes = votes[[*columns, *form.questions]].sort_values(columns, kind="stable")
+    votes = votes[[*RECORDED, *form.questions]].sort_values(RECORDED, kind="stable")
     return votes.rename(columns=lambda name: name.replace("_", "-"))
 
 
@@ -170,19 +171,7 @@ def read_recorded(path: str, form: Form) -> tuple[pd.DataFrame, pd.DataFrame]:
         A file without votes, an answer that the form does not have, a second answer of an annotator to a row, or as
         `corpora.read_tsv`; with the line.
     """
-    named = [
-        "form",
-        "set",
-        "source",
-        "action-id",
-        "moral-variance",
-        "candidate",
-        "annotator",
-        "action",
-        "context",
-        "rationale",
-    ]
-    table = read_tsv(path, [*named, *form.questions])
+    table = read_tsv(path, [*(name.replace("_", "-") for name in RECORDED), *form.questions])
     if not table["annotator"].ne("").any():
         todo = "name a file of votes in annotation.reference_votes, or null"
         raise DataError("holds no votes", where=path, todo=todo)
@@ -297,13 +286,10 @@ def show_content(filled: pd.DataFrame, rows: pd.DataFrame, seed: int, n: int = 2
 
 def count_errors(filled: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """Count what is wrong with invalid greedy contexts, by student: a vote is a share of a context."""
-    question = CONTENT_FORM.questions["q2"]
-    given = filled.dropna(subset=["q2"]).merge(rows[rows["set"] != "dataset"][["row_id", "source"]], on="row_id")
-    weights = 1 / given.groupby("row_id")["row_id"].transform("size")
-    counts = given.assign(n=weights).pivot_table(
-        index="source", columns="q2", values="n", aggfunc="sum", fill_value=0.0
-    )
-    counts = counts.reindex(columns=list(question.answers), fill_value=0.0).rename(columns={"-": "valid"})
+    answers = list(CONTENT_FORM.questions["q2"].answers)
+    given = filled.dropna(subset=["q2"]).merge(rows.loc[rows["set"] != "dataset", ["row_id", "source"]], on="row_id")
+    shares = pd.crosstab([given["source"], given["row_id"]], given["q2"], normalize="index").reindex(columns=answers)
+    counts = shares.fillna(0.0).groupby("source").sum().rename(columns={"-": "valid"})
     counts.insert(0, "contexts", counts.sum(axis=1))
     return counts.loc[in_order(counts.index)].rename_axis(columns=None).reset_index(names="model")
 
