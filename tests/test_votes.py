@@ -294,8 +294,8 @@ def test_recorded_votes_that_are_refused(recorded, change, message):
 def test_an_annotator_who_says_the_same_of_all_is_named(asked):
     key = make_key(FORM, pd.concat([asked] * 3, ignore_index=True), 1)
     filled = filled_by(key, q2={"ann": "Y", "bob": list("YYYYYYYYYYYYYYN")})
-    assert votes.find_monotone(filled, ["q2"]) == ["ann answered Y to q2 on all of 15 rows"]
-    assert votes.find_monotone(filled.assign(q2=None), ["q2"]) == votes.find_monotone(filled.head(9), ["q2"]) == []
+    assert votes.find_monotone(filled, "q2") == ["ann answered Y to q2 on all of 15 rows"]
+    assert votes.find_monotone(filled.assign(q2=None), "q2") == votes.find_monotone(filled.head(9), "q2") == []
 
 
 @pytest.mark.parametrize("annotators", ["abc", "ab", "a"])

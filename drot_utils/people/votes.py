@@ -212,14 +212,13 @@ def count_covered(rows: pd.DataFrame, written: pd.DataFrame) -> pd.DataFrame:
     return counts.reset_index()
 
 
-def find_monotone(filled: pd.DataFrame, questions: list[str], least: int = 10) -> list[str]:
+def find_monotone(filled: pd.DataFrame, question: str, least: int = 10) -> list[str]:
     """Name annotators who gave many rows (`least` or more) one and the same answer, in a sentence each."""
-    out = []
-    for question in questions:
-        for annotator, answers in filled.dropna(subset=[question]).groupby("annotator")[question]:
-            if len(answers) >= least and answers.nunique() == 1:
-                out.append(f"{annotator} answered {answers.iloc[0]} to {question} on all of {len(answers)} rows")
-    return out
+    return [
+        f"{annotator} answered {answers.iloc[0]} to {question} on all of {len(answers)} rows"
+        for annotator, answers in filled.dropna(subset=[question]).groupby("annotator")[question]
+        if len(answers) >= least and answers.nunique() == 1
+    ]
 
 
 def make_gold(filled: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:
@@ -262,13 +261,7 @@ def draw_content(
 
 
 def share_content(filled: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the shares of valid contexts of the data set that tell something of each category, by direction (figure 4).
-
-    Returns
-    -------
-    DataFrame
-        The categories, in words, by direction: the mean share of a context's annotators who name it; several may hold.
-    """
+    """Return the mean share of annotators who name each category of the data set's valid contexts, by direction (figure 4)."""
     named = _name_content(filled, rows[rows["set"] == "dataset"])
     shares = named.groupby("moral_variance")[list(CATEGORIES)].mean().reindex([1, -1]).T
     return shares.rename(index=CATEGORIES, columns=DIRECTIONS)
