@@ -224,3 +224,104 @@ def test_ranking_of_rows_of_one_kind_is_unknown():
     found = evaluation.measure_ranking(rows, {"critic": np.array([0.1, 0.2, 0.3])})
     assert found["by"].tolist() == ["all", ""] and found["students"].eq(0).all()
     assert found["auc_student"].isna().all() and found["top_tenth"].eq(1).all()
+
+
+def simulate(rng, n, bias, rows=10_000):
+    """Two contexts of each action, alike; a critic that sees something and is off by `bias`; votes on `n`. Their mean is .5."""
+    actions = np.arange(rows) // 2
+    valid = (rng.random(rows // 2).repeat(2) > rng.random(rows)).astype(float)
+    scores = np.clip(0.4 * valid + bias + 0.3 * rng.standard_normal(rows), 0, 1)
+    voted = np.isin(actions, rng.choice(rows // 2, n // 2, replace=False))
+    return np.where(voted, valid, np.nan), actions, scores
+
+
+@pytest.mark.parametrize("bias", [0.35, 0.05])
+def test_intervals_by_votes_and_scores_cover_and_the_critics_alone_do_not(bias):
+    rng, times = np.random.default_rng(0), 600
+    covers, narrower, naive = [], [], []
+    for _ in range(times):
+        votes, actions, scores = simulate(rng, 300, bias)
+        _, low, high, _ = evaluation.estimate_mean(votes, actions, scores)
+        covers.append(low <= 0.5 <= high)
+        alone = evaluation.estimate_mean(votes, actions)
+        narrower.append(high - low < alone[2] - alone[1])
+        naive.append(abs(scores.mean() - 0.5) <= 1.96 * scores.std() / np.sqrt(len(scores)))
+    assert 0.93 <= np.mean(covers) <= 0.97 and np.mean(narrower) > 0.99 and np.mean(naive) < 0.05
+
+
+def test_so_many_votes_halve_the_interval():
+    rng = np.random.default_rng(1)
+    widths = {}
+    for n in (100, 100, 100):
+        votes, actions, scores = simulate(rng, n, 0.2, rows=20_000)
+        _, low, high, needed = evaluation.estimate_mean(votes, actions, scores)
+        votes, actions, scores = simulate(rng, int(needed), 0.2, rows=20_000)
+        _, less, more, _ = evaluation.estimate_mean(votes, actions, scores)
+        widths[needed] = (more - less) / (high - low)
+    assert np.mean([*widths.values()]) == pytest.approx(0.5, abs=0.1)
+    votes, actions, scores = simulate(rng, 9_000, 0.2)
+    assert np.isnan(evaluation.estimate_mean(votes, actions, scores)[3])  # more actions are wanted
+
+
+def test_few_votes_give_a_wide_interval_and_none_give_none():
+    actions, scores = np.arange(40) // 2, np.linspace(0, 1, 40)
+    ten = np.where(np.arange(40) % 4 == 0, 1.0, np.nan)
+    mean, low, high, _ = evaluation.estimate_mean(ten, actions, scores)
+    assert mean == 1 and high == 1 and 0.5 < low < 0.8
+    assert np.isnan(evaluation.estimate_mean(np.full(40, np.nan), actions, scores)).all()
+    one = np.where(np.arange(40) == 0, 1.0, np.nan)
+    assert evaluation.estimate_mean(one, actions, scores)[1:3] == (0, 1)
+    mean, low, high, _ = evaluation.estimate_mean(ten * 0, actions, scores, (-1.0, 1.0))  # ten differences of nothing
+    assert mean == 0 and low == -high and 0.15 < high < 0.5
+
+
+def test_where_all_are_voted_on_scores_change_nothing():
+    votes, actions, scores = simulate(np.random.default_rng(2), 200, 0.2, rows=200)
+    found = evaluation.estimate_mean(votes, actions, scores)
+    assert found[:3] == pytest.approx(evaluation.estimate_mean(votes, actions)[:3]) and found[0] == votes.mean()
+
+
+@pytest.fixture
+def voted():
+    """Greedy contexts of three writers for 100 actions; the critic is right about the first, and ever kinder to the others."""
+    rng, parts = np.random.default_rng(3), []
+    for model, share, kind in (("teacher", 0.6, 0.0), ("distill_base", 0.4, 0.1), ("distill_final", 0.4, 0.4)):
+        actions = np.arange(200) // 2
+        truth = (rng.random(200) < share).astype(float)
+        part = pd.DataFrame({"action_id": actions, "moral_variance": [1, -1] * 100, "candidate": 0, "source": model})
+        score = np.clip(0.2 + 0.4 * truth + kind, 0, 1)
+        parts.append(part.assign(set="greedy", critic_score=score, valid=np.where(actions < 40, truth, np.nan)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_a_critics_error_is_shown_by_model(voted):
+    table = evaluation.estimate_valid(voted).set_index("model")
+    assert list(table.index) == ["teacher", "distill_base", "distill_final"] and table["voted"].tolist() == [80] * 3
+    assert (
+        table.loc["distill_final", "bias"] > 0.25
+        and table.loc["distill_final", "bias_low"] > table.loc["teacher", "bias_high"]
+    )
+    known = voted[voted["action_id"] < 40]
+    assert table["votes_vld"].tolist() == known.groupby("source", sort=False)["valid"].mean().tolist()
+    assert (table["ppi_vld_high"] - table["ppi_vld_low"] < table["votes_vld_high"] - table["votes_vld_low"]).all()
+    blind = evaluation.estimate_valid(voted.assign(critic_score=np.nan))
+    assert blind["ppi_vld"].tolist() == blind["votes_vld"].tolist() and blind[["bias", "critic_avg"]].isna().all(
+        axis=None
+    )
+    silent = evaluation.estimate_valid(voted.assign(valid=np.nan))
+    assert silent["voted"].eq(0).all() and silent[["ppi_vld", "bias", "votes_to_halve"]].isna().all(axis=None)
+
+
+def test_a_rise_by_a_kinder_critic_is_none_by_votes(voted):
+    row = evaluation.estimate_changes(voted, [("distill_base", "distill_final"), ("base", "distill_final")]).iloc[0]
+    assert row["voted"] == 80 and row["ppi_low"] < 0 < row["ppi_high"] and row["ppi_high"] - row["ppi_low"] < 0.35
+    assert evaluation.estimate_changes(voted, []).empty
+
+
+def test_text_that_was_not_parsed_is_not_valid_and_not_an_error_of_the_critic(voted):
+    voted.loc[0, ["critic_score", "valid"]] = [np.nan, 0.0]
+    row = evaluation.estimate_valid(voted).iloc[0]
+    part = voted[(voted["source"] == "teacher") & (voted["action_id"] < 40)]
+    assert row["votes_vld"] == part["valid"].mean() and row["bias"] == pytest.approx(
+        (part["critic_score"] - part["valid"]).mean()
+    )

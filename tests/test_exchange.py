@@ -233,3 +233,56 @@ def test_all_rejected_is_no_filled_form(key, tmp_path):
     batch(key, [flat(ALL_YES)] * 5, status="Rejected").to_csv(tmp_path / "filled" / "b.csv", index=False)
     with pytest.raises(DataError, match="no results of a tool for it"):
         read(tmp_path, key)
+
+
+SEVERAL = ["own+time", "-", "others+relation", "object", "own+else"]
+
+
+def test_several_answers_survive_every_tool(asked, tmp_path):
+    form, folder = forms.CONTENT_FORM, tmp_path / "filled"
+    key = exchange.export_form(form, asked, tmp_path / "forms", 1, list(exchange.TOOLS))
+    given = [{"q1": q1, "q2": "opposite" if q1 == "-" else "-"} for q1 in SEVERAL]
+    folder.mkdir()
+    blank = read_csv(tmp_path / "forms" / f"{form.name}.csv")
+    blank.assign(**pd.DataFrame(given, index=blank.index)).replace({"+": ", "}, regex=False).to_csv(
+        folder / f"{form.name}-ann.csv", index=False
+    )
+    codes = [(q, c) for q, question in form.questions.items() for c in question.answers]
+    for worker, results in {
+        "flat": [{f"Answer.{q}.{c}": str(c in row[q].split("+")).lower() for q, c in codes} for row in given],
+        "plain": [{f"Answer.{q}": row[q].replace("+", "|") for q in row} for row in given],
+    }.items():
+        batch(key, results).assign(WorkerId=worker).to_csv(folder / f"{worker}.csv", index=False)
+    result = [
+        [{"type": "choices", "from_name": q, "value": {"choices": row[q].split("+")[::-1]}} for q in row]
+        for row in given
+    ]
+    tasks = exported(key, given, annotator="label")
+    for task, answers in zip(tasks, result, strict=True):
+        task["annotations"][0]["result"] = answers
+    (folder / "x.json").write_text(json.dumps(tasks))
+    held = {
+        row_id: [[{"schema": q, "name": c}, "true"] for q in row for c in row[q].split("+")]
+        for row_id, row in zip(key["row_id"], given, strict=True)
+    }
+    write_state(folder, {"user_id": "potato", "instance_id_to_label_to_value": held})
+    votes, counts = read(tmp_path, key, form)
+    assert counts["annotators"] == 5 and counts["unanswered"] == 0
+    for question in form.questions:
+        spread = spread_votes(votes, question).loc[key["row_id"]]
+        assert all(spread[who].tolist() == [row[question] for row in given] for who in spread)
+    assert 'type="checkbox" name="q1"' in (tmp_path / "forms" / "mturk" / f"{form.name}.html").read_text()
+    assert 'choice="multiple"' in (tmp_path / "forms" / "labelstudio" / f"{form.name}.xml").read_text()
+    assert "multiselect" in (tmp_path / "forms" / "potato" / form.name / "config.yaml").read_text()
+    assert "Join several codes with a plus" in (tmp_path / "forms" / f"{form.name}.md").read_text()
+
+
+def test_answers_stay_known_when_a_row_is_no_longer_shown(asked, tmp_path):
+    rows = asked.assign(set=["dataset", "invalid", "greedy", "greedy", "invalid"])
+    key = exchange.export_form(forms.CONTENT_FORM, rows, tmp_path, 1, sets=("dataset", "invalid"))
+    shown = read_csv(tmp_path / "content_form.csv")
+    assert len(key) == 5 and len(shown) == 3
+    other = exchange.export_form(
+        forms.CONTENT_FORM, rows.assign(set="greedy"), tmp_path, 1, sets=("dataset", "invalid")
+    )
+    assert set(shown["row_id"]) <= set(other["row_id"]) and read_csv(tmp_path / "content_form.csv").empty

@@ -94,6 +94,22 @@ def test_rounds_show_ours_the_other_critic_and_the_papers():
     assert len(figure.axes) == 4 and figure.axes[0].lines[-1].get_ydata().tolist() == [0.68, 0.86]
 
 
+def test_the_votes_line_and_the_teachers_where_there_are_votes():
+    models = ["teacher", "distill_base", "distill_final"]
+    rows = TABLE2.merge(pd.DataFrame({"model": models}), how="right")
+    rows = rows.assign(
+        human_vld=[0.9, 0.4, 0.6], human_vld_low=[0.8, 0.3, 0.5], human_vld_high=[1.0, 0.5, 0.7], human_n_unq_vld=3.0
+    )
+    rows["auto_vld"] = 0.5
+    figure = figures.draw_rounds(rows, models[1:], {"human_": "annotators", "auto_": "critic"})
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"annotators", "critic", "the teacher, by annotators"} <= set(legend)
+    levels = [line.get_ydata() for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert [list(level) for level in levels] == [[0.9, 0.9]]
+    silent = figures.draw_rounds(rows.drop(columns="human_vld"), models[1:], {"human_": "annotators"})
+    assert not any(line.get_linestyle() == ":" for line in silent.axes[0].lines)
+
+
 def test_every_kind_draws_on_small_and_odd_input():
     few = np.array([0.2, np.nan, 0.8])
     topics = pd.DataFrame({"topic": ["pet"], "count": [3]})
@@ -110,6 +126,7 @@ def test_every_kind_draws_on_small_and_odd_input():
         figures.draw_topics({"contexts": topics, "rationales": topics.iloc[:0]}, 5),
         figures.draw_bars(bars, "c", "distance", "t"),
         figures.draw_against(against, "c", "distance", "expected", "t"),
+        figures.draw_grouped(pd.DataFrame({"more": [0.1, 0.2], "less": np.nan}, ["own", "time"]), "share", "t"),
         figures.draw_matrix(pd.DataFrame([[0, 1], [1, 0]], ["x", "y"], ["x", "y"]), "t"),
         figures.draw_collapse(pd.DataFrame({
             "writer": ["teacher", "distill_base"], "prompts": 10, "voted": [0, 3], "voted_valid": [np.nan, 0.3], "voted_score": [np.nan, 0.8],

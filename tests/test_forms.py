@@ -70,3 +70,35 @@ def test_a_second_answer(key):
     with pytest.raises(DataError, match=r"here: a second answer to the same row_id by ann"):
         forms.check_votes(twice, FORM, key)
     forms.check_votes(pd.concat([votes_on(key), votes_on(key).assign(annotator="bob")]), FORM, key)
+
+
+def test_several_codes_however_they_are_joined():
+    question = forms.CONTENT_FORM.questions["q1"]
+    for given in ("time+own", "own, time", "time|own|time", " own time "):
+        assert question.normalize(given) == "own+time"
+    assert (
+        question.normalize("who+own") == "own+who" and question.normalize("") == "" and question.normalize("-") == "-"
+    )
+    assert FORM.questions["q2"].normalize("Y+N") == "Y+N"  # one answer is wanted
+
+
+@pytest.mark.parametrize("given", ["own+who", "-+own", "Y"])
+def test_several_codes_are_checked_one_by_one(asked, given):
+    key = forms.make_key(forms.CONTENT_FORM, asked, 1)
+    votes = key[["row_id"]].assign(annotator="ann", where="here", q1="own+time", q2="-")
+    forms.check_votes(votes, forms.CONTENT_FORM, key)
+    with pytest.raises(DataError, match=r"here, q1: expected some \(joined by \+\) of own, .* found"):
+        forms.check_votes(votes.assign(q1=given), forms.CONTENT_FORM, key)
+
+
+def test_candidates_for_the_next_critic(candidates):
+    rows = pd.concat([candidates.assign(action_id=f"a{n}") for n in range(20)], ignore_index=True)
+    rows["critic_score"] = rows.index / len(rows)
+    rows.loc[rows.index % 6 == 0, "context"] = [f"context {n}" for n in range(20)]
+    picked = forms.pick_candidates(rows, uncertain=4, repeated=3, random=5, seed=1)
+    assert picked["set"].value_counts().to_dict() == {"random": 5, "uncertain": 4, "repeated": 3}
+    common = picked.loc[picked["set"] == "repeated", "context"]
+    assert common.is_unique and not common.str.startswith("context ").any()
+    assert (picked.loc[picked["set"] == "uncertain", "critic_score"] - 0.5).abs().max() < 0.05
+    assert not picked.duplicated(["action_id", "moral_variance", "context"]).any()
+    assert len(forms.pick_candidates(candidates, 9, 9, 9, 0)) == 5  # all there are, but what did not parse

@@ -186,6 +186,7 @@ def test_paper_profile_holds_the_papers_numbers():
         ({"teacher__endpoint__concurrency": 0}, "greater than 0"),
         ({"requests__cache": "always"}, "requests.cache"),
         ({"requests__budget_usd": 0.0}, "greater than 0"),
+        ({"annotation__gold_rows": {"round": 3, "uncertain": 1, "repeated": 1, "random": 1}}, "there are 2 rounds"),
     ],
 )
 def test_bad_values_are_named_with_file_and_rule(tmp_path, changes, message):

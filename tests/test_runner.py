@@ -243,6 +243,7 @@ FIGURES = [
     "figure3",
     "figure8",
     "rounds",
+    "rounds_critics",
     "losses",
     "critic_calibration",
     "nli_confusion",

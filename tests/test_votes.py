@@ -2,14 +2,18 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ALL_YES, FORM, fill, write_params
 
+from drot_utils.analysis.evaluation import ENDS, METRICS
+from drot_utils.data.gold import read_gold, read_votes
 from drot_utils.data.table import write_candidates
 from drot_utils.method import nli
-from drot_utils.people import exchange
+from drot_utils.people import exchange, votes
+from drot_utils.people.forms import CONTENT_FORM, CRITIC_FORM, make_key
 from drot_utils.people.spreadsheet import read_csv
 from drot_utils.people.votes import (
     AGREEMENT,
@@ -21,6 +25,7 @@ from drot_utils.people.votes import (
     make_table4,
     measure_agreement,
 )
+from drot_utils.report import figures
 from drot_utils.study import outputs
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import NOTEBOOKS, Run
@@ -151,8 +156,11 @@ def test_agreement_of_nobody(votes):
     assert list(found) == AGREEMENT and found["rows"] == 0 and np.isnan(found["kappa"])
 
 
-def run_notebook(tmp_path, monkeypatch, rows, filled):
-    """Run notebook 11's code on some rows; `filled` turns the exported form into a folder of filled ones."""
+def run_notebook(tmp_path, monkeypatch, rows, filled, recorded=None):
+    """Run notebook 11's code on some rows; `filled` turns the exported form into a folder of filled ones.
+
+    At last with the file of recorded votes that the function `recorded` returns, given the run's own.
+    """
     run = Run("smoke")
     for name, part in (
         ("candidates_test_greedy", rows),
@@ -160,12 +168,22 @@ def run_notebook(tmp_path, monkeypatch, rows, filled):
         ("drot", rows[rows["context"].notna()]),
     ):
         write_candidates(part, run.data(name))
+    write_candidates(rows.assign(critic_score=[0.1, 0.5, 0.9, 0.4, None, 0.6]), run.data("candidates_d1"))
+    numbers = {f"auto_{metric}{end}": 0.5 for metric in METRICS for end in ENDS} | {
+        f"paper_auto_{m}": 0.5 for m in METRICS
+    }
+    run.figures.mkdir(parents=True)
+    pd.DataFrame({"model": ["teacher"], **numbers}).to_csv(run.figures / "table2.csv", index=False)
     monkeypatch.setattr(nli, "load_nli", lambda study: never)
+    monkeypatch.setattr(figures, "save_figure", lambda *_: None)  # writing them takes longer than all the rest
     monkeypatch.setenv(outputs.BATCH, "11_human_evaluation")
     cells = json.loads((NOTEBOOKS / "11_human_evaluation.ipynb").read_text(encoding="utf-8"))["cells"]
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    for folder in (None, tmp_path / "filled"):
-        params = write_params(tmp_path / "p.yaml", "smoke", annotation__filled=folder and str(folder))
+    for folder in (None, tmp_path / "filled", *[recorded] * (recorded is not None)):
+        changes = {"annotation__filled": folder and str(folder)}
+        if folder is recorded is not None:
+            changes = {"annotation__reference_votes": str(recorded(run.root / "data/forms/recorded_votes.tsv"))}
+        params = write_params(tmp_path / "p.yaml", "smoke", **changes)
         names = {}
         for cell in code:
             exec(cell.replace("params/demo.yaml", str(params)), names)
@@ -174,6 +192,7 @@ def run_notebook(tmp_path, monkeypatch, rows, filled):
             (tmp_path / "filled").mkdir()
             for annotator, answered in filled(form):
                 answered.to_csv(tmp_path / "filled" / f"evaluation_form-{annotator}.csv", index=False)
+    plt.close("all")
     return run
 
 
@@ -212,3 +231,152 @@ def test_notebook_11_where_nothing_parses(candidates, tmp_path, monkeypatch):
         run_notebook(tmp_path, monkeypatch, rows, lambda form: [])
     table = pd.read_csv(Run("smoke").figures / "table2_human.csv")
     assert list(table)[:8] == ["model", *HUMAN_COLUMNS]
+
+
+def filled_by(key, **answers):
+    """Votes of annotators on all rows of a key: question to annotator to the answers."""
+    parts = [
+        key[["row_id"]].assign(annotator=who, **{question: given[who] for question, given in answers.items()})
+        for who in next(iter(answers.values()))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.fixture
+def recorded(candidates, key, tmp_path):
+    """Recorded votes of two annotators on five contexts, and a row that does not parse."""
+    filled = filled_by(key, q1={"a": "Y", "b": "S"}, q2={"a": list("YSNYN"), "b": list("YYNNN")}).assign(q3="Y", q4="Y")
+    unparsed = candidates[candidates["context"].isna()].assign(set="greedy")
+    rows = pd.concat([key, unparsed], ignore_index=True)[key.columns]
+    path = tmp_path / "recorded.tsv"
+    votes.record_votes(FORM, filled, rows).to_csv(path, sep="\t", index=False)
+    return path, filled, rows
+
+
+def test_recorded_votes_come_back(recorded):
+    path, filled, rows = recorded
+    found, read = votes.read_recorded(str(path), FORM)
+    judged, expected = (
+        judge_rows(*of).sort_values(["action_id", "candidate"]).drop(columns="row_id").reset_index(drop=True)
+        for of in ((found, read), (filled, rows))
+    )
+    assert judged.fillna("").to_dict("records") == expected.fillna("").to_dict("records")
+    assert judged["valid"].tolist()[-2:] == [0, judged["valid"].iloc[-1]] and judged["context"].isna().sum() == 1
+    assert votes.read_recorded(str(path), CONTENT_FORM)[0].empty
+    assert votes.is_written(read, rows).all()
+    other = rows.assign(context=rows["context"].replace("to a judge", "to a friend"))
+    assert (~votes.is_written(read, other)).sum() == 1
+    elsewhere = votes.count_covered(read, other.assign(action_id="x", source="y"))  # texts count, not who wrote them
+    assert elsewhere.to_dict("records") == [{"set": "greedy", "contexts": 5, "covered": 4}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda rows: rows.assign(q2="maybe"),
+            r"recorded.tsv, line 2, q2: expected one of Y, S, N or nothing, found 'maybe'",
+        ),
+        (lambda rows: rows.assign(annotator="a"), "a second answer to the same row_id by a"),
+        (lambda rows: rows.head(0), "recorded.tsv: holds no votes"),
+        (lambda rows: rows.assign(annotator=""), "holds no votes"),
+        (lambda rows: rows.drop(columns="annotator"), "missing column annotator"),
+        (lambda rows: rows.assign(**{"moral-variance": 2}), "moral-variance other than 1 and -1"),
+    ],
+)
+def test_recorded_votes_that_are_refused(recorded, change, message):
+    path = recorded[0]
+    change(pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)).to_csv(path, sep="\t", index=False)
+    with pytest.raises(DataError, match=message):
+        votes.read_recorded(str(path), FORM)
+
+
+def test_an_annotator_who_says_the_same_of_all_is_named(asked):
+    key = make_key(FORM, pd.concat([asked] * 3, ignore_index=True), 1)
+    filled = filled_by(key, q2={"ann": "Y", "bob": list("YYYYYYYYYYYYYYN")})
+    assert votes.find_monotone(filled, "q2") == ["ann answered Y to q2 on all of 15 rows"]
+    assert votes.find_monotone(filled.assign(q2=None), "q2") == votes.find_monotone(filled.head(9), "q2") == []
+
+
+@pytest.mark.parametrize("annotators", ["abc", "ab", "a"])
+def test_filled_critic_forms_become_gold(asked, actions, tmp_path, annotators):
+    key = make_key(CRITIC_FORM, asked.assign(action_id="a0001"), 1)
+    q1 = {"a": list("YYNOY"), "b": list("YNNON"), "c": list("NYNON")}
+    filled = filled_by(key, q1={who: q1[who] for who in annotators}).assign(q2=None)
+    votes.make_gold(filled, key).to_csv(tmp_path / "gold.tsv", sep="\t", index=False)
+    gold = read_gold([str(tmp_path / "gold.tsv")], actions)
+    agreed = key if len(annotators) != 2 else key.drop(index=[1, 4])  # about which two are divided
+    assert gold["context"].tolist() == agreed["context"].tolist() and set(gold["votes"]) == {
+        3 if len(annotators) == 3 else 1
+    }
+    expected = {
+        "abc": [True, True, False, False, False],
+        "ab": [True, False, False],
+        "a": [True, True, False, False, True],
+    }
+    assert gold["valid"].tolist() == expected[annotators]
+    assert len(read_votes(str(tmp_path / "gold.tsv"))) == (30 if len(annotators) == 3 else 0)
+
+
+def test_what_contexts_are_made_of(asked):
+    rows = asked.assign(
+        set=["dataset"] * 3 + ["invalid", "greedy"], source=["drot"] * 3 + ["distill_base", "distill_final"]
+    )
+    key = make_key(CONTENT_FORM, rows, 1).sort_values(["set", "candidate"], ignore_index=True)
+    assert key["set"].tolist() == ["dataset"] * 3 + ["greedy", "invalid"]
+    q1 = {"a": ["own", "own+time", "-", "-", "-"], "b": ["own+time", "own", "object", "-", "-"]}
+    q2 = {"a": ["-", "-", "trivial", "unclear", "opposite"], "b": ["-", "-", "-", "unclear", "trivial"]}
+    filled = filled_by(key, q1=q1, q2=q2)
+    shares = votes.share_content(filled, key)
+    assert shares.loc["the role of the one who acts", "strengthening"] == pytest.approx(2 / 3)
+    assert shares.loc["the setting: the time", "strengthening"] == pytest.approx(1 / 3)
+    assert (
+        shares.loc["the setting: an object", "strengthening"] == pytest.approx(1 / 3)
+        and shares["weakening"].isna().all()
+    )
+    examples = votes.show_content(filled, key, seed=0)
+    assert examples["category"].tolist() == ["the role of the one who acts"] * 2 + ["the setting: an object"]
+    errors = votes.count_errors(filled, key).set_index("model")
+    assert errors.loc["distill_base", ["contexts", "trivial", "opposite", "valid"]].tolist() == [1, 0.5, 0.5, 0]
+    assert errors.loc["distill_final", "unclear"] == 1 and list(errors.index) == ["distill_base", "distill_final"]
+    assert votes.count_errors(filled, key[key["set"] == "dataset"]).empty
+    agreement = votes.agree_on_form(filled, CONTENT_FORM).set_index("question")
+    assert agreement.loc["q1 own", "full"] == 1 and agreement.loc["q1 time", "full"] == pytest.approx(3 / 5)
+    assert agreement.loc["q2", "full"] == pytest.approx(3 / 5) and len(agreement) == 10
+
+
+def test_what_is_drawn_for_the_content_form(asked):
+    drot = pd.concat([asked.assign(source="drot", candidate=n) for n in range(10)], ignore_index=True)
+    greedy = pd.concat(
+        [asked.assign(source=s) for s in ("distill_base", "self_distill_1", "distill_final")], ignore_index=True
+    )
+    rows = votes.draw_content(drot, greedy, None, 9, 0)
+    assert rows.groupby(["set", "moral_variance"]).size().to_dict() == {("dataset", -1): 4, ("dataset", 1): 4, ("greedy", -1): 4, ("greedy", 1): 6}  # fmt: skip
+    again = votes.draw_content(drot, greedy, greedy.assign(valid=[0.0, 1, 1, 1, np.nan] * 3), 9, 0)
+    assert again["set"].value_counts().to_dict() == {"dataset": 8, "greedy": 8, "invalid": 2}
+    first, second = (make_key(CONTENT_FORM, of, 1) for of in (rows, again))
+    assert first["row_id"].tolist() == second["row_id"].tolist()
+
+
+def test_notebook_11_with_recorded_votes(candidates, tmp_path, monkeypatch, capsys):
+    rows = candidates.assign(source="teacher", candidate=[0, 1, 2] * 2, critic_score=[0.9, 0.8, 0.3, 0.2, None, 0.7])
+
+    def answer(form):
+        return [
+            ("ann", form.assign(**YES)),
+            ("bob", form.assign(**{**YES, "q2": ["YNS"[n % 3] for n in range(len(form))]})),
+        ]
+
+    def elsewhere(path):
+        frame = pd.read_csv(path, sep="\t", keep_default_na=False)
+        frame["context"] = frame["context"].replace("to keep warm", "to keep cold")
+        frame.to_csv(tmp_path / "other.tsv", sep="\t", index=False)
+        return tmp_path / "other.tsv"
+
+    run = run_notebook(tmp_path, monkeypatch, rows, answer, recorded=elsewhere)
+    printed = capsys.readouterr().out
+    assert "On this run's contexts" in printed and "On the reference run's contexts" in printed
+    assert "Warning: ann answered Y to q2 on all of" in printed and "bob answered" not in printed
+    levels = pd.read_csv(run.figures / "vld_by_votes.csv")
+    assert levels["ppi_vld"].tolist() == levels["votes_vld"].tolist() and (levels["voted"] <= levels["rows"]).all()
+    assert pd.read_csv(run.figures / "critic_bias.csv")["bias"].isna().all()  # no scores of another run's contexts

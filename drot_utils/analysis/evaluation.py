@@ -165,6 +165,119 @@ def bootstrap_metrics(
     return dict(zip(columns, np.ravel(found).tolist(), strict=True))
 
 
+def estimate_mean(
+    values: np.ndarray, actions: np.ndarray, scores: np.ndarray | None = None, ends: tuple[float, float] = (0.0, 1.0)
+) -> tuple[float, float, float, float]:
+    """Return the mean of values of which votes tell some, from these and from scores of all rows, with its 95% interval.
+
+    Prediction-powered inference with tuned power (Angelopoulos et al., 2023): the votes' mean, less what the scores say of how
+    the voted rows differ from all. However wrong the scores are, the mean has no bias where the voted rows are a random
+    part. Rows of one action may be alike: they count as one in the variance. The page ppi in docs/ derives it.
+
+    Parameters
+    ----------
+    values : ndarray of float, shape (rows,)
+        NaN where nobody voted.
+    actions : ndarray, shape (rows,)
+        The action of each row.
+    scores : ndarray of float, shape (rows,), optional
+        On any scale, none missing. Without them, the mean of the votes.
+    ends : tuple of float
+        The least and the greatest possible value. A made-up vote for each joins the interval, so that ten equal votes do not
+        give one of no width.
+
+    Returns
+    -------
+    tuple of float
+        Mean, low, high, and how many votes on random ones of these rows would halve the interval; NaN where votes on all would
+        not. All are NaN without votes.
+    """
+    from scipy.stats import t
+
+    known, group = ~np.isnan(values), pd.factorize(actions)[0]
+    n, rows = int(known.sum()), len(values)
+    if not n:
+        return (np.nan,) * 4
+    scores = np.zeros(rows) if scores is None else scores
+    votes, seen = np.where(known, values, 0.0), scores[known].mean()
+    # By action: what the scores of its voted rows, and of all its rows, have beyond their means.
+    voted, overall = np.bincount(group, known * (scores - seen)), np.bincount(group, scores - scores.mean()) / rows
+
+    def beyond(mean: float) -> np.ndarray:
+        return np.bincount(group, known * (votes - mean))
+
+    mean, gap = votes.sum() / n, voted / n - overall
+    power = beyond(mean) / n @ gap / (gap @ gap) if gap @ gap > 1e-20 else 0.0
+    shift = power * (seen - scores.mean())
+    more = n + len(ends)
+    middle = (votes.sum() + sum(ends)) / more
+    parts = np.append(beyond(middle) / more - power * (voted / more - overall), (np.array(ends) - middle) / more)
+    clusters = len(np.unique(group[known]))
+    freedom = max(clusters - 1 - (power != 0), 1)
+    width = t.ppf(0.975, freedom) * np.sqrt(parts @ parts * clusters / freedom)
+    low, high = np.clip([middle - shift - width, middle - shift + width], *ends)
+    # The variance of one vote, alone and given the score; with n of them it is given * (1 / n - 1 / rows) + alone / rows.
+    alone, given = (part @ part / n for part in (beyond(mean), beyond(mean) - power * voted))
+    wanted = (given * (1 / n - 1 / rows) + alone / rows) / 4
+    needed = np.ceil(given / (wanted + (given - alone) / rows)) if wanted > alone / rows else np.nan
+    return float(np.clip(mean - shift, *ends)), float(low), float(high), float(needed)
+
+
+def estimate_valid(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return each model's share of valid contexts by votes alone and by votes and scores, and how far the critic is off.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        ``set``, `table.KEY`, ``critic_score`` (null where nothing was parsed, or of all rows where they have none) and ``valid``:
+        1, 0, or null where nobody voted.
+
+    Returns
+    -------
+    DataFrame
+        ``set model rows voted``; ``votes_vld``, ``ppi_vld`` and ``bias`` with the ends of their intervals (`estimate_mean`);
+        ``critic_avg``, the mean score of all; ``votes_to_halve``. The bias is score minus vote, over the voted contexts.
+    """
+    out = []
+    for (part, model), group in rows.groupby(["set", "source"], sort=False):
+        valid, score, actions = (group[c].to_numpy() for c in ("valid", "critic_score", "action_id"))
+        found = {"set": part, "model": model, "rows": len(group), "voted": int(np.isfinite(valid).sum())}
+        powered = estimate_mean(valid, actions, np.nan_to_num(score))
+        found |= _name("votes_vld", estimate_mean(valid, actions)) | _name("ppi_vld", powered)
+        found |= _name("bias", estimate_mean(score - valid, actions, ends=(-1.0, 1.0)))
+        out.append({**found, "critic_avg": group["critic_score"].mean(), "votes_to_halve": powered[3]})
+    order = {name: number for number, name in enumerate(in_order({row["model"] for row in out} - {"drot"}))}
+    return pd.DataFrame(sorted(out, key=lambda row: order.get(row["model"], len(order))))
+
+
+def estimate_changes(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Return later minus earlier share of valid contexts, prompt by prompt, by votes alone and by votes and scores.
+
+    Returns
+    -------
+    DataFrame
+        ``set earlier later voted`` (rows voted on of both), ``votes`` and ``ppi`` with the ends of their intervals.
+    """
+    out = []
+    for part, group in rows.groupby("set", sort=False):
+        for earlier, later in (pair for pair in pairs if {*pair} <= set(group["source"])):
+            both = group[group["source"].isin([earlier, later])]
+            both = both.pivot(index=[*PROMPT, "candidate"], columns="source", values=["valid", "critic_score"])
+            actions = both.index.get_level_values("action_id").to_numpy()
+            change = (both["valid"][later] - both["valid"][earlier]).to_numpy()
+            scores = both["critic_score"].fillna(0.0)  # zero for what was not parsed; zero for all changes nothing
+            scores = (scores[later] - scores[earlier]).to_numpy()
+            found = {"set": part, "earlier": earlier, "later": later, "voted": int(np.isfinite(change).sum())}
+            found |= _name("votes", estimate_mean(change, actions, ends=(-1.0, 1.0)))
+            out.append(found | _name("ppi", estimate_mean(change, actions, scores, (-1.0, 1.0))))
+    numbers = [f"{name}{end}" for name in ("votes", "ppi") for end in ENDS]
+    return pd.DataFrame(out, columns=["set", "earlier", "later", "voted", *numbers])
+
+
+def _name(name: str, numbers: Sequence[float]) -> dict[str, float]:
+    return {f"{name}{end}": number for end, number in zip(ENDS, numbers, strict=False)}
+
+
 def _with_interval(point: float, drawn: np.ndarray) -> tuple[float, float, float]:
     drawn = drawn[~np.isnan(drawn)]
     low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)

@@ -1,4 +1,4 @@
-"""Annotation exchange: the two human forms as projects of annotation tools, and the tools' results as one table of votes.
+"""Annotation exchange: the human forms as projects of annotation tools, and the tools' results as one table of votes.
 
 Another tool is another module like `potato`, and its name in `TOOLS`. A tool's module has two functions:
 
@@ -10,14 +10,17 @@ Another tool is another module like `potato`, and its name in `TOOLS`. A tool's 
     for errors); or only ``left_out``, one of `LEFT_OUT`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from drot_utils.people import labelstudio, mturk, potato, spreadsheet
-from drot_utils.people.forms import FORMS, Form, check_votes, form_of, make_key
+from drot_utils.people.forms import EVALUATION_FORM, FORMS, Form, check_votes, form_of, make_key
+from drot_utils.people.votes import is_written, read_recorded
 from drot_utils.study.errors import DataError, ParamsError
+from drot_utils.study.params import Annotation
 from drot_utils.study.paths import files_below, resolve, sha256, write_text
 
 #: The tools by the names that `annotation.exchange` knows; a file is read by the first that takes it for its own.
@@ -33,8 +36,58 @@ UNREAD = {
 }
 
 
+@dataclass(frozen=True)
+class Votes:
+    """Votes on rows: this run's own, or the recorded ones of another run.
+
+    Attributes
+    ----------
+    filled : DataFrame
+        As `read_filled` returns it.
+    rows : DataFrame
+        What was drawn to be asked about: as a key, with the rows that have no context, whose ``row_id`` is null.
+    own : bool
+        Whether this run wrote the rows: the votes are then on a random part of what it wrote.
+    counts : dict
+        As `read_filled` returns it.
+    """
+
+    filled: pd.DataFrame
+    rows: pd.DataFrame
+    own: bool
+    counts: dict[str, int | list[str]]
+
+
+def find_votes(form: Form, settings: Annotation, key: pd.DataFrame, written: pd.DataFrame) -> Votes | None:
+    """Return the votes on a form: from filled ones where there are some, else the recorded ones; None where nobody was asked.
+
+    Parameters
+    ----------
+    key : DataFrame
+        As `export_form` returned it, with the rows that were drawn and have no context.
+    written : DataFrame
+        All that this run wrote, as for `votes.is_written`.
+    """
+    if settings.filled:
+        filled, counts = read_filled(
+            form, settings.filled, key[key["row_id"].notna()], required=form is EVALUATION_FORM
+        )
+        if len(filled):
+            return Votes(filled, key, True, counts)
+    if settings.reference_votes is None:
+        return None
+    filled, rows = read_recorded(settings.reference_votes, form)
+    counts = {"votes": len(filled), "annotators": filled["annotator"].nunique()}
+    return Votes(filled, rows, bool(is_written(rows, written).all()), counts) if len(filled) else None
+
+
 def export_form(
-    form: Form, rows: pd.DataFrame, folder: Path, seed: int, formats: Sequence[str] = ("csv",)
+    form: Form,
+    rows: pd.DataFrame,
+    folder: Path,
+    seed: int,
+    formats: Sequence[str] = ("csv",),
+    sets: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Write an empty form in random order, in the formats asked for, and apart from it the key; return the key.
 
@@ -46,6 +99,9 @@ def export_form(
         Gets ``<form>_key.csv`` (which must not be shown to annotators) and what the formats' modules write.
     formats : sequence of str
         Names in `TOOLS`; a `ParamsError` for others.
+    sets : collection of str, optional
+        The sets whose rows annotators are shown; by default all. The key holds all rows, so that answers stay known when later
+        votes put a row into another set.
     """
     for name in formats:
         if name not in TOOLS:
@@ -54,11 +110,13 @@ def export_form(
     key = make_key(form, rows, seed)
     write_text(folder / f"{form.name}_key.csv", key.to_csv(index=False))
     for name in formats:
-        TOOLS[name].export(form, key, folder)
+        TOOLS[name].export(form, key if sets is None else key[key["set"].isin(sets)].reset_index(drop=True), folder)
     return key
 
 
-def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int | list[str]]]:
+def read_filled(
+    form: Form, folder: str | Path, key: pd.DataFrame, *, required: bool = True
+) -> tuple[pd.DataFrame, dict[str, int | list[str]]]:
     """Read all filled forms in a folder and in those below it, whatever tools they come from.
 
     Parameters
@@ -67,6 +125,8 @@ def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.D
         Relative to the checkout; what it may hold is in docs/annotation.md.
     key : DataFrame
         As `export_form` returned it.
+    required : bool
+        Whether it is an error that nobody filled this form.
 
     Returns
     -------
@@ -85,9 +145,11 @@ def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.D
     rows = [{**vote, "file": name} for name, votes in read.items() for vote in votes]
     found = pd.DataFrame(rows, columns=["row_id", "annotator", *questions, "where", "left_out", "file"])
     votes = _join_copies(folder, found[found["left_out"].isna()], questions)
+    for name, question in form.questions.items():
+        votes[name] = votes[name].map(question.normalize)
     other = votes["row_id"].map(form_of).isin(set(FORMS) - {form.name})
     ours = votes[~other]
-    if ours.empty:
+    if ours.empty and required:
         found = f"no filled form named {form.name}-<annotator>.csv, and no results of a tool for it"
         raise DataError(found, where=str(folder), todo="copy the filled forms there")
     again = ours.duplicated(["row_id", "annotator", *questions])

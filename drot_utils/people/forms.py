@@ -1,4 +1,4 @@
-"""The two human forms (appendix B, figures 6 and 7): what they ask, which rows are shown, and what a filled one may hold."""
+"""The human forms (appendix B, section 5): what they ask, which rows are shown, and what a filled one may hold."""
 
 import re
 from collections.abc import Iterator
@@ -30,10 +30,23 @@ SHOWN = ["row_id", "action", "direction", "context", "rationale"]
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its answers, code to meaning; the codes go into the form, from most to least."""
+    """A question with its answers, code to meaning; the codes go into the form, from most to least.
+
+    Of some questions several answers may hold: their codes are joined by a plus.
+    """
 
     text: str
     answers: dict[str, str]
+    several: bool = False
+
+    def normalize(self, answer: str) -> str:
+        """Return several codes, however they stand beside each other, once each and in order; a single answer as it is."""
+        if not self.several:
+            return answer
+        given = dict.fromkeys(re.findall(r"[^\s+,;|/]+", answer))
+        return "+".join(
+            [*(code for code in self.answers if code in given), *(code for code in given if code not in self.answers)]
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,38 @@ EVALUATION_FORM = Form(
         "q4": Question("Is the rationale a valid reason, by common sense, why the context does that?", YES_SOMEWHAT_NO),
     },
 )
-FORMS = {form.name: form for form in (CRITIC_FORM, EVALUATION_FORM)}
+CONTENT_FORM = Form(
+    "content_form",
+    "Figures 4 and 5, and the error analysis (section 5): what contexts are made of, and what is wrong with invalid ones.",
+    {
+        "q1": Question(
+            "If the context makes the action go in the direction named: what does it tell? Choose all that it tells.",
+            {
+                "own": "the role of the one who acts",
+                "others": "the role of others",
+                "relation": "an interaction or relationship",
+                "object": "the setting: an object",
+                "time": "the setting: the time",
+                "location": "the setting: the location",
+                "manner": "the manner or purpose",
+                "else": "something else",
+                "-": "not applicable: it does not make the action go in that direction",
+            },
+            several=True,
+        ),
+        "q2": Question(
+            "If it does not: what is wrong with it?",
+            {
+                "trivial": "trivial: it may matter to other actions, not to this one",
+                "infeasible": "infeasible, unlikely or unnatural, by itself or with this action",
+                "opposite": "opposite: it makes the action go in the other direction",
+                "unclear": "it cannot be understood",
+                "-": "not applicable: the context makes the action go in the direction named",
+            },
+        ),
+    },
+)
+FORMS = {form.name: form for form in (CRITIC_FORM, EVALUATION_FORM, CONTENT_FORM)}
 _ROW_ID = re.compile(rf"({'|'.join(FORMS)})-[0-9a-f]{{6}}-\d{{5}}")
 _CONTROL = dict.fromkeys([*range(32), *range(127, 160)], " ")
 
@@ -86,6 +130,24 @@ def pick_prompts(rows: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     """Return all rows of `n` random prompts (action and moral variance), the same prompts for every source."""
     prompts = rows[PROMPT].drop_duplicates()
     return rows.merge(prompts.sample(min(n, len(prompts)), random_state=seed), on=PROMPT)
+
+
+def pick_candidates(rows: pd.DataFrame, uncertain: int, repeated: int, random: int, seed: int) -> pd.DataFrame:
+    """Return candidates of a round that teach a critic most: rows of `table.CANDIDATES` with ``set``, why each was picked.
+
+    They are those about which the critic is least certain, one of each of the commonest texts, and some drawn at random, each
+    text of a prompt once.
+    """
+    rows = rows[rows["context"].notna()].sample(frac=1, random_state=seed)
+    text = rows["context"].str.casefold()
+    order = rows.assign(doubt=(rows["critic_score"] - 0.5).abs(), text=text, often=text.map(text.value_counts()))
+    order = order.drop_duplicates([*PROMPT, "text"])
+    common = order.sort_values("often", ascending=False, kind="stable").drop_duplicates("text").head(repeated)
+    rest = order.drop(index=common.index).sort_values("doubt", kind="stable")
+    left = rest.iloc[uncertain:]
+    drawn = left.sample(min(random, len(left)), random_state=seed)
+    parts = {"uncertain": rest.head(uncertain), "repeated": common, "random": drawn}
+    return pd.concat([part.assign(set=name) for name, part in parts.items()], ignore_index=True)
 
 
 def make_key(form: Form, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -143,8 +205,10 @@ def check_votes(votes: pd.DataFrame, form: Form, key: pd.DataFrame) -> None:
             raise DataError(f"a second answer to the same row_id by {who}", where=where, todo="keep one of them")
         seen.add((row_id, who))
         for name, question in form.questions.items():
-            if vote[name] not in ("", *question.answers):
-                found = f"expected one of {', '.join(question.answers)} or nothing, found {vote[name]!r}"
+            given = vote[name].split("+") if question.several else [vote[name]]
+            if not {"", *question.answers} >= set(given) or ("-" in given and len(given) > 1):
+                how = "some (joined by +)" if question.several else "one"
+                found = f"expected {how} of {', '.join(question.answers)} or nothing, found {vote[name]!r}"
                 raise DataError(found, where=f"{where}, {name}", todo="use the codes of the form's instructions")
 
 

@@ -83,7 +83,8 @@ def _interface(form: Form) -> ET.Element:
     for name, question in form.questions.items():
         box = ET.SubElement(view, "View", className="drot-question")
         ET.SubElement(box, "Header", value=question.text, size="5")
-        choices = ET.SubElement(box, "Choices", name=name, toName="context", choice="single-radio", showInline="true")
+        kind = "multiple" if question.several else "single-radio"
+        choices = ET.SubElement(box, "Choices", name=name, toName="context", choice=kind, showInline="true")
         for code, text in question.answers.items():
             ET.SubElement(choices, "Choice", value=text, alias=code)
     return view

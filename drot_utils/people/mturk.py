@@ -43,7 +43,11 @@ _LAYOUT = """\
     {% for name, question in questions.items() %}
     <fieldset><legend>{{ question.text }}</legend>
       {% for code, text in question.answers.items() %}
+      {% if question.several %}
+      <label><input type="checkbox" name="{{ name }}" value="{{ code }}"> {{ text }}</label>
+      {% else %}
       <label><input type="radio" name="{{ name }}" value="{{ code }}" required> {{ text }}</label>
+      {% endif %}
       {% endfor %}
     </fieldset>
     {% endfor %}

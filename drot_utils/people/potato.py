@@ -50,7 +50,7 @@ def read(form: Form, path: Path) -> list[dict[str, str]] | None:
 
 
 def _chosen(labels: list[list[Any]], name: str) -> str:
-    """Return the option of a question that is set; Potato keeps one entry an option."""
+    """Return the options of a question that are set; Potato keeps one entry an option."""
     own = [(label["name"], value) for label, value in labels if label["schema"] == name]
     return "+".join(code for code, value in own if value not in ("", "false", False, None))
 
@@ -59,8 +59,8 @@ def _config(form: Form) -> dict[str, Any]:
     questions = []
     for name, question in form.questions.items():
         labels = [{"name": code, "displayed_label": text} for code, text in question.answers.items()]
-        shown = {"annotation_type": "radio", "name": name, "description": question.text, "labels": labels}
-        questions.append(shown)
+        kind = "multiselect" if question.several else "radio"
+        questions.append({"annotation_type": kind, "name": name, "description": question.text, "labels": labels})
     return {
         "annotation_task_name": form.title,
         "task_dir": ".",

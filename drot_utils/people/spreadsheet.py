@@ -38,7 +38,7 @@ def is_table(form: Form, path: Path) -> bool:
 def read(form: Form, path: Path) -> list[dict[str, str]] | None:
     """Read a filled copy named ``<form>-<annotator>.csv``; what marks a copy of it, such as `` (1)``, is no part of the name.
 
-    What else may lie there holds no answers: the empty form, the key, Mechanical Turk's input, and the other form's files.
+    What else may lie there holds no answers: the empty form, the key, Mechanical Turk's input, and other forms' files.
     """
     if not is_table(form, path):
         return None
@@ -115,5 +115,6 @@ def _instructions(form: Form) -> str:
     lines += [f"Fill a copy of `{form.name}.csv` named `{form.name}-<your name>.csv`, with these codes:", ""]
     for name, question in form.questions.items():
         answers = (f"- `{code}` {text}" for code, text in question.answers.items())
-        lines += [f"**{name}** {question.text}", *answers, ""]
+        hint = " Join several codes with a plus." if question.several else ""
+        lines += [f"**{name}** {question.text}{hint}", *answers, ""]
     return "\n".join(lines)

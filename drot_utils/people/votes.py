@@ -1,13 +1,15 @@
-"""Votes of several annotators: majority, agreement, and the human columns of the paper's tables (appendix B)."""
+"""Votes of several annotators: majority, agreement, the human columns, what is recorded and what becomes gold (appendix B)."""
 
 import numpy as np
 import pandas as pd
 
+from drot_utils.data.corpora import read_tsv, read_whole
 from drot_utils.data.gold import count_valid
 from drot_utils.data.paper import TABLE2, TABLE4
-from drot_utils.data.table import PROMPT
+from drot_utils.data.table import DIRECTIONS, KEY, PROMPT
 from drot_utils.method.nli import Entails, filter_unique
-from drot_utils.people.forms import EVALUATION_FORM
+from drot_utils.people.forms import CONTENT_FORM, CRITIC_FORM, EVALUATION_FORM, Form, check_votes
+from drot_utils.study.errors import DataError
 from drot_utils.study.graph import in_order
 
 #: What `measure_agreement` returns, and our columns of tables 4 and 2.
@@ -15,6 +17,12 @@ AGREEMENT = ["rows", "annotators", "full", "majority", "kappa"]
 SHARES = ["rows", "valid_pct", "language_pct", "significant_pct", "slight_pct"]
 PAPER_HUMAN = [name for name in TABLE2 if name.startswith("paper_human")]
 HUMAN_COLUMNS = ["human_rows", *(name.removeprefix("paper_") for name in PAPER_HUMAN)]
+#: What a vote is on, whoever wrote it.
+TEXTS = ["action", "moral_variance", "context", "rationale"]
+#: The columns of recorded votes before the answers.
+RECORDED = ["form", "set", "source", *PROMPT, "candidate", "action", "context", "rationale", "annotator"]
+#: What a valid context may tell, code to meaning.
+CATEGORIES = {code: text for code, text in CONTENT_FORM.questions["q1"].answers.items() if code != "-"}
 
 
 def make_table4(judged: pd.DataFrame | None) -> pd.DataFrame:
@@ -43,28 +51,28 @@ def make_table4(judged: pd.DataFrame | None) -> pd.DataFrame:
     return pd.DataFrame(ours, columns=["type", "polarity", *SHARES]).merge(TABLE4, on=["type", "polarity"])
 
 
-def fill_table2(judged: pd.DataFrame | None, chosen: pd.DataFrame, entails: Entails, threshold: float) -> pd.DataFrame:
-    """Return the human columns of table 2: people's answers on the models of `chosen`, and the paper's.
+def fill_table2(judged: pd.DataFrame | None, drawn: pd.DataFrame, entails: Entails, threshold: float) -> pd.DataFrame:
+    """Return the human columns of table 2: people's answers on the models of `drawn`, and the paper's.
 
     Parameters
     ----------
     judged : DataFrame or None
         As `judge_rows` returns it; None where nobody was asked.
-    chosen : DataFrame
-        All rows that were drawn, also those that did not parse, which count as not valid without being asked about.
+    drawn : DataFrame
+        What was drawn to be asked about.
 
     Returns
     -------
     DataFrame
         ``model``, `HUMAN_COLUMNS` (null where nobody was asked), and the paper's columns.
     """
-    table = pd.DataFrame({"model": in_order(set(chosen["source"]) - {"drot"})})
+    table = pd.DataFrame({"model": in_order(set(drawn["source"]) - {"drot"})})
     if judged is None:
         table = table.reindex(columns=["model", *HUMAN_COLUMNS])
     else:
-        unparsed = chosen[chosen["context"].isna()].assign(q2="N")  # nobody is asked where there is no context to show
-        rows = pd.concat([judged[judged["set"] != "dataset"], unparsed], ignore_index=True)
-        table = table.merge(human_table2(rows, entails, threshold), on="model", how="left")
+        table = table.merge(
+            human_table2(judged[judged["set"] != "dataset"], entails, threshold), on="model", how="left"
+        )
     return table.merge(TABLE2[["model", *PAPER_HUMAN]], on="model", how="left")
 
 
@@ -81,7 +89,7 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
     Parameters
     ----------
     judged : DataFrame
-        As `judge_rows` returns it, with the rows that did not parse, whose ``q2`` is N.
+        As `judge_rows` returns it, with the rows that did not parse.
     """
     out = []
     for model, rows in judged.groupby("source", sort=False):
@@ -106,11 +114,184 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
     return pd.DataFrame(out, columns=["model", *HUMAN_COLUMNS])
 
 
-def judge_rows(filled: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:
-    """Return the key with the majority answer to each question of the evaluation form; null where nobody answered."""
+def judge_rows(filled: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows with the majority answer to each question of the evaluation form, and ``valid``: 1, 0, null where unknown.
+
+    A row that nobody answered is unknown; one that did not parse is not valid (``q2`` is N), without anybody being asked.
+    """
     questions = EVALUATION_FORM.questions.items()
     judged = {name: majority(spread_votes(filled, name), list(question.answers)) for name, question in questions}
-    return key.merge(pd.DataFrame(judged), left_on="row_id", right_index=True, how="left")
+    judged = rows.merge(pd.DataFrame(judged), left_on="row_id", right_index=True, how="left")
+    judged["q2"] = judged["q2"].where(judged["context"].notna(), "N")
+    return judged.assign(valid=judged["q2"].ne("N").astype(float).where(judged["q2"].notna()))
+
+
+def join_valid(written: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    """Return all that a run wrote (``set`` and `table.CANDIDATES`) with ``valid`` where it was judged."""
+    columns = ["set", *KEY]
+    return written.merge(judged[[*columns, "valid"]], on=columns, how="left")
+
+
+def join_levels(table2: pd.DataFrame, human: pd.DataFrame, levels: pd.DataFrame) -> pd.DataFrame:
+    """Return table 2 with what `figures.draw_rounds` draws of the votes: ``human_vld``, ``human_n_vld``, ``human_n_unq_vld``.
+
+    The first two have intervals, from `evaluation.estimate_valid` (`levels`); of ten samples, ten times the share are valid.
+    """
+    table = table2.merge(human[["model", "human_n_unq_vld"]], on="model", how="left")
+    for part, name, scale in (("greedy", "human_vld", 1), ("sampled", "human_n_vld", 10)):
+        rows = levels[levels["set"] == part].set_index("model").filter(regex="^votes_vld") * scale
+        rows.columns = rows.columns.str.replace("votes_vld", name)
+        table = table.merge(rows, on="model", how="left")
+    return table
+
+
+def record_votes(form: Form, filled: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return votes with their texts, a line a vote, as `read_recorded` reads them from a file of tab-separated values.
+
+    A row that nobody answered, or that has no context, keeps a line without an annotator.
+
+    Parameters
+    ----------
+    filled, rows : DataFrame
+        As `exchange.Votes` has them.
+    """
+    votes = rows.merge(filled, on="row_id", how="left").assign(form=form.name)
+    votes = votes[[*RECORDED, *form.questions]].sort_values(RECORDED, kind="stable")
+    return votes.rename(columns=lambda name: name.replace("_", "-"))
+
+
+def read_recorded(path: str, form: Form) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the recorded votes on one form: ``filled`` and ``rows``, as `exchange.Votes` has them.
+
+    The file may hold votes on several forms; it is what `record_votes` returns.
+
+    Raises
+    ------
+    DataError
+        A file without votes, an answer that the form does not have, a second answer of an annotator to a row, or as
+        `corpora.read_tsv`; with the line.
+    """
+    table = read_tsv(path, [*(name.replace("_", "-") for name in RECORDED), *form.questions])
+    if not table["annotator"].ne("").any():
+        todo = "name a file of votes in annotation.reference_votes, or null"
+        raise DataError("holds no votes", where=path, todo=todo)
+    table = table[table["form"] == form.name]
+    variance, candidate = read_whole(table, "moral_variance", path, (1, -1)), read_whole(table, "candidate", path)
+    table = table.assign(moral_variance=variance.astype("int8"), candidate=candidate.astype("int32"))
+    number = table.groupby(["set", *KEY, *TEXTS], sort=False).ngroup().astype(str).str.zfill(5)
+    table = table.assign(row_id=f"{form.name}-record-" + number, where=[f"{path}, line {n + 2}" for n in table.index])
+    for name, question in form.questions.items():
+        table[name] = table[name].map(question.normalize)
+    rows = table.drop_duplicates("row_id")[["row_id", *KEY, "set", "action", "context", "rationale"]]
+    rows = rows.replace({"context": {"": None}, "rationale": {"": None}}).reset_index(drop=True)
+    votes = table[table["annotator"] != ""]
+    check_votes(votes, form, rows)
+    filled = votes[["row_id", "annotator", *form.questions]].replace("", None).reset_index(drop=True)
+    return filled, rows
+
+
+def is_written(rows: pd.DataFrame, written: pd.DataFrame) -> pd.Series:
+    """Return of each row whether a run wrote this text, for this prompt, by the same writer; all are where the run is the same.
+
+    `written` is all that it wrote: `table.KEY` and the texts.
+    """
+    columns = [*KEY, *TEXTS]
+    known = pd.MultiIndex.from_frame(written[columns].fillna(""))
+    return pd.Series(pd.MultiIndex.from_frame(rows[columns].fillna("")).isin(known), index=rows.index)
+
+
+def count_covered(rows: pd.DataFrame, written: pd.DataFrame) -> pd.DataFrame:
+    """Return by set how many of a run's contexts have a text that was voted on: ``set contexts covered``.
+
+    The text is the same where action, direction, context and rationale are.
+    """
+    mine = written[written["context"].notna()]
+    seen = pd.MultiIndex.from_frame(rows[TEXTS].fillna(""))
+    covered = pd.MultiIndex.from_frame(mine[TEXTS].fillna("")).isin(seen)
+    counts = mine.assign(covered=covered).groupby("set", sort=False)["covered"].agg(contexts="size", covered="sum")
+    return counts.reset_index()
+
+
+def find_monotone(filled: pd.DataFrame, question: str, least: int = 10) -> list[str]:
+    """Name annotators who gave many rows (`least` or more) one and the same answer, in a sentence each."""
+    return [
+        f"{annotator} answered {answers.iloc[0]} to {question} on all of {len(answers)} rows"
+        for annotator, answers in filled.dropna(subset=[question]).groupby("annotator")[question]
+        if len(answers) >= least and answers.nunique() == 1
+    ]
+
+
+def make_gold(filled: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:
+    """Return filled critic forms as a file of gold that `critic.gold` can name (like ``data/demo/critic_annotations.tsv``).
+
+    Where each answered row has three votes, these; else what more than half of them say, which counts as one vote. A row that
+    nobody answered, or about which they are divided, is left out.
+    """
+    answered = filled.dropna(subset=["q1"])
+    by_row, columns = answered.groupby("row_id"), {}
+    for name, question in CRITIC_FORM.questions.items():
+        given = spread_votes(answered, name)
+        if by_row.size().eq(3).all():
+            three = by_row[name].agg(list)
+            columns |= {f"{name}_a{n + 1}": three.str[n] for n in range(3)}
+        else:
+            top = majority(given, list(question.answers))
+            columns[name] = top.where(given.eq(top, axis=0).sum(axis=1) * 2 > given.notna().sum(axis=1))
+    labels = pd.DataFrame(columns)
+    labels = labels[labels.iloc[:, 0].notna()].fillna("-")
+    rows = key[["row_id", *PROMPT, "action", "context", "rationale", "source"]]
+    gold = rows.merge(labels, left_on="row_id", right_index=True).rename(columns={"row_id": "item_id"})
+    return gold.sort_values("item_id").rename(columns=lambda name: name.replace("_", "-"))
+
+
+def draw_content(
+    drot: pd.DataFrame, asked: pd.DataFrame, judged: pd.DataFrame | None, n: int, seed: int
+) -> pd.DataFrame:
+    """Return rows for the content form: `n` of the data set, half of them each way, and greedy ones of the first and the last student.
+
+    The latter are the set ``invalid`` where they were judged so, else ``greedy``: these are in the key, but are not shown.
+    """
+    ways = [drot[drot["moral_variance"] == way] for way in (1, -1)]
+    parts = [rows.sample(min(n // 2, len(rows)), random_state=seed).assign(set="dataset") for rows in ways]
+    greedy = asked[(asked["set"] == "greedy") & asked["source"].isin(["distill_base", "distill_final"])]
+    if judged is not None:
+        greedy = join_valid(greedy, judged)
+        greedy["set"] = greedy["set"].mask(greedy["valid"] == 0, "invalid")
+    return pd.concat([*parts, greedy], ignore_index=True)
+
+
+def share_content(filled: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean share of annotators who name each category of the data set's valid contexts, by direction (figure 4)."""
+    named = _name_content(filled, rows[rows["set"] == "dataset"])
+    shares = named.groupby("moral_variance")[list(CATEGORIES)].mean().reindex([1, -1]).T
+    return shares.rename(index=CATEGORIES, columns=DIRECTIONS)
+
+
+def show_content(filled: pd.DataFrame, rows: pd.DataFrame, seed: int, n: int = 2) -> pd.DataFrame:
+    """Return contexts of each category, drawn at random from those in which all annotators name it (figure 5)."""
+    named = _name_content(filled, rows)
+    parts = []
+    for code, text in CATEGORIES.items():
+        agreed = named[named[code] == 1]
+        parts.append(agreed.sample(min(n, len(agreed)), random_state=seed).assign(category=text))
+    return pd.concat(parts, ignore_index=True)[["category", "action", "moral_variance", "context"]]
+
+
+def count_errors(filled: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Count what is wrong with invalid greedy contexts, by student: a vote is a share of a context."""
+    answers = list(CONTENT_FORM.questions["q2"].answers)
+    given = filled.dropna(subset=["q2"]).merge(rows.loc[rows["set"] != "dataset", ["row_id", "source"]], on="row_id")
+    shares = pd.crosstab([given["source"], given["row_id"]], given["q2"], normalize="index").reindex(columns=answers)
+    counts = shares.fillna(0.0).groupby("source").sum().rename(columns={"-": "valid"})
+    counts.insert(0, "contexts", counts.sum(axis=1))
+    return counts.loc[in_order(counts.index)].rename_axis(columns=None).reset_index(names="model")
+
+
+def _name_content(filled: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows that annotators call valid, with the share of them that names each category."""
+    given = filled[filled["q1"].notna() & filled["q1"].ne("-")]
+    named = given["q1"].str.get_dummies("+").reindex(columns=list(CATEGORIES), fill_value=0)
+    return rows.merge(named.groupby(given["row_id"]).mean(), left_on="row_id", right_index=True)
 
 
 def agree_on_gold(gold: pd.DataFrame) -> pd.DataFrame:
@@ -123,10 +304,20 @@ def agree_on_gold(gold: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out, columns=["question", "source", *AGREEMENT])
 
 
-def agree_on_form(filled: pd.DataFrame) -> pd.DataFrame:
-    """Return how far the annotators of the evaluation form agree: ``question`` and `AGREEMENT`."""
-    questions = EVALUATION_FORM.questions
-    return pd.DataFrame([{"question": name, **measure_agreement(spread_votes(filled, name))} for name in questions])
+def agree_on_form(filled: pd.DataFrame, form: Form = EVALUATION_FORM) -> pd.DataFrame:
+    """Return how far the annotators of a form agree: ``question`` and `AGREEMENT`; answers of which several hold one by one."""
+    out = []
+    for name, question in form.questions.items():
+        votes = spread_votes(filled, name)
+        parts = {name: votes}
+        if question.several:
+            chosen = votes.map(lambda given: given.split("+"), na_action="ignore")
+            parts = {
+                f"{name} {code}": chosen.map(lambda given, code=code: "Y" if code in given else "N", na_action="ignore")
+                for code in question.answers
+            }
+        out += [{"question": part, **measure_agreement(table)} for part, table in parts.items()]
+    return pd.DataFrame(out)
 
 
 def measure_agreement(votes: pd.DataFrame) -> dict[str, float | int]:

@@ -133,21 +133,35 @@ def draw_scores(
 def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]) -> Figure:
     """Draw how students change from round to round: four metrics of table 2 with 95% intervals, ours and the paper's.
 
-    The x axis is in the order of `models`; `prefixes` maps those of columns, such as ``auto_``, to their names in the legend.
+    The x axis is in the order of `models`; `prefixes` maps those of columns, such as ``auto_``, to their names in the legend. A
+    metric that has no such column is not drawn. Of the first prefix the teacher's Vld is a line, where it has one.
     """
-    rows = table.set_index("model").loc[models]
+    rows = table.set_index("model")
+    teacher = rows.get(f"{next(iter(prefixes))}vld", pd.Series()).get("teacher", np.nan)
+    rows = rows.loc[models]
     names = [graph.label(m).replace("SelfDistill", "Self").replace("zero-shot base model", "base") for m in models]
     figure, grid = plt.subplots(1, len(METRICS), figsize=(10, 2.9), layout="constrained")
     x = np.arange(len(models))
     grey = {"color": "grey", "linewidth": 1, "markersize": 4}
     for axes, (metric, title) in zip(grid, METRICS.items(), strict=True):
         for k, (prefix, label) in enumerate(prefixes.items()):
-            mean, low, high = (rows[f"{prefix}{metric}{end}"] for end in ("", "_low", "_high"))
-            axes.errorbar(x + 0.08 * k, mean, [mean - low, high - mean], fmt="o-", capsize=2, label=label)
+            mean, low, high = (
+                rows.get(f"{prefix}{metric}{end}", pd.Series(np.nan, models)) for end in ("", "_low", "_high")
+            )
+            error = [mean - low.fillna(mean), high.fillna(mean) - mean]
+            axes.errorbar(x + 0.08 * k, mean, error, fmt="o-", capsize=2, label=label)
+        if metric == "vld" and not np.isnan(teacher):
+            axes.axhline(
+                teacher,
+                color="black",
+                linewidth=1,
+                linestyle=":",
+                label=f"the teacher, by {next(iter(prefixes.values()))}",
+            )
         axes.plot(x, rows[f"paper_auto_{metric}"], "s--", label="the paper (3B student)", **grey)
         axes.set(title=title, ylim=(0, 1 if metric in ("vld", "avg") else 10))
         axes.set_xticks(x, names, rotation=35, ha="right")
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(prefixes) + 1)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(prefixes) + 2)
     return figure
 
 
@@ -197,6 +211,14 @@ def draw_stacked(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
         left += table[name].to_numpy(dtype=float)
     _turn_to_rows(axes, len(table))
     figure.legend(ncols=min(4, table.shape[1]), loc="outside lower center")
+    return figure
+
+
+def draw_grouped(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
+    """Draw a group of horizontal bars a row of a table, one bar a column (figure 4)."""
+    figure, axes = _make_axes((6.2, 1.1 + 0.4 * len(table)), "constrained", xlabel=xlabel, title=title)
+    table.rename_axis(columns=None).plot.barh(ax=axes, width=0.8, xlabel=xlabel, ylabel="")
+    _turn_to_rows(axes, int(table.notna().any(axis=None)))
     return figure
 
 

@@ -341,14 +341,26 @@ class Bias(Section):
     permutations: PositiveInt
 
 
+class GoldRows(Section):
+    """What of a round's candidates annotators are shown, for the next critic: the least certain, the commonest, random ones."""
+
+    round: PositiveInt
+    uncertain: Count
+    repeated: Count
+    random: Count
+
+
 class Annotation(Section):
-    """The two human forms (figures 6 and 7): how many prompts, for which tools, and a folder of filled forms if any."""
+    """The human forms (figures 4 to 7): how many rows, for which tools, filled forms if any, and recorded votes."""
 
     per_model: PositiveInt
     sampled_prompts: PositiveInt
     dataset_rows: PositiveInt
+    content_rows: PositiveInt
+    gold_rows: GoldRows | None
     exchange: Annotated[list[str], Field(min_length=1)]  # names in `people.exchange.TOOLS`
     filled: str | None
+    reference_votes: str | None
 
 
 class Params(Section):
@@ -387,6 +399,11 @@ class Params(Section):
             raise ValueError(
                 "`compute.parallel.fsdp`: an adapter is trained in one process, or in several with a copy of the weights each; "
                 "set it to false"
+            )
+        rounds, gold = len(self.corpus.round_actions), self.annotation.gold_rows
+        if gold and gold.round > rounds:
+            raise ValueError(
+                f"`annotation.gold_rows`: there are {rounds} rounds (`corpus.round_actions`), not {gold.round}"
             )
         if "judges" in (self.judges.filter, self.evaluation.critic) and not self.judges.panel:
             raise ValueError("`judges.filter` and `evaluation.critic` need at least one judge in `judges.panel`")
