@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from drot_utils.study.errors import DataError, DrotError
 from drot_utils.study.paths import Run, settle_output
 
@@ -23,7 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.do(options)
     except DrotError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+    except SafetensorError as error:
+        print(
+            f"error: weights are damaged ({error})\n  what to do: run the study again, it makes them anew",
+            file=sys.stderr,
+        )
+    return 1
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from test_distill import keyboard  # noqa: F401  (a fixture)
 from drot_utils.__main__ import main
 from drot_utils.method import distill
 from drot_utils.report.tables import say_contexts
+from drot_utils.study.errors import ParamsError
 from drot_utils.study.outputs import BY_HAND, Finished, finish, read_params
 from drot_utils.study.paths import Run, sha256
 
@@ -80,6 +81,12 @@ def test_what_cannot_be_asked_is_said_in_a_sentence(run, capsys, monkeypatch, op
     assert message in said and "what to do" in said and len(said) < 600
 
 
+def test_damaged_weights_are_said_in_a_sentence(run, capsys):
+    path = run.model("critic") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    assert ask("Setting a fire") == 1 and "weights are damaged" in capsys.readouterr().err
+
+
 def test_missing_weights_and_missing_runs_are_named(run, capsys):
     for name, notebook in (("nli", "03_nli_filter"), ("critic", "02_critic"), ("distill_base", "04_distill_base")):
         (run.model(name) / "model.safetensors").unlink()
@@ -93,6 +100,9 @@ def test_a_run_is_opened_with_the_parameters_it_was_made_with(study):
     finish(Run("other"), "03_nli_filter", "look", {"files": {}, "inputs": {"parameters": stamped}})
     params = read_params(Run("other"))
     assert params.profile == "other" and params.nli.threshold == 0.4 and params.seed == 7
+    finish(Run("other"), "04_distill_base", "look", {"files": {}, "inputs": {"parameters": {"later": {"key": 1}}}})
+    with pytest.raises(ParamsError, match="another version made this run"):
+        read_params(Run("other"))
 
 
 HOSTILE = "\x1b[2J\x1b]0;x\x07 a\rb \u202egnol\u202c \u2028 " + NASTY.replace("|", "/")

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from drot_utils.study.errors import DrotError, MissingInputError, wrap_os_error
+from drot_utils.study.errors import DrotError, MissingInputError, ParamsError, wrap_os_error
 from drot_utils.study.graph import Stage, Stamp
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import Run, atomic, exclusive, output_root, replace_folder, resolve, to_json, write_text
@@ -77,7 +77,11 @@ def read_params(run: Run) -> Params:
     profile = run.profile.removesuffix(PLAY)
     files = (Run(profile).root / "params.yaml", resolve(f"params/{profile}.yaml"), resolve("params/demo.yaml"))
     known = {key: value for key, value in values.items() if not key.startswith("stage.")}
-    return load_params(next(file for file in files if file.exists()), known)
+    try:
+        return load_params(next(file for file in files if file.exists()), known)
+    except ParamsError as error:
+        todo = "use the version that made it, or make the run again"
+        raise ParamsError(f"another version made this run ({error.found})", where=run.profile, todo=todo) from error
 
 
 def _read_record(path: Path) -> dict[str, Any]:
