@@ -173,10 +173,11 @@ def test_croissant_is_valid_and_reads(folder):
 
 
 def test_cards_of_other_corpora_do_not_claim_the_demos_licence(rows, actions, tmp_path):
-    folder = release.export_drot(rows, actions, load_params("params/paper.yaml"), 0.96, tmp_path / "export")
+    params = load_params("params/paper.yaml")
+    folder = release.export_drot(rows, actions.assign(m="1"), params, 0.96, tmp_path / "export")
     card = (folder / "README.md").read_text()
     assert "cc-by-sa-4.0" in card and "written by language models for this project" not in " ".join(card.split())
-    assert "| rot | string | of the action, as in its corpus" in card
+    assert "| rot | string | the rule of thumb" in card and "of the action, as in its corpus &#40;m&#41;" in card
     assert "ShareAlike" in (folder / "LICENSE").read_text()
 
 

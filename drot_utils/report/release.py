@@ -20,39 +20,16 @@ from drot_utils.data.table import CANDIDATES, read_table, visible
 from drot_utils.method.cards import say_labels
 from drot_utils.method.distill import load_scorer
 from drot_utils.study.outputs import read_params
-from drot_utils.study.params import Params
+from drot_utils.study.params import Params, read_yaml
 from drot_utils.study.paths import ROOT, Run, replace_folder, require, resolve, sha256
 from drot_utils.study.record import Study
 
-TEMPLATE, METADATA = "data/cards/dataset.md", "data/cards/croissant.json"
+TEMPLATE, METADATA, WORDS = "data/cards/dataset.md", "data/cards/croissant.json", "data/cards/columns.yaml"
 COLUMNS = ["action", "moral_variance", "context", "rationale", "critic_score", "source"]
-MEANING = {
-    "action_id": "the action's name in its corpus",
-    "action": "the everyday action",
-    "moral_variance": "1: the context is meant to make the action more acceptable; -1: less",
-    "candidate": "0, 1, 2 ...: the order in which its writer gave it",
-    "source": "who wrote it: a student, or the teacher",
-    "context": "a situation that is meant to shift the action; null where the writer's text does not parse",
-    "rationale": "why it shifts the action, in the writer's words; null where that does not parse",
-    "raw": "the writer's own words",
-    "tokens": "how many tokens those are; null where that is not known",
-    "nli_kept": "whether the entailment filter finds something new in it; null where it was not asked",
-    "critic_score": "the critic's probability, 0 to 1, that the context shifts the action as asked; cut elsewhere if you like",
-    "kept": "whether the row is in `d-rot`",
-}
-ABOUT = {
-    "d-rot": "The data set: what passed all filters, with the columns of the actions' corpus.",
-    "candidates": "All that the filters saw, with their flags and scores, for other thresholds.",
-}
 #: How Croissant calls Arrow's types.
 TYPES = {
-    "string": "Text",
-    "bool": "Boolean",
-    "int8": "Integer",
-    "int32": "Integer",
-    "int64": "Integer",
-    "double": "Float",
-}
+    "string": "Text", "bool": "Boolean", "int8": "Integer", "int32": "Integer", "int64": "Integer", "double": "Float",
+}  # fmt: skip
 CHUNK = 100_000  # rows converted at once, and of a row group: the memory an export takes beside its rows
 #: What the hub calls a number of rows, by its digits.
 STEPS = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B"]
@@ -123,6 +100,7 @@ def export_drot(
 
 def data_card(place: Path, kept: pd.DataFrame, params: Params, threshold: float) -> str:
     """Return the card of the tables in a folder, with six of the kept rows."""
+    about, meaning = read_yaml(resolve(WORDS)).values()
     files = {path.stem: pq.ParquetFile(path) for path in sorted(place.glob("*.parquet"), reverse=True)}
     sizes = {name: file.metadata.num_rows for name, file in files.items()}
     header = DatasetCardData(
@@ -140,9 +118,9 @@ def data_card(place: Path, kept: pd.DataFrame, params: Params, threshold: float)
     infos.to_dataset_card_data(header)
     tables = {
         name: {
-            "about": ABOUT[name], "rows": f"{sizes[name]:,}",
+            "about": about[name], "rows": f"{sizes[name]:,}",
             "columns": [
-                (_as_text(field.name), field.type, MEANING.get(field.name) or _as_text(_explain(field.name)))
+                (_as_text(field.name), field.type, meaning.get(field.name) or _as_text(_of_action(field.name)))
                 for field in file.schema_arrow
             ],
         }
@@ -167,6 +145,7 @@ def size_category(rows: int) -> str:
 
 def describe(place: Path, params: Params) -> dict[str, Any]:
     """Return what Croissant 1.1 says of the tables in a folder: files, columns, and how far to trust them (RAI)."""
+    about, meaning = read_yaml(resolve(WORDS)).values()
     paths, manifest = sorted(place.glob("*.parquet")), place / "manifest.json"
     stages = json.loads(manifest.read_text(encoding="utf-8"))["stages"] if manifest.exists() else {}
     written = stages.get("06_final_dataset", {}).get("written")
@@ -179,11 +158,11 @@ def describe(place: Path, params: Params) -> dict[str, Any]:
     ]  # fmt: skip
     records = [
         {
-            "@type": "cr:RecordSet", "@id": path.stem, "name": path.stem, "description": ABOUT[path.stem],
+            "@type": "cr:RecordSet", "@id": path.stem, "name": path.stem, "description": about[path.stem],
             "field": [
                 {
                     "@type": "cr:Field", "@id": f"{path.stem}/{field.name}", "name": field.name,
-                    "description": _explain(field.name), "dataType": f"sc:{TYPES[str(field.type)]}",
+                    "description": meaning.get(field.name, _of_action(field.name)), "dataType": f"sc:{TYPES[str(field.type)]}",
                     "source": {"fileObject": {"@id": path.name}, "extract": {"column": field.name}},
                 }
                 for field in pq.read_schema(path)
@@ -238,8 +217,8 @@ def _as_text(text: str) -> str:
     )
 
 
-def _explain(column: str) -> str:
-    return MEANING.get(column, f"of the action, as in its corpus ({column.replace('_', '-')})")
+def _of_action(column: str) -> str:
+    return f"of the action, as in its corpus ({column.replace('_', '-')})"
 
 
 def _licence(params: Params) -> tuple[str, str, str]:
