@@ -14,7 +14,9 @@ BENCHMARKS = sampling training critic_scoring nli_filter statistics read_corpus 
 LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
 
 .DEFAULT_GOAL = help
-.PHONY: help demo smoke ablations test lint lab reference plan teacher-smoke bench chaos extras annotate slow lock clean
+export ACTION  # for `ask`, as it is: the shell must not read it
+
+.PHONY: help demo smoke ablations ask release test lint lab reference plan teacher-smoke bench chaos extras annotate slow lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -27,6 +29,12 @@ smoke: .venv/ready-$(TORCH)  ## every code path with tiny random models, in 3 to
 
 ablations: .venv/ready-$(TORCH)  ## the six ablated students of table 2 as well
 	@$(BIN)/python -m drot_utils run "params/$(PROFILE).yaml" --cores $(CORES) --ablations
+
+ask: .venv/ready-$(TORCH)  ## contexts for an action of your own, by the student of PROFILE: make ask ACTION="Setting a fire"
+	@$(BIN)/python -m drot_utils ask --run "$(PROFILE)" -- "$$ACTION"
+
+release: .venv/ready-$(TORCH)  ## put the data set of PROFILE together for others: runs/$(PROFILE)/release
+	@$(BIN)/python -m drot_utils release --run "$(PROFILE)"
 
 test: .venv/ready-$(TORCH) lint  ## lint, then the tests, with the smoke study end to end among them
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

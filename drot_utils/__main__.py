@@ -1,11 +1,14 @@
-"""The study from the command line: ``python -m drot_utils run | compare | plan | answers | stage``."""
+"""The study from the command line: ``python -m drot_utils run | ask | compare | release | plan | answers | stage``."""
 
 import argparse
 import io
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from drot_utils.study.errors import DataError, DrotError
 from drot_utils.study.paths import Run, settle_output
@@ -22,7 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.do(options)
     except DrotError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+    except SafetensorError as error:
+        print(
+            f"error: weights are damaged ({error})\n  what to do: run the study again, it makes them anew",
+            file=sys.stderr,
+        )
+    return 1
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -44,6 +52,19 @@ def _make_parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="its parameters, such as nli.threshold=0.4"
     )
     run.add_argument("--dry-run", action="store_true", help="only say what would run, why, and for how long")
+    ask = add("ask", _ask, "ask a student about actions of your own")
+    ask.add_argument(
+        "actions", nargs="*", metavar="ACTION", help="such as 'Setting a fire'; else one a line from standard input"
+    )
+    ask.add_argument("--run", default="demo", help="a run that is there (demo)")
+    ask.add_argument("--student", default="distill_final", help="one of its students (distill_final)")
+    ask.add_argument(
+        "--n", type=int, default=5, help="contexts for each action and direction (5); four times as many are written"
+    )
+    ask.add_argument("--json", action="store_true", help="one JSON object a line for each context")
+    ask.add_argument("--raw", action="store_true", help="all that is written, with what the NLI filter says of it")
+    release = add("release", _release, "put the data set of a run together for others")
+    release.add_argument("--run", default="demo", help="a finished run (demo)")
     stage = add("stage", _run_stage, "run one stage of a study (what each Snakemake job does)")
     stage.add_argument("stage", help="such as 02_critic or 05_self_distill-1")
     stage.add_argument("params_file")
@@ -97,6 +118,41 @@ def _compare(options: argparse.Namespace) -> int:
     from drot_utils.report.tables import compare_runs
 
     print(compare_runs(options.runs))
+    return 0
+
+
+def _ask(options: argparse.Namespace) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: threads that wait sleep
+    from drot_utils.method.distill import ask_student, choose_best, load_scorer
+    from drot_utils.method.student import require_student
+    from drot_utils.report.tables import say_contexts
+    from drot_utils.study.paths import to_json
+    from drot_utils.study.record import open_run
+
+    study = open_run(options.run, "ask")
+    require_student(study, options.student)
+    actions = options.actions or ([] if sys.stdin.isatty() else [line for line in sys.stdin if line.strip()])
+    every = ask_student(study, options.student, actions, options.n, raw=True)
+    best = None if options.raw else choose_best(every, options.n)
+    taken = load_scorer(study, "critic").thresholds["distill"]
+    note = (
+        f"{options.student} of the run {options.run}, a small language model, wrote this. It is never advice: no model knows what "
+        f"is right.\nThe score is the critic's: how probably a context does what is asked, in its opinion. The students learnt "
+        f"from contexts that score {taken:.2f} or more.\n"
+    )
+    print(note, file=sys.stderr if options.json else sys.stdout)
+    if options.json:
+        for row in (every if best is None else best).to_dict("records"):
+            print(to_json({"run": options.run, "student": options.student, **row}))
+    else:
+        print(say_contexts(every, best))
+    return 0
+
+
+def _release(options: argparse.Namespace) -> int:
+    from drot_utils.report.release import release_run
+
+    print(release_run(options.run))
     return 0
 
 

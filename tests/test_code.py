@@ -243,6 +243,7 @@ PACKAGE = f"{ROOT}/drot_utils/"
 READERS = {
     "data.table.for_reading",
     "method.distill.ask_student",
+    "method.distill.choose_best",
     "method.distill._read_actions",
     "method.student.find_cut",
 }

@@ -31,6 +31,7 @@ KEY = ["action_id", "moral_variance", "candidate", "source"]
 PROMPT = ["action_id", "moral_variance"]
 #: What a moral variance is called where people read it.
 DIRECTIONS = {1: "strengthening", -1: "weakening"}
+JOINERS = "\u200c\u200d"  # they hold letters and emoji together
 
 
 def check_columns(frame: pd.DataFrame, required: list[str], where: str) -> None:
@@ -108,6 +109,11 @@ def read_table(path: Path) -> pd.DataFrame:
 def to_pandas(table: pa.Table) -> pd.DataFrame:
     """Return an Arrow table as a frame whose flags may be null."""
     return table.to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
+
+
+def visible(text: str) -> str:
+    """Return a text with what is no printable character (control codes, marks that turn the direction) written as an escape."""
+    return "".join(c if c.isprintable() or c in JOINERS else c.encode("unicode_escape").decode() for c in text)
 
 
 def for_reading(rows: pd.DataFrame, *columns: str, decimals: int = 2) -> Styler:

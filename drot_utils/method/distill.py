@@ -215,15 +215,21 @@ def ask_student(study: Study, name: str, actions: Sequence[str], n: int = 3, *, 
         same_as[index] = [None if by is None else rows["context"][index[by]] for by in blocked_by]
     nli_kept = same_as.isna().astype("boolean").mask(rows["context"].isna())
     rows = rows.assign(nli_kept=nli_kept, same_as=same_as)
-    if raw:
-        return rows[[*ANSWER, "nli_kept", "same_as", "raw"]]
-    return rows[nli_kept.fillna(False)].groupby(PROMPT, sort=False).head(n)[ANSWER].reset_index(drop=True)
+    rows = rows[[*ANSWER, "nli_kept", "same_as", "raw"]]
+    return rows if raw else choose_best(rows, n)
+
+
+def choose_best(rows: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Return the first `n` rows of each prompt that the NLI filter keeps, of all candidates that `ask_student` returns."""
+    kept = rows[rows["nli_kept"].fillna(False)]
+    return kept.groupby(["action", "moral_variance"], sort=False).head(n)[ANSWER].reset_index(drop=True)
 
 
 def _read_actions(study: Study, name: str, actions: Sequence[str], n: int) -> list[str]:
     texts = [" ".join(action.split()).removesuffix(".").strip() for action in actions]
     wrong = [f"number {place}, {actions[place - 1]!r}, is empty" for place, text in enumerate(texts, 1) if not text]
-    wrong += [f"{text!r} is too long" for text in find_cut(study, name, list(filter(None, texts)))]
+    cut = find_cut(study, name, list(filter(None, texts)))
+    wrong += [f"{text[:60]!r}{'...' * (len(text) > 60)} is too long" for text in cut]
     if n < 1 or not texts:
         wrong.append(f"expected at least one action and one context, found {len(texts)} and {n}")
     if wrong:

@@ -197,7 +197,7 @@ def load_pretrained(study: Study) -> Nli:
 def filter_groups(study: Study, groups: Sequence[Sequence[str]]) -> Filtered:
     """Keep of each group the contexts that say something new, by the run's model, in shards (see `filter_unique`)."""
     settings = study.params.nli
-    folder = require(study.run.model("nli") / "settings.json", "03_nli_filter").parent
+    folder = require(study.run.model("nli") / "model.safetensors", "03_nli_filter").parent
     weights = sha256(folder / "model.safetensors")
     asked = pd.DataFrame({"contexts": [list(group) for group in groups]})
     key = (settings.threshold, weights, load.describe_model(settings.base), settings.max_length)

@@ -17,7 +17,6 @@ import torch
 from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from drot_utils.data.corpora import is_builtin
 from drot_utils.data.parsing import Parsed, parse_teacher
 from drot_utils.data.table import CANDIDATES, PROMPT, empty_columns, read_table, write_frame
 from drot_utils.engine import load, trainer
@@ -25,9 +24,11 @@ from drot_utils.engine.batches import MOST_TARGETS, Example
 from drot_utils.engine.load import cut_prompt, encode_question
 from drot_utils.engine.shards import Work, fingerprint, hash_work, map_shards
 from drot_utils.engine.writer import Prompt, VllmWriter, Writer, Written
+from drot_utils.method.cards import student_card
 from drot_utils.method.prompts import parse_student, student_source, student_target, teacher_prompt
 from drot_utils.study.code import hash_code
-from drot_utils.study.errors import DataError, DrotError
+from drot_utils.study.errors import DataError, DrotError, MissingInputError
+from drot_utils.study.graph import in_order
 from drot_utils.study.outputs import borrow, take_model
 from drot_utils.study.params import ModelRef, Params
 from drot_utils.study.params import Student as Settings
@@ -103,7 +104,7 @@ def learn(study: Study, rows: pd.DataFrame, name: str, *, key: str, start: str |
     )  # fmt: skip
     notes = {
         "training.json": to_json({**vars(done), "start": start, "fingerprint": key}),
-        "README.md": model_card(name, start, len(rows), done.steps, seq2seq, params),
+        "README.md": student_card(name, start, len(rows), done.steps, seq2seq, params),
     }
     load.save_model(model, tokenizer, run.model(name), study.dtype, notes, write=PartialState().is_main_process)
 
@@ -161,42 +162,6 @@ def main(work: Path) -> None:
     learn(study, read_table(work / "rows.parquet"), **saved["job"])
 
 
-MODEL_DEMO_NOTE = (
-    "All it has learnt from was written and labelled by language models for this project, and the model is small: much of what "
-    "it writes is nonsense. It shows the method and has no other use."
-)
-
-
-def model_card(name: str, start: str | None, rows: int, steps: int, seq2seq: bool, params: Params) -> str:
-    """Return the card of a student: its name, what it was fine-tuned from, and on how much."""
-    builtin, adapter = is_builtin(params), params.student.adapter
-    how = f", by an adapter (LoRA) of rank {adapter.rank}, which is merged into the weights" if adapter else ""
-    return f"""\
----
-license: {"apache-2.0" if builtin else "other"}
-language: [en]
-pipeline_tag: {"text2text-generation" if seq2seq else "text-generation"}
----
-# {name} ({params.profile} run)
-
-A student of iterative self-distillation (Rao et al., 2023): given an everyday action and a direction, it writes a context that is
-meant to make the action more or less acceptable, and a rationale. Fine-tuned from {start or params.student.base.name} on {rows:,} machine-written contexts
-in {steps:,} steps{how}.
-
-**Descriptive research, never advice.** It says what some contexts do to some actions in the language it has seen; it does not know
-what is right, is often wrong, and reflects English, Western-centric texts. Do not use it to advise or to judge people. {MODEL_DEMO_NOTE if builtin else ""}
-
-Prompt (appendix D.2), and the form of the answer:
-
-    Action: Setting a fire.
-    Modifier: more ethical.
-
-    Update: (context). Explanation: (rationale).
-
-Settings, hashes and seeds: `training.json` beside this file and the run's `manifest.json`.
-"""
-
-
 def write_contexts(
     study: Study, name: str, actions: pd.DataFrame, stage: str, n: int, method: str, zero_shot: ModelRef | None = None
 ) -> pd.DataFrame:
@@ -245,6 +210,14 @@ def write_contexts(
 def list_prompts(actions: pd.DataFrame) -> pd.DataFrame:
     """Return ``action_id action moral_variance``, each action in both directions."""
     return actions[["action_id", "action"]].merge(pd.DataFrame({"moral_variance": [1, -1]}), how="cross")
+
+
+def require_student(study: Study, name: str) -> None:
+    """Raise a `MissingInputError` that names a run's students where `name` is none of them."""
+    there = in_order(path.parent.name for path in study.run.model("").glob("*/training.json"))
+    if name not in there:
+        todo = f"choose among: {', '.join(there)}" if there else "finish the run"
+        raise MissingInputError("the run has no such student", where=f"{study.run.profile}, {name}", todo=todo)
 
 
 def find_cut(study: Study, name: str, actions: list[str]) -> list[str]:

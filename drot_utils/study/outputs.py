@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,24 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from drot_utils.study.errors import DrotError, MissingInputError, wrap_os_error
+from drot_utils.study.errors import DrotError, MissingInputError, ParamsError, wrap_os_error
 from drot_utils.study.graph import Stage, Stamp
-from drot_utils.study.params import load_params
+from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import Run, atomic, exclusive, output_root, replace_folder, resolve, to_json, write_text
 
 BATCH = "DROT_STAGE"  # names, for a notebook that the runner started, the stage it is
 BY_HAND = "by-hand"  # stands for the stamp of what was run by hand
 PLAY = "-play"  # ends the name of the run that notebooks by hand write to
 SMALL = 1_000_000  # bytes: a smaller file is copied into another run, as editors (JupyterLab too) write in place
+
+
+@dataclass(frozen=True)
+class Finished(Run):
+    """A run that is only read: what speeds up the next reading goes to the run by hand."""
+
+    def work(self, name: str) -> Path:
+        """Return a directory of the run by hand (see `Run.work`)."""
+        return Run(f"{self.profile.removesuffix(PLAY)}{PLAY}").work(name)
 
 
 def record_path(run: Run, stage: str, look: str) -> Path:
@@ -42,6 +52,36 @@ def read_records(run: Run) -> dict[str, dict[str, Any]]:
     """Return the records of a run by stage."""
     found = {path.name.split(".")[0]: _read_record(path) for path in sorted((run.root / "stages").glob("*.*.json"))}
     return {stage: record for stage, record in found.items() if record}
+
+
+def read_params(run: Run) -> Params:
+    """Return the parameters that a run was made with, by its records; what they do not name is as in its profile.
+
+    Raises
+    ------
+    MissingInputError
+        When there is no such run.
+    ParamsError
+        When this version reads other parameters than the one that made the run.
+    """
+    runs = [path.parent.name for path in sorted((output_root() / "runs").glob("*/stages"))]
+    if run.profile not in runs:
+        todo = f"choose among: {', '.join(runs)}" if runs else "make demo"
+        raise MissingInputError("there is no such run" if runs else "no run yet", where=run.profile, todo=todo)
+    values: dict[str, Any] = {"profile": run.profile}
+    for record in read_records(run).values():
+        for name, value in record.get("inputs", record).get("parameters", {}).items():
+            values |= (
+                {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+            )
+    profile = run.profile.removesuffix(PLAY)
+    files = (Run(profile).root / "params.yaml", resolve(f"params/{profile}.yaml"), resolve("params/demo.yaml"))
+    known = {key: value for key, value in values.items() if not key.startswith("stage.")}
+    try:
+        return load_params(next(file for file in files if file.exists()), known)
+    except ParamsError as error:
+        todo = "use the version that made it, or make the run again"
+        raise ParamsError(f"another version made this run ({error.found})", where=run.profile, todo=todo) from error
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -26,7 +26,17 @@ import yaml
 from drot_utils import __version__
 from drot_utils.study.errors import DataError, ModelError
 from drot_utils.study.forecast import Machine
-from drot_utils.study.outputs import BATCH, BY_HAND, PLAY, closing_path, finish, list_files, overlay
+from drot_utils.study.outputs import (
+    BATCH,
+    BY_HAND,
+    PLAY,
+    Finished,
+    closing_path,
+    finish,
+    list_files,
+    overlay,
+    read_params,
+)
 from drot_utils.study.params import Compute, Params, load_params
 from drot_utils.study.paths import ROOT, WRITTEN, Run, resolve, sha256, to_json, write_text
 
@@ -59,8 +69,7 @@ def open_study(
         Appended to the stage's name: the round, or the ablation.
     """
     params = load_params(params_file, overrides)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    _quiet()
     pd.options.display.max_colwidth = 110
     study = Study(params, Run(params.profile), f"{stage}-{variant}" if variant else stage)
     if study.by_hand:
@@ -71,6 +80,23 @@ def open_study(
         print(warning)
     study.note(seed=params.seed)
     return study
+
+
+def open_run(name: str, stage: str = "reading") -> "Study":
+    """Open a run of that name, such as ``demo``, with the parameters it was made with; nothing is written into it.
+
+    Raises
+    ------
+    DrotError
+        See `outputs.read_params`.
+    """
+    _quiet()
+    return Study(read_params(Run(name)), Finished(name), stage)
+
+
+def _quiet() -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 @dataclass
