@@ -97,7 +97,7 @@ def test_filters_flag_and_never_delete(candidates, apply):
 
 def test_what_an_earlier_round_scored_is_not_scored_again(candidates, study, apply):
     asked = []
-    scorer = distill.Scorer("x", lambda rows: asked.append(rows.index.tolist()) or [0.9] * len(rows), {"distill": 0.5})
+    scorer = distill.Scorer("x", lambda rows: asked.append(rows.index.tolist()) or [0.9] * len(rows), {"distill": 0.5, "seed": 0.0})
     earlier = candidates.assign(critic_score=[0.1, None, 0.6, None, None, 0.7])
     rows, kept, _ = distill.apply_filters(study, earlier, scorer, "distill", ("nli",))
     assert asked == [[1, 3, 4]] and kept.index.tolist() == [1, 2, 3, 5]
