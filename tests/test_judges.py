@@ -322,11 +322,11 @@ def test_a_panel_filters_in_the_critics_place(judged, rows_panel):
     board = Panel(judged)
     answers = board.ask(rows_panel)
     board.merge_all(answers, rows_panel.index)
-    board.save(answers, {"distill": 0.5, "dataset": 0.8})
+    board.save(answers, {"seed": 0.5, "distill": 0.5, "dataset": 0.8})
     scorer = distill.load_scorer(judged)
     assert isinstance(scorer.score.__self__, Panel)
     candidates = rows_panel.assign(nli_kept=True, candidate=0, source="s", action_id="a")
-    flagged, _, dropped = distill.apply_filters(judged, candidates, scorer, "distill", ("nli",))
+    flagged, _, dropped = distill.apply_filters(judged, candidates, scorer, "distill", ("nli", "per_prompt", "repeats"))
     scored = flagged["critic_score"]
     assert flagged["kept"].sum() == (scored > 0.5).sum() > 5 and not flagged["kept"][39] and not flagged["kept"][40]
     assert dropped["unparsed"] == dropped["unscored"] == 1
