@@ -97,7 +97,9 @@ def test_filters_flag_and_never_delete(candidates, apply):
 
 def test_what_an_earlier_round_scored_is_not_scored_again(candidates, study, apply):
     asked = []
-    scorer = distill.Scorer("x", lambda rows: asked.append(rows.index.tolist()) or [0.9] * len(rows), {"distill": 0.5, "seed": 0.0})
+    scorer = distill.Scorer(
+        "x", lambda rows: asked.append(rows.index.tolist()) or [0.9] * len(rows), {"distill": 0.5, "seed": 0.0}
+    )
     earlier = candidates.assign(critic_score=[0.1, None, 0.6, None, None, 0.7])
     rows, kept, _ = distill.apply_filters(study, earlier, scorer, "distill", ("nli",))
     assert asked == [[1, 3, 4]] and kept.index.tolist() == [1, 2, 3, 5]
@@ -131,7 +133,7 @@ WRITTEN = st.lists(st.tuples(st.sampled_from(["a1", "a2"]), st.sampled_from([1, 
 def capped(study, drawn, per_prompt, repeats, seed=1, writer="distill_base"):
     """Apply the filters but the NLI filter to such rows, with these caps, and a threshold that drops the lowest score."""
     rows = pd.DataFrame(drawn, columns=["action_id", "moral_variance", "context", "score"]).astype({"context": "str"})
-    rows = rows.assign(source=writer, candidate=range(len(rows)))
+    rows = rows.assign(source=writer, candidate=range(len(rows)), critic_score=None)
     limits = study.params.distill.model_copy(update={"max_per_prompt": per_prompt, "max_repeats": repeats})
     study.params = study.params.model_copy(update={"distill": limits, "seed": seed})
     scorer = distill.Scorer("x", lambda rows: rows["score"].to_numpy(), {"seed": 0.0, "distill": 0.5})

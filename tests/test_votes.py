@@ -315,7 +315,7 @@ def test_filled_critic_forms_become_gold(asked, actions, tmp_path, annotators):
         "a": [True, True, False, False, True],
     }
     assert gold["valid"].tolist() == expected[annotators]
-    assert len(read_votes(str(tmp_path / "gold.tsv"))) == (30 if len(annotators) == 3 else 0)
+    assert len(read_votes(str(tmp_path / "gold.tsv"))) == (15 if len(annotators) == 3 else 0)
 
 
 def test_what_contexts_are_made_of(asked):

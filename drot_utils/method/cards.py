@@ -28,7 +28,7 @@ def student_card(name: str, start: str | None, rows: int, steps: int, seq2seq: b
     base, adapter = params.student.base, params.student.adapter
     more, less = (student_source(EXAMPLE["action"], way, seq2seq) for way in (1, -1))
     return _fill(
-        "student", name, params, base, more.strip(), less.strip(), start=start or base.name, rows=f"{rows:,}", steps=f"{steps:,}",
+        "student", name, params, is_builtin(params), base, more.strip(), less.strip(), labels=say_labels(params), start=start or base.name, rows=f"{rows:,}", steps=f"{steps:,}",
         rank=adapter and adapter.rank, seq2seq=seq2seq, prompt=repr(less), generation=params.generation,
         auto="AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM",
     )  # fmt: skip
@@ -40,7 +40,10 @@ def write_critic_card(study: Study, name: str) -> Path:
     asked, head = pd.DataFrame([{**EXAMPLE, "moral_variance": way} for way in (1, -1)]), HEADS[settings.head]
     first, second = head.texts(asked)
     texts = ["\n".join(pair) for pair in zip(first, second, strict=True)] if second else first
-    card = _fill("critic", name, study.params, settings.base, *texts, head=settings.head, classes=head.classes)
+    card = _fill(
+        "critic", name, study.params, is_builtin(study.params), settings.base, *texts, labels=say_labels(study.params),
+        head=settings.head, classes=head.classes,
+    )  # fmt: skip
     return write_text(study.run.model(name) / "README.md", card)
 
 
@@ -48,12 +51,14 @@ def write_entailment_card(study: Study) -> Path:
     """Write the card of the entailment model beside its weights."""
     settings, pair = study.params.nli, [EXAMPLE["context"], EXAMPLE["paraphrase"]]
     texts = ["\n".join(pair), "\n".join(reversed(pair))]
-    card = _fill("entailment", "nli", study.params, settings.base, *texts, threshold=settings.threshold)
+    builtin = (settings.groups or "").startswith("data/demo/")
+    card = _fill("entailment", "nli", study.params, builtin, settings.base, *texts, threshold=settings.threshold)
     return write_text(study.run.model("nli") / "README.md", card)
 
 
-def _fill(kind: str, name: str, params: Params, base: ModelRef, more: str, less: str, **texts: Any) -> str:
-    builtin = is_builtin(params)
+def _fill(
+    kind: str, name: str, params: Params, builtin: bool, base: ModelRef, more: str, less: str, **texts: Any
+) -> str:
     tasks = {"student": "text2text-generation" if texts.get("seq2seq") else "text-generation"}
     header = ModelCardData(
         language="en", license="apache-2.0" if builtin else "other", license_name=None if builtin else "of-base-and-data",
@@ -61,6 +66,6 @@ def _fill(kind: str, name: str, params: Params, base: ModelRef, more: str, less:
         base_model=base.name if base.source == "hub" else None,
         tags=["defeasible-reasoning", "moral-reasoning", "self-distillation"],
     )  # fmt: skip
-    texts |= {"kind": kind, "name": name, "profile": params.profile, "builtin": builtin, "labels": say_labels(params)}
+    texts |= {"kind": kind, "name": name, "profile": params.profile, "builtin": builtin}
     template = str(resolve("data/cards/model.md"))
     return str(ModelCard.from_template(header, template_path=template, more=more, less=less, **EXAMPLE, **texts))
