@@ -325,7 +325,7 @@ def test_a_panel_filters_in_the_critics_place(judged, rows_panel):
     board.save(answers, {"seed": 0.5, "distill": 0.5, "dataset": 0.8})
     scorer = distill.load_scorer(judged)
     assert isinstance(scorer.score.__self__, Panel)
-    candidates = rows_panel.assign(nli_kept=True, candidate=0, source="s", action_id="a")
+    candidates = rows_panel.assign(nli_kept=True, candidate=0, source="s", action_id="a", critic_score=None)
     flagged, _, dropped = distill.apply_filters(judged, candidates, scorer, "distill", ("nli", "per_prompt", "repeats"))
     scored = flagged["critic_score"]
     assert flagged["kept"].sum() == (scored > 0.5).sum() > 5 and not flagged["kept"][39] and not flagged["kept"][40]
