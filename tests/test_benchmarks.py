@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from benchmarks import contention, harness
 
 
@@ -33,6 +35,7 @@ def test_sides_run_in_turn_and_the_medians_are_compared(tmp_path, monkeypatch, c
     assert result["rounds"] == 3 and result["rows"] == 10
 
 
+@pytest.mark.slow
 def test_training_beside_a_busy_process_takes_the_setting_and_ends(monkeypatch):
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # the shell's own setting would hide those that are compared
     seen = []
