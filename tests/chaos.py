@@ -93,18 +93,12 @@ def main() -> int:
     parser.add_argument("--longest", type=float, default=40.0, help="seconds a study lives at most before a kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--until", metavar="STAGE", help="only up to this stage, without the ablations")
-    parser.add_argument("--quick", action="store_true", help="train for fewer steps")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     until = ["--until", arguments.until] if arguments.until else []
     with tempfile.TemporaryDirectory() as folder:
         values = yaml.safe_load((ROOT / "params/smoke.yaml").read_text(encoding="utf-8"))
-        values["student"]["checkpoint_minutes"] = 0.01  # so that kills fall between checkpoints, too
         values["ablations"] = arguments.until is None
-        if arguments.quick:
-            values["critic"]["max_steps"] = values["nli"]["max_steps"] = 20
-            values["critic"]["threshold_rows"] = None
-            values["student"]["epochs"] = 8
         params_file = Path(folder) / "chaos.yaml"
         params_file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         whole = Path(folder) / "whole"

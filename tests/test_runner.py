@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from chaos import differences, files_of, run_disturbed
 from conftest import run_study, write_params
 from hypothesis import given
 from hypothesis import strategies as st
@@ -375,6 +377,19 @@ def test_a_file_that_is_cut_is_made_again_from_what_is_there(smoke_run, tmp_path
     done = run_study("params/smoke.yaml", output)
     assert done.returncode == 0, done.stderr
     assert data.read_bytes() == expected and student.stat().st_mtime_ns == weights  # it was not trained again
+
+
+def test_a_round_that_is_killed_twice_ends_with_the_same_bytes(smoke_run, tmp_path):
+    """What `make chaos` does with the whole study: here the round writes, scores, filters and trains again, from nothing kept."""
+    output = shutil.copytree(smoke_run, tmp_path / "killed", ignore=shutil.ignore_patterns("work", "bias50"))
+    expected = files_of(output)
+    round_ = [name for name in expected if re.search(r"d1\.parquet|models/self_distill_1/", name)]
+    assert len(round_) > 3 and any(name.endswith(".safetensors") for name in round_)
+    for name in round_:
+        (output / name).unlink()
+    until = ["--until", "05_self_distill-1"]
+    assert run_disturbed("params/smoke.yaml", output, random.Random(1), 2, 14, until) >= 1
+    assert differences(expected, files_of(output)) == []
 
 
 def test_a_seq2seq_student_beams_and_the_binary_critic_go_the_same_way(seq2seq_run):

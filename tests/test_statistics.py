@@ -106,6 +106,7 @@ def test_nothing_written_collapses_to_nothing(candidates):
     rows = candidates.iloc[:0]
     table = statistics.measure_collapse({"teacher": rows}, rows.assign(valid=True))
     assert table["written"].tolist() == [0] and table["voted"].tolist() == [0] and table["mean_score"].isna().all()
+    assert table["nli_share"].dtype == table["mean_score"].dtype == "float64"  # what figures can draw
     none = statistics.measure_collapse(
         {"distill_base": write_all(["a", "b"]), "self_distill_1": rows}, rows.assign(valid=True)
     )

@@ -104,7 +104,7 @@ def measure_collapse(written: dict[str, pd.DataFrame], voted: pd.DataFrame) -> p
         valid = votes.reindex(pd.MultiIndex.from_frame(parsed[item])).to_numpy(dtype=float)
         seen, total = ~np.isnan(valid), len(parsed) or np.nan
         records.append({
-            "writer": writer, "written": len(rows), "nli_share": 1 - parsed["nli_kept"].mean(),
+            "writer": writer, "written": len(rows), "nli_share": 1 - parsed["nli_kept"].astype("float64").mean(),
             "different_per_100": 100 * len(counts) / total, "top_ten_share": counts.head(10).sum() / total,
             "prompts": rows.groupby(PROMPT).ngroups, "prompts_covered": rows[rows["kept"]].groupby(PROMPT).ngroups,
             "mean_score": parsed["critic_score"].mean(), "voted": int(seen.sum()),
