@@ -31,7 +31,14 @@ SAID = {
 WAYS = {1: "more acceptable", -1: "less acceptable"}
 MARKDOWN = {"|": r"\|", "\\": r"\\"}
 #: Columns in words; the start of a name says by whom.
-BY = {"auto_": "", "independent_": "second critic: ", "paper_auto_": "paper: ", "paper_human_": "paper: ", "paper_": "paper: ", "human_": ""}
+BY = {
+    "auto_": "",
+    "independent_": "second critic: ",
+    "paper_auto_": "paper: ",
+    "paper_human_": "paper: ",
+    "paper_": "paper: ",
+    "human_": "",
+}
 WORDS = {
     "train_rows": "learnt from", "vld": "Vld", "avg": "Avg", "n_vld": "#Vld of\u00a010", "n_unq_vld": "#Unq.Vld of\u00a010", "defease": "Defease.",
     "lan": "Lan.", "rationale": "rationale", "f1": "F1", "pr_auc": "PR\u00a0AUC", "roc_auc": "ROC\u00a0AUC", "share_valid": "share valid",
@@ -41,7 +48,7 @@ WORDS = {
     "ppi": "by votes and critic", "mean_words": "words", "full": "all agree", "majority": "majority agrees", "greedy_contexts": "contexts",
 }  # fmt: skip
 #: Points of a text width of LaTeX's article; between two columns; of a letter in \footnotesize, and in \tiny.
-TEXT_WIDTH, GAP, LETTER, TINY = 345, 7, 4.4, 3.0
+TEXT_WIDTH, GAP, LETTER, TINY = 345, 7, 4.6, 3.0
 LONG_WORD = 18  # letters; a longer word may be broken anywhere
 INTERVAL = re.compile(r"(\S+) (\[\S+, \S+\])")
 
@@ -58,19 +65,18 @@ def save_table(
     path = write_text(run.figures / f"{name}.csv", frame.to_csv(index=False))
     shown, caption = frame if shown is None else shown, BREAK.sub(" ", caption)
     shaped = shape_table(shown, decimals)
-    numbers = [_is_number(shown[column]) for column in shaped]
-    shaped = shaped.rename(columns=_say)
-    write_text(run.figures / f"{name}.tex", _to_latex(shaped, numbers, caption, name))
-    sides = ["right" if number else "left" for number in numbers]
+    write_text(run.figures / f"{name}.tex", _to_latex(shaped, caption, name))
+    sides = ["right" if number else "left" for number in shaped.attrs["numbers"]]
     markdown = _escape(shaped, MARKDOWN).to_markdown(index=False, disable_numparse=True, colalign=sides)
     write_text(run.figures / f"{name}.md", f"{caption}\n\n{markdown}\n")
     return path
 
 
 def shape_table(frame: pd.DataFrame, decimals: int = 2) -> pd.DataFrame:
-    """Return a table as a paper has it, as text: intervals folded in, models and directions in words, unknown values empty.
+    """Return a table as a paper has it, as text: columns in words, intervals folded in, unknown values empty.
 
-    Numbers are rounded, with a decimal less in columns that reach 2. A column of which nothing is known is left out.
+    Numbers are rounded, with a decimal less in columns that reach 2. A column of which nothing is known is left out, and what
+    the first column repeats. ``attrs["numbers"]`` says which columns are of numbers.
     """
     shown = {}
     for name, values in frame.items():
@@ -81,20 +87,22 @@ def shape_table(frame: pd.DataFrame, decimals: int = 2) -> pd.DataFrame:
             continue
         digits = _choose_decimals(values, decimals) if _is_number(values) else decimals
         if set(ends) <= set(frame):
-            rows = frame[[name, *ends]].itertuples(index=False)
-            shown[name] = [_fold(*row, digits) for row in rows]
+            shown[name] = [_fold(*row, digits) for row in frame[[name, *ends]].itertuples(index=False)]
         elif _is_number(values):
             shown[name] = [_round(value, digits) for value in values]
         elif name in ("model", "writer", "earlier", "later"):
             shown[name] = values.map(graph.label)
         else:
             said = SAID.get(name, {})
-            shown[name] = [_text(said.get(value, value) if said else value, decimals) for value in values.astype(object)]
+            shown[name] = [
+                _text(said.get(value, value) if said else value, decimals) for value in values.astype(object)
+            ]
     table = pd.DataFrame(shown, dtype=object)
     first, *rest = table.columns if len(table.columns) > 1 else [None]
     if rest and not (_is_number(frame[first]) or _is_number(frame[rest[0]])):
         table[first] = table[first].mask(table[first].eq(table[first].shift()), "")
-    return table
+    table.attrs["numbers"] = [_is_number(frame[name]) for name in table]
+    return table.rename(columns=_say)
 
 
 def _choose_decimals(values: pd.Series, decimals: int) -> int:
@@ -198,7 +206,11 @@ def _replace(text: str, special: dict[str, str]) -> str:
 
 
 def _is_number(values: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.name != "moral_variance"
+    return (
+        pd.api.types.is_numeric_dtype(values)
+        and not pd.api.types.is_bool_dtype(values)
+        and values.name != "moral_variance"
+    )
 
 
 def _say(column: str) -> str:
@@ -207,8 +219,9 @@ def _say(column: str) -> str:
     return BY.get(start, "") + WORDS.get(rest, rest.replace("_pct", "\u00a0%").replace("_", " "))
 
 
-def _to_latex(shaped: pd.DataFrame, numbers: list[bool], caption: str, name: str) -> str:
+def _to_latex(shaped: pd.DataFrame, caption: str, name: str) -> str:
     """Return a floating table that is no wider than `TEXT_WIDTH`: columns of numbers to the right, those of long texts broken."""
+    numbers = shaped.attrs["numbers"]
     heads = [textwrap.wrap(head, 9, break_long_words=False) if number else [head]
              for head, number in zip(shaped, numbers, strict=True)]  # fmt: skip
     wide = [_measure(shaped.iloc[:, k], heads[k], False) for k in range(len(heads))]
@@ -225,7 +238,9 @@ def _to_latex(shaped: pd.DataFrame, numbers: list[bool], caption: str, name: str
             break
         wide[k] = max(wide[k] - LETTER, words[k])
         narrow.add(k)
-    sides = "".join(f"p{{{wide[k]:.0f}pt}}" if k in narrow else "r" if number else "l" for k, number in enumerate(numbers))
+    sides = "".join(
+        f"p{{{wide[k]:.0f}pt}}" if k in narrow else "r" if number else "l" for k, number in enumerate(numbers)
+    )
     rows = [[_head(lines, number) for lines, number in zip(heads, numbers, strict=True)]]
     for cells in shaped.itertuples(index=False):
         rows.append([_cell(text, stacked, k in narrow) for k, text in enumerate(cells)])
