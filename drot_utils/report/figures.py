@@ -143,7 +143,7 @@ def draw_flow(stages: dict[str, dict[str, int]], title: str) -> Figure:
         for share, left in zip(row, row.cumsum() - row, strict=True):
             if share >= 4:
                 figure.axes[0].text(left + share / 2, k, f"{share:.0f}", ha="center", va="center", color="white")
-    said = (f"{name}: {', '.join(f'{share:.0f}% {REASONS.get(why, why)}' for why, share in row.items())}"
+    said = (f"{name}: {', '.join(f'{share:.0f}% {REASONS.get(why, why)}' for why, share in row.items() if share)}"
             for name, row in shares.iterrows())  # fmt: skip
     return _describe(figure, f"{title}. {'; '.join(said)}")
 
@@ -229,9 +229,12 @@ def draw_differences(differences: pd.DataFrame) -> Figure:
         axes.set_yticks(range(len(order)), order)
     _turn_to_rows(grid[0][0], len(order))
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=max(len(critics), 1))
-    sure = [f"{METRICS[row.metric]} from {row.earlier} to {row.later} by {row.critic}"
-            for row in differences.itertuples() if row.low > 0 or row.high < 0]  # fmt: skip
-    return _describe(figure, f"Paired differences with 95% intervals. Without 0 are: {'; '.join(sure) or 'none'}")
+    first = differences[differences["metric"].eq(metrics[0])] if len(metrics) else differences
+    said = (
+        f"{step} {row.difference:.2f} [{row.low:.2f}, {row.high:.2f}] by {row.critic}"
+        for step, row in zip(steps[first.index], first.itertuples(), strict=True)
+    )
+    return _describe(figure, f"Paired differences with 95% intervals, metric by metric. The first: {'; '.join(said)}")
 
 
 def _shorten(student: str) -> str:
