@@ -58,10 +58,7 @@ def test_differences_are_a_forest_of_intervals():
     assert names == ["base to Distill_base", "Distill_base to Self_1"]
     segments = [c.get_segments() for c in figure.axes[0].collections if hasattr(c, "get_segments")]
     assert len(segments) == 2 and segments[0][1][:, 0] == pytest.approx([-0.1, 0.3])
-    assert (
-        "Vld (top 1) from base to distill_base by two" in figure.get_label()
-        and "self_distill_1" not in figure.get_label()
-    )
+    assert "base to Distill_base 0.40 [0.30, 0.50] by two" in figure.get_label()
     empty = figures.draw_differences(DIFFERENCES.iloc[:0])
     assert [text.get_text() for text in empty.axes[0].texts] == ["There is nothing to draw."]
 
@@ -71,7 +68,7 @@ def test_the_flow_is_in_shares():
     axes = figure.axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["D1 (200)", "D2 (0)"]
     assert [text.get_text() for text in axes.texts] == ["69", "6", "25"]
-    assert "D1 (200): 69% kept, 6% NLI: says the same" in figure.get_label() and "repeats" not in figure.get_label()
+    assert "D1 (200): 69% kept, 6% NLI: says the same" in figure.get_label() and " 0%" not in figure.get_label()
 
 
 def test_the_axis_of_lengths_ends_where_the_texts_do():
