@@ -30,7 +30,7 @@ def test_a_confusion_matrix_shows_every_count():
 
 
 AGAINST = pd.DataFrame({
-    "c": ["x", "y"], "distance": [0.2, 0.1], "chance_low": [0.05, 0.02], "chance_high": [0.15, 0.12], "p_holm": [0.001, 0.4],
+    "c": ["x", "y"], "distance": [0.2, 0.1], "expected_low": [0.05, 0.02], "expected_high": [0.15, 0.12], "p_holm": [0.001, 0.4],
 })  # fmt: skip
 
 

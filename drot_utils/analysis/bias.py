@@ -10,7 +10,7 @@ from drot_utils.data.table import make_table
 
 #: Columns of a comparison of groups.
 COLUMNS = {"group": "str", "texts": "int64"} | dict.fromkeys(
-    ["distance", "expected", "chance_low", "chance_high", "p_value", "p_holm"], "float64"
+    ["distance", "expected", "expected_low", "expected_high", "p_value", "p_holm"], "float64"
 )
 
 
@@ -43,7 +43,7 @@ def compare_groups(
     -------
     table : DataFrame
         `COLUMNS`, one row a group, the farthest first; `expected` is the mean distance under shuffled labels, which is
-        above 0 for samples of this size, and 95% of those distances lie from `chance_low` to `chance_high`.
+        above 0 for samples of this size, and 95% of those distances lie from `expected_low` to `expected_high`.
     pairs : ndarray of float, shape (groups, groups)
         Energy distance of each pair of groups, in the order of first appearance.
     """

@@ -116,9 +116,10 @@ def draw_losses(losses: dict[str, list[float]]) -> Figure:
     for axes, (name, values) in zip(grid[0], losses.items(), strict=True):
         smooth = pd.Series(values).rolling(10, min_periods=1).mean()
         axes.plot(np.arange(1, len(values) + 1), smooth)
-        axes.set(title=graph.label(name), xlabel="optimizer step", ylim=(0, None))
+        axes.set(title=graph.label(name), xlabel="optimizer step (mean of 10)", ylim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         _say_if_empty(axes, len(values))
-    grid[0][0].set_ylabel("nats a token (mean of 10)")
+    grid[0][0].set_ylabel("nats a token")
     ends = (f"{graph.label(name)} {values[0]:.2f} to {values[-1]:.2f}" for name, values in losses.items() if values)
     return _describe(figure, f"Training loss in nats a token, first and last step: {', '.join(ends)}")
 
@@ -301,14 +302,16 @@ def draw_grouped(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
 
 
 def draw_against(table: pd.DataFrame, label: str, found: str, title: str) -> Figure:
-    """Draw what was found in each row as a mark, on the interval that chance gives (``chance_low chance_high``), with p-values.
+    """Draw what was found in each row as a mark, on the interval that chance gives (``expected_low expected_high``), with p-values.
 
     `table` has ``p_holm``, corrected for the number of rows.
     """
     figure, axes = _make_axes((6.2, 1.1 + 0.3 * len(table)), xlabel=found, title=title)
     y = np.arange(len(table))
     wide = {"color": "lightgrey", "height": 0.55}
-    axes.barh(y, table["chance_high"] - table["chance_low"], left=table["chance_low"], label="95% of chance", **wide)
+    axes.barh(
+        y, table["expected_high"] - table["expected_low"], left=table["expected_low"], label="95% of chance", **wide
+    )
     axes.plot(table[found], y, "o", label="found")
     axes.set_yticks(y, table[label])
     axes.set_xlim(0, None)
