@@ -127,7 +127,7 @@ def draw_losses(losses: dict[str, list[float]]) -> Figure:
 #: What the reasons of `distill.count_dropped` are called.
 REASONS = {
     "kept": "kept", "unparsed": "does not parse", "nli": "NLI: says the same", "critic": "critic: below the threshold",
-    "per_prompt": "beyond the best of its prompt", "repeats": "the same for other prompts",
+    "per_prompt": "beyond the best of its prompt", "repeats": "the same for other prompts", "unscored": "no score",
 }  # fmt: skip
 
 
