@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from conftest import NEEDS_TEX, typeset
 
+from drot_utils.data.paper import TABLE4
 from drot_utils.report import tables
 from drot_utils.study import outputs
 from drot_utils.study.errors import DrotError
@@ -95,6 +96,8 @@ def test_every_latex_table_compiles_and_fits_a_text_width(tmp_path):
     tables.save_table(nasty_frame().iloc[:0], run, "empty", "No rows: 0%.")
     tables.save_table(pd.DataFrame(WIDE), run, "wide", "A wide table.")
     tables.save_table(ODD, run, "odd", "Other scripts: שלום.")
+    answered = TABLE4.assign(rows=1000, valid_pct=85.9, language_pct=100.0, significant_pct=79.5, slight_pct=20.5)
+    tables.save_table(answered, run, "answered", "Table 4 where people were asked.")
     paths = [*sorted((ROOT / "figures" / "reference").glob("*.tex")), *sorted(run.figures.glob("*.tex"))]
     assert len(paths) > 20
     assert typeset(paths, tmp_path) == []

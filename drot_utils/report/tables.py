@@ -43,7 +43,7 @@ WORDS = {
     "train_rows": "learnt from", "vld": "Vld", "avg": "Avg", "n_vld": "#Vld of\u00a010", "n_unq_vld": "#Unq.Vld of\u00a010", "defease": "Defease.",
     "lan": "Lan.", "rationale": "rationale", "f1": "F1", "pr_auc": "PR\u00a0AUC", "roc_auc": "ROC\u00a0AUC", "share_valid": "share valid",
     "majority_accuracy": "majority accuracy", "p_value": "p", "p_holm": "p (Holm)", "moral_variance": "direction", "nli_share": "NLI drops",
-    "expected": "by chance", "earlier": "from", "later": "to", "auc_student": "AUC in a student", "auc_prompt": "AUC in a prompt", "top_tenth": "valid in top tenth",
+    "expected": "by chance", "significant_pct": "signif. %", "language_pct": "lang. %", "earlier": "from", "later": "to", "auc_student": "AUC in a student", "auc_prompt": "AUC in a prompt", "top_tenth": "valid in top tenth",
     "top_fifth": "valid in top fifth", "votes_vld": "by votes", "ppi_vld": "by votes and critic", "votes": "by votes",
     "ppi": "by votes and critic", "mean_words": "words", "full": "all agree", "majority": "majority agrees", "greedy_contexts": "contexts",
 }  # fmt: skip
@@ -216,20 +216,24 @@ def _is_number(values: pd.Series) -> bool:
 def _say(column: str) -> str:
     start = next((start for start in BY if column.startswith(start)), "")
     rest = column.removeprefix(start)
-    return BY.get(start, "") + WORDS.get(rest, rest.replace("_pct", "\u00a0%").replace("_", " "))
+    return BY.get(start, "") + WORDS.get(rest, rest.replace("_pct", " %").replace("_", " "))
 
 
 def _to_latex(shaped: pd.DataFrame, caption: str, name: str) -> str:
     """Return a floating table that is no wider than `TEXT_WIDTH`: columns of numbers to the right, those of long texts broken."""
-    numbers = shaped.attrs["numbers"]
-    heads = [textwrap.wrap(head, 9, break_long_words=False) if number else [head]
-             for head, number in zip(shaped, numbers, strict=True)]  # fmt: skip
-    wide = [_measure(shaped.iloc[:, k], heads[k], False) for k in range(len(heads))]
-    words = [max([*map(_longest_word, shaped.iloc[:, k]), _letters(heads[k][0])]) * LETTER for k in range(len(heads))]
-    room = TEXT_WIDTH - GAP * len(heads)
-    stacked = sum(width if number else word for width, word, number in zip(wide, words, numbers, strict=True)) > room
-    if stacked:
-        wide = [_measure(shaped.iloc[:, k], heads[k], True) for k in range(len(heads))]
+    numbers, room = shaped.attrs["numbers"], TEXT_WIDTH - GAP * shaped.shape[1]
+    for stacked, length in (
+        (False, 9),
+        (True, 1),
+    ):  # where it is too wide: intervals below, and headings of a word a line
+        heads = [textwrap.wrap(head, length, break_long_words=False) if number else [head]
+                 for head, number in zip(shaped, numbers, strict=True)]  # fmt: skip
+        wide = [_measure(shaped.iloc[:, k], head, stacked) for k, head in enumerate(heads)]
+        words = [
+            LETTER * max([*map(_longest_word, shaped.iloc[:, k]), _letters(head[0])]) for k, head in enumerate(heads)
+        ]
+        if sum(width if number else word for width, word, number in zip(wide, words, numbers, strict=True)) <= room:
+            break
     texts = [k for k, number in enumerate(numbers) if not number]
     narrow = set()
     while texts and sum(wide) > room:
