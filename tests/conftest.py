@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from shutil import which
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as a run sets it; torch reads it when it is imported
 
@@ -348,3 +350,17 @@ def seq2seq_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_study(params_file, folder, "--cores", "2", "--until", "11_human_evaluation")
     assert done.returncode == 0, done.stderr + done.stdout[-3000:]
     return folder
+
+
+NEEDS_TEX = pytest.mark.skipif(not which("pdflatex"), reason="pdflatex is not installed")
+
+
+def typeset(paths: list[Path], folder: Path) -> list[str]:
+    """Typeset tables with booktabs, each on a page of an article, and return what is wrong: errors, and what is too wide or too long."""
+    parts = [f"\\typeout{{AT {path.stem}}}\n{path.read_text(encoding='utf-8')}\n\\clearpage" for path in paths]
+    head = "\\documentclass{article}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs}\n\\begin{document}"
+    (folder / "all.tex").write_text("\n".join([head, *parts, "\\end{document}"]), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "all.tex"]
+    subprocess.run(command, cwd=folder, capture_output=True, check=False)
+    log = (folder / "all.log").read_text(encoding="utf-8", errors="replace")
+    return re.findall(r"^(?:!|Overfull \\hbox|LaTeX Warning: Float too large).*|undefined.*", log, re.MULTILINE)

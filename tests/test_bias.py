@@ -33,6 +33,7 @@ def test_a_group_that_differs_is_found_and_only_that():
     groups = np.repeat(["a", "b", "c"], 20)
     vectors[groups == "b"] += 2
     table, pairs = bias.compare_groups(vectors, groups, 300, 0)
+    assert (table["expected_low"] <= table["expected"]).all() and (table["expected"] <= table["expected_high"]).all()
     assert table["group"][0] == "b" and table["p_holm"][0] < 0.02 and table["distance"][0] > 3 * table["expected"][0]
     assert pairs.shape == (3, 3) and np.allclose(np.diag(pairs), 0) and np.allclose(pairs, pairs.T)
     assert pairs[0, 1] > pairs[0, 2]

@@ -87,19 +87,31 @@ def test_commands_exist(page):
         assert stopped.value.code == 0, command
 
 
-def test_the_rows_shown_are_in_the_data():
-    actions = pd.read_csv(ROOT / "data/demo/actions.tsv", sep="\t", quoting=csv.QUOTE_NONE)
-    rows = pd.read_csv(ROOT / "data/demo/teacher_plain.tsv", sep="\t", quoting=csv.QUOTE_NONE)
-    rows = rows.merge(actions[["action-id", "action"]], on="action-id")
-    words = {1: "more acceptable", -1: "less acceptable"}
-    known = set(zip(rows["action"], rows["moral-variance"].map(words), rows["context"], rows["rationale"], strict=True))
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = [
-        tuple(cell.strip() for cell in line.strip("| ").split("|"))
-        for line in text.splitlines()
-        if "acceptable |" in line
-    ]
-    assert len(shown) >= 4 and set(shown) <= known
+def test_the_rows_shown_are_in_the_data_and_not_picked():
+    def read(name):
+        return pd.read_csv(ROOT / f"data/demo/{name}.tsv", sep="\t", quoting=csv.QUOTE_NONE)
+
+    actions, words = read("actions")[["action-id", "action"]], {1: "more acceptable", -1: "less acceptable"}
+    votes = read("dev_votes").query("recipe == 'seventh' and source == 'student-final' and decoding == 'greedy'")
+    votes = votes.assign(by=votes["q1"].eq("Y").map({True: "student: yes", False: "student: no"}))
+    votes = votes.groupby(["by", "moral-variance"], sort=False).head(1)
+    teacher = read("teacher_plain").assign(by="teacher")
+    known = {}
+    for name, rows in (("student", votes), ("teacher", teacher)):
+        rows = rows.merge(actions, on="action-id").assign(direction=rows["moral-variance"].map(words).to_numpy())
+        known[name] = set(
+            rows[["action", "direction", "context", "rationale", "by"]].itertuples(index=False, name=None)
+        )
+    lines = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "acceptable |" in line]
+    shown = {tuple(cell.strip() for cell in line.strip("| ").split("|")) for line in lines}
+    by_student = {row for row in shown if row[-1].startswith("student")}
+    assert len(shown) == 6 and by_student == known["student"] and shown - by_student <= known["teacher"]
+
+
+def test_every_image_has_words_for_who_cannot_see_it():
+    texts = [page.read_text(encoding="utf-8") for page in [*PAGES, *(ROOT / "notebooks").glob("*.ipynb")]]
+    images = [alt for text in texts for alt in re.findall(r"!\[([^\]]*)\]\(", text)]
+    assert images and all(len(alt.split()) > 5 for alt in images)
 
 
 def test_the_results_are_those_of_table_2():

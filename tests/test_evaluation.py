@@ -159,7 +159,7 @@ def test_a_critic_is_measured_over_all_rows_and_by_source():
     assert table["part"].tolist() == ["dev"] * 3 + ["test"] * 2 and table["source"].tolist() == [
         "all",
         "a",
-        "b",
+        "invalid only",
         "all",
         "a",
     ]

@@ -29,23 +29,68 @@ def test_a_confusion_matrix_shows_every_count():
     assert [text.get_text() for text in axes.texts] == ["7", "2", "0", "30"]
 
 
-def test_what_was_found_stands_against_chance():
-    table = pd.DataFrame({"c": ["x", "y"], "found": [0.2, 0.1], "chance": [0.15, 0.05]})
-    axes = figures.draw_against(table, "c", "found", "chance", "t").axes[0]
-    assert [bar.get_width() for bar in axes.containers[0]] == [0.2, 0.1]
-    assert axes.lines[0].get_xdata().tolist() == [0.15, 0.05]
+AGAINST = pd.DataFrame({
+    "c": ["x", "y"], "distance": [0.2, 0.1], "expected_low": [0.05, 0.02], "expected_high": [0.15, 0.12], "p_holm": [0.001, 0.4],
+})  # fmt: skip
 
 
-def test_intervals_are_drawn_where_they_are():
-    table = pd.DataFrame({"text": ["x"], "percent": [2.0], "percent_low": [1.0], "percent_high": [5.0]})
-    axes = figures.draw_bars(table, "text", "percent", "t").axes[0]
-    (interval,) = [c for c in axes.collections if hasattr(c, "get_segments")]
-    assert interval.get_segments()[0][:, 0].tolist() == [1.0, 5.0]
+def test_what_was_found_stands_on_the_interval_of_chance():
+    figure = figures.draw_against(AGAINST, "c", "distance", "t")
+    axes = figure.axes[0]
+    assert [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.containers[0]] == [(0.05, 0.15), (0.02, 0.12)]
+    assert axes.lines[0].get_xdata().tolist() == [0.2, 0.1]
+    assert [text.get_text() for text in axes.texts] == [
+        "p < .01",
+        "p = 0.40",
+    ] and "y 0.100 (p 0.40)" in figure.get_label()
 
 
-def test_an_interval_may_end_at_its_value_but_for_rounding():
-    table = pd.DataFrame({"text": ["x"], "percent": [0.0], "percent_low": [1e-17], "percent_high": [5.0]})
-    assert figures.draw_bars(table, "text", "percent", "t").axes
+DIFFERENCES = pd.DataFrame({
+    "earlier": ["base", "distill_base"] * 4, "later": ["distill_base", "self_distill_1"] * 4, "metric": ["vld", "vld", "avg", "avg"] * 2,
+    "difference": [0.4, 0.1] * 4, "low": [0.3, -0.1] * 4, "high": [0.5, 0.3] * 4, "critic": ["one"] * 4 + ["two"] * 4,
+})  # fmt: skip
+
+
+def test_differences_are_a_forest_of_intervals():
+    figure = figures.draw_differences(DIFFERENCES)
+    assert [axes.get_title() for axes in figure.axes] == ["Vld (top 1)", "Avg score (top 1)"]
+    names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert names == ["base to Distill_base", "Distill_base to Self_1"]
+    segments = [c.get_segments() for c in figure.axes[0].collections if hasattr(c, "get_segments")]
+    assert len(segments) == 2 and segments[0][1][:, 0] == pytest.approx([-0.1, 0.3])
+    assert "base to Distill_base 0.40 [0.30, 0.50] by two" in figure.get_label()
+    empty = figures.draw_differences(DIFFERENCES.iloc[:0])
+    assert [text.get_text() for text in empty.axes[0].texts] == ["There is nothing to draw."]
+
+
+def test_the_flow_is_in_shares():
+    figure = figures.draw_flow({"D1": {"critic": 50, "nli": 12, "kept": 138, "repeats": 0}, "D2": {"kept": 0}}, "t")
+    axes = figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["D1 (200)", "D2 (0)"]
+    assert [text.get_text() for text in axes.texts] == ["69", "6", "25"]
+    assert "D1 (200): 69% kept, 6% NLI: says the same" in figure.get_label() and " 0%" not in figure.get_label()
+
+
+def test_the_axis_of_lengths_ends_where_the_texts_do():
+    figure = figures.draw_lengths({"x": pd.Series(["a b", "a b c " * 20])}, "t")
+    assert figure.axes[0].get_xlim() == (0, 61) and sum(figure.axes[0].patches[0].get_xy()[:, 1] > 0)
+
+
+def test_losses_have_a_panel_a_student():
+    figure = figures.draw_losses({"distill_base": [2.0, 1.0], "self_distill_1": [0.5]})
+    assert [axes.get_title() for axes in figure.axes] == ["Distill_base", "SelfDistill_1"]
+    assert figure.get_label().endswith("Distill_base 2.00 to 1.00, SelfDistill_1 0.50 to 0.50.")
+
+
+def test_a_figure_is_saved_with_its_words(tmp_path):
+    from PIL import Image
+
+    figure = figures.draw_losses({"distill_base": [2.0, 1.0]})
+    png = figures.save_figure(figure, Run("smoke"), "losses")
+    assert (
+        Image.open(png).text["Description"] == figure.get_label()
+        and b"/Subject" in png.with_suffix(".pdf").read_bytes()
+    )
 
 
 def test_nothing_to_draw_is_said_in_the_figure():
@@ -53,8 +98,7 @@ def test_nothing_to_draw_is_said_in_the_figure():
     drawn = [
         figures.draw_confusion(pd.DataFrame(), "t"),
         figures.draw_stacked(columns.set_index("name"), "rows", "t"),
-        figures.draw_bars(columns, "name", "found", "t"),
-        figures.draw_against(columns, "name", "found", "found_low", "t"),
+        figures.draw_against(AGAINST.iloc[:0], "c", "distance", "t"),
         figures.draw_matrix(pd.DataFrame(), "t"),
     ]
     for k, figure in enumerate(drawn):
@@ -113,8 +157,6 @@ def test_the_votes_line_and_the_teachers_where_there_are_votes():
 def test_every_kind_draws_on_small_and_odd_input():
     few = np.array([0.2, np.nan, 0.8])
     topics = pd.DataFrame({"topic": ["pet"], "count": [3]})
-    against = pd.DataFrame({"c": ["x", "y"], "distance": [0.2, 0.1], "expected": [0.1, 0.1]})
-    bars = against.assign(distance_low=[0.1, 0.1], distance_high=[0.2, 0.3])
     drawn = [
         figures.draw_calibration(np.array([True, False]), np.array([0.9, 0.1])),
         figures.draw_fit(pd.DataFrame({"step": [1], "train_loss": [1.0], "dev_loss": [1.0]}), 1, "t"),
@@ -124,8 +166,8 @@ def test_every_kind_draws_on_small_and_odd_input():
         figures.draw_scores({"x": few}, None, "t"),
         figures.draw_lengths({"x": pd.Series(["a b", None])}, "t"),
         figures.draw_topics({"contexts": topics, "rationales": topics.iloc[:0]}, 5),
-        figures.draw_bars(bars, "c", "distance", "t"),
-        figures.draw_against(against, "c", "distance", "expected", "t"),
+        figures.draw_against(AGAINST, "c", "distance", "t"),
+        figures.draw_differences(DIFFERENCES),
         figures.draw_grouped(pd.DataFrame({"more": [0.1, 0.2], "less": np.nan}, ["own", "time"]), "share", "t"),
         figures.draw_matrix(pd.DataFrame([[0, 1], [1, 0]], ["x", "y"], ["x", "y"]), "t"),
         figures.draw_collapse(pd.DataFrame({
@@ -134,6 +176,7 @@ def test_every_kind_draws_on_small_and_odd_input():
         })),
     ]  # fmt: skip
     for k, figure in enumerate(drawn):
+        assert figure.get_label().endswith(".") and len(figure.get_label()) > 10  # what is read to who cannot see it
         figures.save_figure(figure, Run("smoke"), f"f{k}")
 
 

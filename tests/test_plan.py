@@ -63,6 +63,21 @@ def test_requests_are_planned_with_their_cost_and_the_budget(tmp_path, monkeypat
     assert plan.plan_requests(params)["to_ask"].tolist() == [0, 0]
 
 
+def test_what_is_recorded_is_not_asked_for(tmp_path):
+    params = load_params("params/demo.yaml")
+    table = plan.plan_requests(params)
+    assert table["requests"].tolist() == [480, 240] and not table[["to_ask", "choices", "cost_usd"]].any(axis=None)
+    assert "unknown." not in plan.say_requests(params)
+    more = params.teacher.model_copy(update={"contexts_per_variance": 3})  # two are recorded
+    assert plan.plan_requests(params.model_copy(update={"teacher": more}))["to_ask"].tolist() == [480, 240]
+
+
+def test_a_built_in_file_that_is_missing_fails_the_plan(tmp_path, capsys):
+    path = write_params(tmp_path / "p.yaml", "smoke", toxicity__word_list="data/no.txt")
+    assert main(["plan", str(path)]) == 1
+    assert "data/no.txt: built-in data that is not there" in capsys.readouterr().err
+
+
 def test_a_model_without_a_price_and_a_corpus_that_is_not_there():
     text = plan.say_requests(load_params("params/paper.yaml"))
     assert (

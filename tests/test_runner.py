@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+<<<<<<< HEAD
 from chaos import differences, files_of, run_disturbed
 from conftest import run_study, write_params
+=======
+from conftest import NEEDS_TEX, run_study, typeset, write_params
+>>>>>>> tables19
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -246,6 +250,8 @@ FIGURES = [
     "figure8",
     "rounds",
     "rounds_critics",
+    "differences",
+    "flow",
     "losses",
     "critic_calibration",
     "nli_confusion",
@@ -289,6 +295,12 @@ def test_figures_and_tables_are_all_there(smoke_run):
     for name in TABLES:
         for end in (".csv", ".tex", ".md"):
             assert (folder / f"{name}{end}").exists(), name + end
+
+
+@NEEDS_TEX
+def test_the_tables_compile_and_fit_a_text_width(smoke_run, tmp_path):
+    paths = sorted((smoke_run / "figures/smoke").glob("*.tex"))
+    assert len(paths) > 15 and typeset(paths, tmp_path) == []
 
 
 def test_table2_has_a_row_a_model_and_the_papers_numbers(smoke_run):
@@ -417,7 +429,7 @@ def test_errors_of_the_command_line(tmp_path):
 def test_any_name_of_a_parameter_file_and_any_terminal(tmp_path):
     name = "a: {b}, [run] #2 – 'é'"
     params = write_params(tmp_path / f"{name}.yaml", "smoke")
-    table = tmp_path / "out/figures/smoke/table2_short.md"  # what a finished run shows
+    table = tmp_path / "out/figures/smoke/table2.md"  # what a finished run shows
     table.parent.mkdir(parents=True)
     table.write_text("0.53 / –\n", encoding="utf-8")
     plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

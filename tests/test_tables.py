@@ -1,17 +1,18 @@
 """Tests of `tables`."""
 
+import json
 import re
-import subprocess
-from shutil import which
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import NEEDS_TEX, typeset
 
+from drot_utils.data.paper import TABLE4
 from drot_utils.report import tables
 from drot_utils.study import outputs
 from drot_utils.study.errors import DrotError
-from drot_utils.study.paths import ROOT, Run, write_text
+from drot_utils.study.paths import NOTEBOOKS, ROOT, Run, write_text
 
 
 def test_three_files_and_an_unknown_value_is_empty():
@@ -21,7 +22,7 @@ def test_three_files_and_an_unknown_value_is_empty():
     again = pd.read_csv(path)
     assert again["vld"][0] == 0.12345 and again["vld"].isna()[1] and again["rows"][0] == 12
     markdown = (run.figures / "table2.md").read_text()
-    assert "| a_b" in markdown and "0.123" in markdown and "nan" not in markdown and "<NA>" not in markdown
+    assert "| a_b" in markdown and "|  0.12 |" in markdown and "nan" not in markdown and "<NA>" not in markdown
     latex = (run.figures / "table2.tex").read_text()
     assert r"a\_b" in latex and "nan" not in latex.lower().replace("{", "") and r"\label{tab:table2}" in latex
 
@@ -57,7 +58,7 @@ def test_every_markdown_row_has_the_columns_of_its_header():
     cells = [re.findall(r"\|((?:\\.|[^|\\])*)(?=\|)", row) for row in rows]
     assert {len(row) for row in cells} == {3}
     texts = [[re.sub(r"\\([\\|])", r"\1", cell).strip() for cell in row] for row in cells]
-    assert texts[0] == ["[a|b] %_", "#", "[n]"] and [row[0] for row in texts[3:6]] == NASTY[1:4]
+    assert texts[0] == ["[a|b] %", "#", "[n]"] and [row[0] for row in texts[3:6]] == NASTY[1:4]
 
 
 def test_latex_keeps_special_characters_as_text():
@@ -67,32 +68,101 @@ def test_latex_keeps_special_characters_as_text():
     assert r"\caption{95\% of \{country\} \& a\_b \textbackslash{}end}" in latex
     assert r"50\% \& more & " in latex and r"x\_y \#1 \$5 \{z\} & " in latex
     assert r"\textasciitilde{} \textasciicircum{} \textbackslash{} \textbackslash{}\textbackslash{}" in latex
-    assert latex.count(r" \\" + "\n") == len(NASTY) + 1 and "\n\n" not in latex
+    assert latex.count("\\tabularnewline\n") == len(NASTY) + 1 and "\n\n" not in latex
     lines = latex.splitlines()
     assert any(line.startswith("{}[1] first & ") for line in lines) and any(
         line.startswith("{} *star & ") for line in lines
     )
 
 
-@pytest.mark.skipif(not (which("pdflatex") or which("tectonic")), reason="no TeX engine is installed")
-def test_every_latex_table_compiles(tmp_path):
+WIDE = {
+    "model": ["distill_base-no_critic", "self_distill_2"],
+    "note": ["A sentence that is much too long for one line of a table. " * 3, "x" * 70],
+}
+WIDE |= {
+    f"auto_m{k}{end}": [value, np.nan]
+    for k in range(4)
+    for end, value in (("", -0.41), ("_low", -0.36), ("_high", 10.46))
+}
+ODD = pd.DataFrame({
+    "action": ["שלום 🔥 火", "<b>a | b</b>", "Straße, señor, Łódź, ħ"], "p_value": [0.0004, 1.0, np.nan], "n": [1234567, 1, 2],
+})  # fmt: skip
+
+
+@NEEDS_TEX
+def test_every_latex_table_compiles_and_fits_a_text_width(tmp_path):
     run = Run("smoke")
     tables.save_table(nasty_frame(), run, "nasty", "95% of {country}, x_y & ^ ~ # $ \\ |")
     tables.save_table(nasty_frame().iloc[:0], run, "empty", "No rows: 0%.")
+    tables.save_table(pd.DataFrame(WIDE), run, "wide", "A wide table.")
+    tables.save_table(ODD, run, "odd", "Other scripts: שלום.")
+    answered = TABLE4.assign(rows=1000, valid_pct=85.9, language_pct=100.0, significant_pct=79.5, slight_pct=20.5)
+    tables.save_table(answered, run, "answered", "Table 4 where people were asked.")
     paths = [*sorted((ROOT / "figures" / "reference").glob("*.tex")), *sorted(run.figures.glob("*.tex"))]
     assert len(paths) > 20
-    inputs = "\n\\clearpage\n".join(path.read_text(encoding="utf-8") for path in paths)
-    document = tmp_path / "all.tex"
-    document.write_text(
-        "\\documentclass{article}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs}\n"
-        f"\\begin{{document}}\n{inputs}\n\\end{{document}}\n",
-        encoding="utf-8",
+    assert typeset(paths, tmp_path) == []
+
+
+@NEEDS_TEX
+def test_a_table_that_is_too_wide_is_found(tmp_path):
+    path = tmp_path / "t.tex"
+    path.write_text("\\begin{table}\\begin{tabular}{r}" + "0123456789" * 9 + "\\end{tabular}\\end{table}")
+    assert len(typeset([path], tmp_path)) == 1
+
+
+def test_a_paper_s_shape():
+    frame = pd.DataFrame({
+        "part": ["dev", "dev", "test"], "model": ["base", "self_distill_1-no_nli", "teacher"], "train_rows": pd.array([None, 1234, 5], "Int64"),
+        "auto_n_vld": [4.04, -0.001, np.nan], "auto_n_vld_low": [3, -0.01, 1], "auto_n_vld_high": [10, 0.01, 1],
+        "valid_pct": [100.0, 85.9, 1.0], "p_holm": [0.3204, 1, np.nan], "human_vld": np.nan, "moral_variance": [1, -1, 1],
+    })  # fmt: skip
+    shaped = tables.shape_table(frame)
+    assert [head.replace("\u00a0", " ") for head in shaped] == [
+        "part", "model", "learnt from", "#Vld of 10", "valid %", "p (Holm)", "direction"
+    ]  # fmt: skip
+    assert shaped["part"].tolist() == ["dev", "", "test"] and shaped["model"].tolist()[1] == "- No NLI"
+    assert shaped.iloc[:, 2].tolist() == ["", "1,234", "5"]
+    assert shaped.iloc[:, 3].tolist() == ["4.0 [3.0, 10.0]", "0.0 [0.0, 0.0]", ""]
+    assert shaped.iloc[:, 4].tolist() == ["100.0", "85.9", "1.0"] and shaped.iloc[:, 5].tolist() == [
+        "0.320",
+        "1.000",
+        "",
+    ]
+    assert shaped["direction"].tolist() == ["strengthening", "weakening", "strengthening"]
+    assert shaped.attrs["numbers"] == [False, False, True, True, True, True, False]
+
+
+def test_latex_aligns_numbers_and_says_what_it_cannot_print():
+    run = Run("smoke")
+    tables.save_table(ODD, run, "odd", "c")
+    latex = (run.figures / "odd.tex").read_text()
+    assert r"\begin{tabular}{@{}lrr@{}}" in latex and "[U+05E9]" in latex and "[U+1F525]" in latex and "Łódź" in latex
+    assert r"\textless{}b\textgreater{}a \textbar{} b" in latex and "1,234,567" in latex and "0.000" in latex
+    tables.save_table(pd.DataFrame({"vld": [0.41], "vld_low": [0.36], "vld_high": [0.5]}), run, "small", "c")
+    assert r"0.41 {\tiny [.36, .50]}" in (run.figures / "small.tex").read_text()
+
+
+def test_differences_have_a_row_a_step_and_a_column_a_metric():
+    rows = [
+        ("base", "distill_base", metric, 0.4, 0.3, 0.5, critic)
+        for critic in ("one", "two")
+        for metric in ("vld", "avg")
+    ]
+    found = tables.pivot_differences(
+        pd.DataFrame(rows, columns=["earlier", "later", "metric", "difference", "low", "high", "critic"])
     )
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error"] if which("pdflatex") else ["tectonic"]
-    done = subprocess.run(
-        [*command, document.name], cwd=tmp_path, capture_output=True, text=True, check=False, errors="replace"
-    )
-    assert done.returncode == 0 and document.with_suffix(".pdf").exists(), done.stdout[-2000:] + done.stderr
+    assert found["critic"].tolist() == ["one", "two"] and list(found)[3:] == [
+        f"{m}{e}" for m in ("vld", "avg") for e in ("", "_low", "_high")
+    ]
+    assert tables.shape_table(found).iloc[0, 3] == "0.40 [0.30, 0.50]"
+
+
+def test_captions_in_notebooks_have_no_number():
+    cells = [
+        cell for path in NOTEBOOKS.glob("*.ipynb") for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+    ]
+    sources = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert "save_table" in sources and not re.findall(r"\"(?:Table|Figure) \d+.*", sources)
 
 
 def test_an_unknown_interval_is_left_out():

@@ -9,7 +9,9 @@ from scipy.spatial.distance import cdist
 from drot_utils.data.table import make_table
 
 #: Columns of a comparison of groups.
-COLUMNS = {"group": "str", "texts": "int64"} | dict.fromkeys(["distance", "expected", "p_value", "p_holm"], "float64")
+COLUMNS = {"group": "str", "texts": "int64"} | dict.fromkeys(
+    ["distance", "expected", "expected_low", "expected_high", "p_value", "p_holm"], "float64"
+)
 
 
 def probe_actions(action: str, countries: list[str]) -> pd.DataFrame:
@@ -41,7 +43,7 @@ def compare_groups(
     -------
     table : DataFrame
         `COLUMNS`, one row a group, the farthest first; `expected` is the mean distance under shuffled labels, which is
-        above 0 for samples of this size.
+        above 0 for samples of this size, and 95% of those distances lie from `expected_low` to `expected_high`.
     pairs : ndarray of float, shape (groups, groups)
         Energy distance of each pair of groups, in the order of first appearance.
     """
@@ -50,7 +52,7 @@ def compare_groups(
     names = list(dict.fromkeys(groups))
     if len(names) < 2:
         print(f"{f'Texts of {names[0]} only' if names else 'No texts'}: there is nothing to compare.")
-        alone = [(name, len(groups), *[np.nan] * 4) for name in names]
+        alone = [(name, len(groups), *[np.nan] * 6) for name in names]
         return make_table(alone, COLUMNS), np.zeros((len(names), len(names)))
     distances = cdist(embeddings, embeddings)
     member = np.array([groups == name for name in names], dtype=float)
@@ -60,7 +62,8 @@ def compare_groups(
     shuffled = np.array([_energy_to_rest(distances, member[:, order]) for order in orders])
     p_values = (1 + (shuffled >= found).sum(axis=0)) / (1 + permutations)
     p_holm = multipletests(p_values, method="holm")[1]
-    rows = zip(names, member.sum(axis=1), found, shuffled.mean(axis=0), p_values, p_holm, strict=True)
+    chance = (shuffled.mean(axis=0), *np.quantile(shuffled, [0.025, 0.975], axis=0))
+    rows = zip(names, member.sum(axis=1), found, *chance, p_values, p_holm, strict=True)
     table = make_table(list(rows), COLUMNS)
     share = member / member.sum(axis=1, keepdims=True)
     between = share @ distances @ share.T

@@ -323,6 +323,8 @@ def _measure(valid: np.ndarray, scores: np.ndarray, threshold: float, counts: np
 def measure_critic(parts: dict[str, pd.DataFrame], threshold: float, draws: int, seed: int) -> pd.DataFrame:
     """Measure a critic on parts of the gold (``source valid score``), over all rows and by source (table 5).
 
+    Sources of a part with valid rows only are one, ``valid only``, and so are those with none, ``invalid only``.
+
     Returns
     -------
     DataFrame
@@ -330,7 +332,9 @@ def measure_critic(parts: dict[str, pd.DataFrame], threshold: float, draws: int,
     """
     records = []
     for name, rows in parts.items():
-        for source, group in [("all", rows), *rows.groupby("source")]:
+        shares = rows.groupby("source")["valid"].transform("mean")
+        sources = rows["source"].mask(shares.eq(1), "valid only").mask(shares.eq(0), "invalid only")
+        for source, group in [("all", rows), *rows.groupby(sources)]:
             truth = group["valid"].to_numpy()
             share = {"share_valid": truth.mean(), "majority_accuracy": max(truth.mean(), 1 - truth.mean())}
             found = bootstrap_metrics(truth, group["score"].to_numpy(), threshold, draws, seed)

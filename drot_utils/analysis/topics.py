@@ -32,7 +32,7 @@ def find_topics(
     -------
     topics : DataFrame
         ``topic`` (its most typical word that no larger topic has), ``count``, ``words`` (five of them) and ``example``
-        (the text nearest to the topic's centre); most frequent first.
+        (of the texts that have the topic's word, the one nearest to the centre); most frequent first.
     member : ndarray of int, shape (texts,)
         Row of `topics` that a text belongs to; -1 for none.
     """
@@ -41,6 +41,7 @@ def find_topics(
     member = np.full(len(texts), -1)
     reason = _find_obstacle(texts, settings, words)
     if not reason:
+        find = words.build_analyzer()
         model, found = _cluster(texts, embeddings, settings, seed, words)
         numbers, counts = np.unique(found[found >= 0], return_counts=True)
         for k in np.argsort(-counts, kind="stable"):
@@ -50,8 +51,9 @@ def find_topics(
             inside = np.flatnonzero(found == numbers[k])
             names = [*typical, " ".join(typical[:2]), f"{typical[0]} ({len(rows) + 1})"]
             name = next(name for name in names if name not in {row[0] for row in rows})
-            centre = embeddings[inside].mean(axis=0)
-            example = texts[inside[int(np.argmax(embeddings[inside] @ centre))]]
+            near = inside[np.argsort(-(embeddings[inside] @ embeddings[inside].mean(axis=0)), kind="stable")]
+            has_word = (row for row in near if name.split()[0] in find(NO_WORD.sub("", texts[row])))
+            example = texts[next(has_word, near[0])]
             member[inside] = len(rows)
             rows.append((name, int(counts[k]), ", ".join(typical[:5]), example))
         alike = f"no {settings.min_topic_size} of them with words are alike; lower `topics.min_topic_size`"

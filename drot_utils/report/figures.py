@@ -20,8 +20,14 @@ OUTLINE = {"histtype": "step", "linewidth": 1.6}
 
 
 def save_figure(figure: Figure, run: Run, name: str) -> Path:
-    """Write ``<name>.pdf`` and ``<name>.png``, without dates in them, and return the PNG's path."""
-    for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {"Software": None})):
+    """Write ``<name>.pdf`` and ``<name>.png``, without dates in them, and return the PNG's path.
+
+    Who cannot see the figure reads the figure's label, which each function here sets: it is the PNG's ``Description`` and the
+    PDF's ``Subject``.
+    """
+    words = figure.get_label()
+    kinds = {".pdf": {"CreationDate": None, "Subject": words}, ".png": {"Software": None, "Description": words}}
+    for suffix, metadata in kinds.items():
         with atomic(run.figures / f"{name}{suffix}") as temporary:
             figure.savefig(temporary, format=suffix[1:], metadata=metadata)
     return run.figures / f"{name}.png"
@@ -30,13 +36,15 @@ def save_figure(figure: Figure, run: Run, name: str) -> Path:
 def draw_lengths(texts: dict[str, pd.Series], title: str) -> Figure:
     """Draw how many words the texts of several sets have."""
     figure, axes = _make_axes(xlabel="words", ylabel="texts", title=title)
-    for name, column in texts.items():
-        words = column.dropna().str.split().str.len()
-        label = f"{name} (mean {words.mean():.1f})" if len(words) else f"{name} (none)"
-        axes.hist(words, np.arange(0.5, 31.5), **OUTLINE, label=label)
-    _say_if_empty(axes, sum(column.notna().sum() for column in texts.values()))
+    words = {name: column.dropna().str.split().str.len() for name, column in texts.items()}
+    longest = max((int(counts.max()) for counts in words.values() if len(counts)), default=1)
+    for name, counts in words.items():
+        label = f"{name} (mean {counts.mean():.1f})" if len(counts) else f"{name} (none)"
+        axes.hist(counts, np.arange(0.5, longest + 1), **OUTLINE, label=label)
+    axes.set_xlim(0, longest + 1)
+    _say_if_empty(axes, sum(map(len, words.values())))
     axes.legend()
-    return figure
+    return _describe(figure, f"{title}: histogram of their lengths in words")
 
 
 def draw_precision_recall(curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float, marked: str) -> Figure:
@@ -56,7 +64,9 @@ def draw_precision_recall(curves: dict[str, tuple[np.ndarray, np.ndarray]], thre
         axes.plot(*point, "o", color="black", zorder=5)
         axes.annotate(f"threshold {threshold:.2f}", point, textcoords="offset points", xytext=(6, 6))
     axes.legend(loc="lower left")
-    return figure
+    return _describe(
+        figure, f"Precision over recall of the critic: {', '.join(curves)}; the threshold {threshold:.2f} is marked"
+    )
 
 
 def draw_calibration(valid: np.ndarray, scores: np.ndarray) -> Figure:
@@ -73,7 +83,8 @@ def draw_calibration(valid: np.ndarray, scores: np.ndarray) -> Figure:
     axes.errorbar(x, rate, [rate - low, high - rate], fmt="o-", capsize=2, label="critic")
     _say_if_empty(axes, len(scores))
     axes.legend(loc="upper left")
-    return figure
+    bins = ", ".join(f"{share:.2f} at {score:.2f}" for score, share in zip(x, rate, strict=True))
+    return _describe(figure, f"Calibration of the critic, share of valid contexts at a mean score: {bins}")
 
 
 def draw_fit(curve: pd.DataFrame, best_step: int, title: str) -> Figure:
@@ -83,7 +94,7 @@ def draw_fit(curve: pd.DataFrame, best_step: int, title: str) -> Figure:
         axes.plot(curve["step"], curve[f"{part}_loss"], "o-", label=part)
     axes.axvline(best_step, color="black", linewidth=1, linestyle=":", label=f"kept: step {best_step}")
     axes.legend()
-    return figure
+    return _describe(figure, f"{title}: loss on train and dev rows by step; step {best_step} is kept")
 
 
 def draw_confusion(table: pd.DataFrame, title: str) -> Figure:
@@ -93,25 +104,49 @@ def draw_confusion(table: pd.DataFrame, title: str) -> Figure:
     for (row, column), count in np.ndenumerate(table.to_numpy()):
         light = count > table.to_numpy().max() / 2
         axes.text(column, row, count, ha="center", va="center", color="white" if light else "black")
-    return figure
+    cells = (f"{row} called {column} {count}" for row, counts in table.iterrows() for column, count in counts.items())
+    return _describe(figure, f"{title}, label and prediction: {', '.join(cells)}")
 
 
 def draw_losses(losses: dict[str, list[float]]) -> Figure:
-    """Draw students' training loss, smoothed by a running mean."""
-    figure, axes = _make_axes(xlabel="optimizer step", ylabel="nats a token (mean of 10)", title="Training loss")
-    for name, values in losses.items():
+    """Draw students' training loss, smoothed by a running mean: a panel a student, all with the same y axis."""
+    figure, grid = plt.subplots(
+        1, len(losses), figsize=(2 + 2.2 * len(losses), 2.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, (name, values) in zip(grid[0], losses.items(), strict=True):
         smooth = pd.Series(values).rolling(10, min_periods=1).mean()
-        axes.plot(np.arange(1, len(values) + 1), smooth, label=graph.label(name))
-    _say_if_empty(axes, sum(map(len, losses.values())))
-    axes.legend()
-    return figure
+        axes.plot(np.arange(1, len(values) + 1), smooth)
+        axes.set(title=graph.label(name), xlabel="optimizer step (mean of 10)", ylim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _say_if_empty(axes, len(values))
+    grid[0][0].set_ylabel("nats a token")
+    ends = (f"{graph.label(name)} {values[0]:.2f} to {values[-1]:.2f}" for name, values in losses.items() if values)
+    return _describe(figure, f"Training loss in nats a token, first and last step: {', '.join(ends)}")
+
+
+#: What the reasons of `distill.count_dropped` are called.
+REASONS = {
+    "kept": "kept", "unparsed": "does not parse", "nli": "NLI: says the same", "critic": "critic: below the threshold",
+    "per_prompt": "beyond the best of its prompt", "repeats": "the same for other prompts", "unscored": "no score",
+}  # fmt: skip
 
 
 def draw_flow(stages: dict[str, dict[str, int]], title: str) -> Figure:
-    """Draw what each filter kept and dropped: stage to {kept, unparsed, nli, critic ...}, as stacked bars."""
+    """Draw which share of the candidates each filter kept and dropped: stage to {kept, unparsed, nli, critic ...}, a bar a stage."""
     table = pd.DataFrame(stages, index=None if stages else ["kept"]).T.fillna(0)
-    names = {name: f"dropped: {name.replace('_', ' ')}" for name in table.columns if name != "kept"}
-    return draw_stacked(table[["kept", *names]].rename(columns=names), "candidates", title)
+    table = table[sorted(table.columns, key=lambda name: [*REASONS, name].index(name))]
+    table = table.loc[:, (table.sum() > 0) | (table.columns == "kept")]
+    total = table.sum(axis=1)
+    shares = 100 * table.div(total.where(total > 0), axis=0).fillna(0)
+    shares.index = [f"{name} ({count:,.0f})" for name, count in total.items()]
+    figure = draw_stacked(shares.rename(columns=REASONS), "per cent of the candidates (how many)", title)
+    for k, (_, row) in enumerate(shares.iterrows()):
+        for share, left in zip(row, row.cumsum() - row, strict=True):
+            if share >= 4:
+                figure.axes[0].text(left + share / 2, k, f"{share:.0f}", ha="center", va="center", color="white")
+    said = (f"{name}: {', '.join(f'{share:.0f}% {REASONS.get(why, why)}' for why, share in row.items() if share)}"
+            for name, row in shares.iterrows())  # fmt: skip
+    return _describe(figure, f"{title}. {'; '.join(said)}")
 
 
 def draw_scores(
@@ -127,7 +162,8 @@ def draw_scores(
         axes.axvline(threshold, color="black", linestyle=":", linewidth=1, label=f"threshold {threshold:.2f}")
     _say_if_empty(axes, sum(np.isfinite(values).sum() for values in scores.values()))
     figure.legend(ncols=3, loc="outside lower center")  # inside, it would lie on the threshold or the curves
-    return figure
+    means = (f"{name} mean {np.nanmean(v):.2f}" for name, v in scores.items() if np.isfinite(v).any())
+    return _describe(figure, f"{title}: histograms of {xlabel}, {', '.join(means)}")
 
 
 def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]) -> Figure:
@@ -139,7 +175,7 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
     rows = table.set_index("model")
     teacher = rows.get(f"{next(iter(prefixes))}vld", pd.Series()).get("teacher", np.nan)
     rows = rows.loc[models]
-    names = [graph.label(m).replace("SelfDistill", "Self").replace("zero-shot base model", "base") for m in models]
+    names = [_shorten(model) for model in models]
     figure, grid = plt.subplots(1, len(METRICS), figsize=(10, 2.9), layout="constrained")
     x = np.arange(len(models))
     grey = {"color": "grey", "linewidth": 1, "markersize": 4}
@@ -162,7 +198,48 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
         axes.set(title=title, ylim=(0, 1 if metric in ("vld", "avg") else 10))
         axes.set_xticks(x, names, rotation=35, ha="right")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(prefixes) + 2)
-    return figure
+    said = [f"{prefixes[prefix]} {', '.join(f'{value:.2f}' for value in rows[f'{prefix}vld'])}"
+            for prefix in prefixes if f"{prefix}vld" in rows]  # fmt: skip
+    return _describe(
+        figure, f"Four metrics by student, ours and the paper's. Vld of {', '.join(names)}: {'; '.join(said)}"
+    )
+
+
+def draw_differences(differences: pd.DataFrame) -> Figure:
+    """Draw paired differences between students (``earlier later metric difference low high critic``) with their intervals.
+
+    A panel a metric, a line a step, a mark a critic; an interval that crosses the line at 0 is no difference.
+    """
+    metrics, critics = differences["metric"].unique(), differences["critic"].unique()
+    steps = (differences["earlier"].map(_shorten) + " to " + differences["later"].map(_shorten)).rename("step")
+    order = list(dict.fromkeys(steps))
+    figure, grid = plt.subplots(
+        1, max(len(metrics), 1), figsize=(10, 1.4 + 0.35 * len(order)), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, metric in zip(grid[0], metrics, strict=False):
+        for k, critic in enumerate(critics):
+            rows = differences.assign(step=steps)[differences["critic"].eq(critic) & differences["metric"].eq(metric)]
+            error = [
+                (rows["difference"] - rows["low"]).clip(lower=0),
+                (rows["high"] - rows["difference"]).clip(lower=0),
+            ]
+            y = np.array([order.index(step) for step in rows["step"]]) + 0.22 * (k - (len(critics) - 1) / 2)
+            axes.errorbar(rows["difference"], y, xerr=error, fmt="o", capsize=2, markersize=4, label=critic)
+        axes.axvline(0, color="black", linewidth=1, linestyle=":")
+        axes.set(title=METRICS[metric], xlabel="later minus earlier")
+        axes.set_yticks(range(len(order)), order)
+    _turn_to_rows(grid[0][0], len(order))
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=max(len(critics), 1))
+    first = differences[differences["metric"].eq(metrics[0])] if len(metrics) else differences
+    said = (
+        f"{step} {row.difference:.2f} [{row.low:.2f}, {row.high:.2f}] by {row.critic}"
+        for step, row in zip(steps[first.index], first.itertuples(), strict=True)
+    )
+    return _describe(figure, f"Paired differences with 95% intervals, metric by metric. The first: {'; '.join(said)}")
+
+
+def _shorten(student: str) -> str:
+    return graph.label(student).split(" (")[0].replace("SelfDistill", "Self").replace("zero-shot base model", "base")
 
 
 #: The columns of the table of collapse that are drawn, and what they are called.
@@ -175,7 +252,7 @@ COLLAPSE = {
 def draw_collapse(table: pd.DataFrame) -> Figure:
     """Draw how far the writers of the rounds repeat themselves (`statistics.measure_collapse`), a panel a number."""
     figure, grid = plt.subplots(1, len(COLLAPSE), figsize=(12, 2.7), layout="constrained")
-    names = [graph.label(writer).split(" (")[0].replace("SelfDistill", "Self") for writer in table["writer"]]
+    names = [_shorten(writer) for writer in table["writer"]]
     x, shown = np.arange(len(table)), table.assign(prompts_covered=table["prompts_covered"] / table["prompts"])
     for axes, (column, title) in zip(grid, COLLAPSE.items(), strict=True):
         axes.plot(x, shown[column], "o-", label="all that it wrote, by the critic")
@@ -188,7 +265,8 @@ def draw_collapse(table: pd.DataFrame) -> Figure:
         ):
             grid[-1].plot(x, shown[column], "s--", label=name, markersize=4)
     figure.legend(*grid[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
+    said = (f"{title}: {', '.join(f'{v:.2f}' for v in shown[column])}" for column, title in COLLAPSE.items())
+    return _describe(figure, f"How far writers repeat themselves ({', '.join(names)}). {'; '.join(said)}")
 
 
 def draw_topics(topics: dict[str, pd.DataFrame], top: int) -> Figure:
@@ -199,7 +277,8 @@ def draw_topics(topics: dict[str, pd.DataFrame], top: int) -> Figure:
         axes.barh(rows["topic"], rows["count"])
         axes.set(title=name, xlabel="texts")
         _turn_to_rows(axes, len(rows))
-    return figure
+    said = (f"{name}: {', '.join(t['topic'].head(top))}" for name, t in topics.items())
+    return _describe(figure, f"The most frequent topics. {'; '.join(said)}")
 
 
 def draw_stacked(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
@@ -210,8 +289,8 @@ def draw_stacked(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
         axes.barh(table.index.astype(str), table[name], left=left, label=str(name))
         left += table[name].to_numpy(dtype=float)
     _turn_to_rows(axes, len(table))
-    figure.legend(ncols=min(4, table.shape[1]), loc="outside lower center")
-    return figure
+    figure.legend(ncols=min(3, table.shape[1]), loc="outside lower center")
+    return _describe(figure, f"{title}: {_say_rows(table)}")
 
 
 def draw_grouped(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
@@ -219,28 +298,33 @@ def draw_grouped(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
     figure, axes = _make_axes((6.2, 1.1 + 0.4 * len(table)), "constrained", xlabel=xlabel, title=title)
     table.rename_axis(columns=None).plot.barh(ax=axes, width=0.8, xlabel=xlabel, ylabel="")
     _turn_to_rows(axes, int(table.notna().any(axis=None)))
-    return figure
+    return _describe(figure, f"{title}: {_say_rows(table)}")
 
 
-def draw_bars(table: pd.DataFrame, x: str, y: str, title: str) -> Figure:
-    """Draw one horizontal bar a row, with the interval from its ``<y>_low`` to its ``<y>_high``."""
-    figure, axes = _make_axes((5.5, 0.8 + 0.3 * len(table)), xlabel=y.replace("_", " "), title=title)
-    # An end that rounding puts on the wrong side of its value is the value.
-    error = [(table[y] - table[f"{y}_low"]).clip(lower=0), (table[f"{y}_high"] - table[y]).clip(lower=0)]
-    axes.barh(table[x], table[y], xerr=error, capsize=2)
-    _turn_to_rows(axes, len(table))
-    return figure
+def draw_against(table: pd.DataFrame, label: str, found: str, title: str) -> Figure:
+    """Draw what was found in each row as a mark, on the interval that chance gives (``expected_low expected_high``), with p-values.
 
-
-def draw_against(table: pd.DataFrame, label: str, found: str, expected: str, title: str) -> Figure:
-    """Draw what was found in each row as a bar, and what chance would give as a mark on it."""
-    figure, axes = _make_axes((5.5, 0.9 + 0.3 * len(table)), xlabel=found, title=title)
-    axes.barh(table[label], table[found], label=found)
-    mark = {"color": "black", "markersize": 12, "markeredgewidth": 2}
-    axes.plot(table[expected], table[label], "|", label=f"{expected} by chance", **mark)
+    `table` has ``p_holm``, corrected for the number of rows.
+    """
+    figure, axes = _make_axes((6.2, 1.1 + 0.3 * len(table)), xlabel=found, title=title)
+    y = np.arange(len(table))
+    wide = {"color": "lightgrey", "height": 0.55}
+    axes.barh(
+        y, table["expected_high"] - table["expected_low"], left=table["expected_low"], label="95% of chance", **wide
+    )
+    axes.plot(table[found], y, "o", label="found")
+    axes.set_yticks(y, table[label])
+    axes.set_xlim(0, None)
+    for k, p in zip(y, table["p_holm"], strict=True):
+        axes.annotate(
+            f"p = {p:.2f}" if p >= 0.01 else "p < .01", (1.02, k), xycoords=("axes fraction", "data"), va="center"
+        )
     _turn_to_rows(axes, table[found].count())
-    axes.legend(loc="lower right")
-    return figure
+    axes.legend(loc="upper left", bbox_to_anchor=(1.15, 1))
+    said = (
+        f"{name} {value:.3f} (p {p:.2f})" for name, value, p in table[[label, found, "p_holm"]].itertuples(index=False)
+    )
+    return _describe(figure, f"{title}, with p-values after Holm: {', '.join(said)}")
 
 
 def draw_matrix(table: pd.DataFrame, title: str) -> Figure:
@@ -248,7 +332,20 @@ def draw_matrix(table: pd.DataFrame, title: str) -> Figure:
     figure, axes = _draw_cells(table, (4.8, 4.2), "viridis", {"rotation": 40, "ha": "right"}, title=title)
     if axes.images:
         figure.colorbar(axes.images[0], shrink=0.8)
+    return _describe(figure, f"{title}: heat map; {_say_rows(table)}")
+
+
+def _describe(figure: Figure, words: str) -> Figure:
+    figure.set_label(f"{words}.")
     return figure
+
+
+def _say_rows(table: pd.DataFrame) -> str:
+    rows = (
+        f"{row} {', '.join(f'{name} {value:g}' for name, value in values.round(2).items())}"
+        for row, values in table.iterrows()
+    )
+    return "; ".join(rows)
 
 
 def _make_axes(size: tuple | None = None, layout: str | None = None, **settings: object) -> tuple[Figure, Axes]:

@@ -1,20 +1,23 @@
 """What a run will take before it starts: candidates, tokens, pairs, GPU hours, memory, requests and their cost."""
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import torch
 
-from drot_utils.data.corpora import read_actions, sample_actions
+from drot_utils.data.corpora import read_actions, read_recorded, sample_actions
 from drot_utils.data.gold import read_gold
 from drot_utils.engine.batches import RESERVE, Memory, count_memory
 from drot_utils.llm.accounts import forecast, read_prices
-from drot_utils.llm.cache import Cache, cache_file
+from drot_utils.llm.cache import Cache, cache_file, request_key
 from drot_utils.method.critic import split_gold
 from drot_utils.method.judges import ITEM, choose_shown, judge_prompt, judge_request
-from drot_utils.method.teacher import baseline_request, choose_requests, list_requests
+from drot_utils.method.teacher import baseline_request, choose_requests, list_requests, make_request
+from drot_utils.study.errors import DataError
 from drot_utils.study.forecast import SIZES, TEST_ACTIONS, Assumed, list_work
 from drot_utils.study.graph import list_stages
 from drot_utils.study.params import Adapter, Endpoint, Params, Student
@@ -157,19 +160,39 @@ def plan_requests(params: Params) -> pd.DataFrame:
     items = _list_judged(params) if any(judge.endpoint for judge in params.judges.panel) else []
     file = cache_file(Run(params.profile))
     cache = Cache(file) if file.exists() else None
-    rows = []
+    rows, known = [], _list_recorded(params)
     for notebook, _, endpoint, bodies in _list_asked(params, seed, test, items):
         settings = choose_requests(params) if endpoint is params.teacher.endpoint else params.requests
-        found = forecast(bodies, endpoint, settings, cache)
+        unknown = [body for body in bodies if request_key(body) not in known]
+        found = replace(forecast(unknown, endpoint, settings, cache), requests=len(bodies))
         rows.append({"notebook": notebook, "model": endpoint.model, **vars(found), "how": found.how + note})
     return pd.DataFrame(rows)
+
+
+def _list_recorded(params: Params) -> set[str]:
+    """Return the keys of the teacher's requests that recorded responses answer."""
+    if not params.teacher.recorded:
+        return set()
+    recorded = read_recorded(params.teacher.recorded, read_actions(params.corpus.actions))
+    choices = recorded.groupby(["action", "moral_variance"]).size()
+    whole = choices.index[choices >= params.teacher.contexts_per_variance]
+    return {request_key(make_request(params, action, int(variance))) for action, variance in whole}
+
+
+def require_builtin(params: Params) -> None:
+    """Raise a `DataError` where a file that the parameters name in ``data/``, which comes with the study, is not there."""
+    named = re.findall(r'"(data/(?!external/)[^"]+)"', params.model_dump_json())
+    missing = sorted({path for path in named if not resolve(path).exists()})
+    if missing:
+        todo = "check the names in the parameter file, or get the file back from the repository"
+        raise DataError("built-in data that is not there", where=", ".join(missing), todo=todo)
 
 
 def say_requests(params: Params) -> str:
     """Return the requests to endpoints as text: a table, what it rests on, and what recorded responses change."""
     table = plan_requests(params)
-    how, judges = "\n".join(table.pop("how").unique()), params.judges
-    lines = ["Requests to endpoints:", "", _to_markdown(table, unknown="unknown"), "", f"{how}."]
+    how, judges = table.pop("how")[table["to_ask"] > 0].unique(), params.judges
+    lines = ["Requests to endpoints:", "", _to_markdown(table, unknown="unknown"), "", *(f"{words}." for words in how)]
     if params.teacher.recorded:
         lines.append(f"Nobody is asked for what {params.teacher.recorded} has: its responses fill the cache.")
     if any(judge.endpoint for judge in judges.panel) and "judges" in (judges.filter, params.evaluation.critic):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
-from drot_utils.data.table import visible
+from drot_utils.data.table import DIRECTIONS, visible
+from drot_utils.study import graph
 from drot_utils.study.errors import DrotError
-from drot_utils.study.graph import in_order
 from drot_utils.study.outputs import flatten, read_records
 from drot_utils.study.paths import Run, write_text
 
@@ -19,24 +20,114 @@ from drot_utils.study.paths import Run, write_text
 BREAK = re.compile(r"(?:[^\S ]|[\x00-\x1f\x7f])+")
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+#: What pdfLaTeX cannot print without further packages; it is written as a code point.
+PRINTED = re.compile(r"[^ -~\xa0-\u017f–—‘’“”…•€]|[ĦħĸĿŀŉŦŧſ]")
+#: Cells in words, by column.
+SAID = {
+    "moral_variance": DIRECTIONS, "far": {True: "far", False: ""},
+    "critic": {"critic": "the critic", "critic_independent": "the independent critic"},
+}  # fmt: skip
 WAYS = {1: "more acceptable", -1: "less acceptable"}
 MARKDOWN = {"|": r"\|", "\\": r"\\"}
+#: Columns in words; the start of a name says by whom.
+BY = {
+    "auto_": "",
+    "independent_": "second critic: ",
+    "paper_auto_": "paper: ",
+    "paper_human_": "paper: ",
+    "paper_": "paper: ",
+    "human_": "",
+}
+WORDS = {
+    "train_rows": "learnt from", "vld": "Vld", "avg": "Avg", "n_vld": "#Vld of\u00a010", "n_unq_vld": "#Unq.Vld of\u00a010", "defease": "Defease.",
+    "lan": "Lan.", "rationale": "rationale", "f1": "F1", "pr_auc": "PR\u00a0AUC", "roc_auc": "ROC\u00a0AUC", "share_valid": "share valid",
+    "majority_accuracy": "majority accuracy", "p_value": "p", "p_holm": "p (Holm)", "moral_variance": "direction", "nli_share": "NLI drops",
+    "expected": "by chance", "significant_pct": "signif. %", "language_pct": "lang. %", "earlier": "from", "later": "to", "auc_student": "AUC in a student", "auc_prompt": "AUC in a prompt", "top_tenth": "valid in top tenth",
+    "top_fifth": "valid in top fifth", "votes_vld": "by votes", "ppi_vld": "by votes and critic", "votes": "by votes",
+    "ppi": "by votes and critic", "mean_words": "words", "full": "all agree", "majority": "majority agrees", "greedy_contexts": "contexts",
+}  # fmt: skip
+#: Points of a text width of LaTeX's article; between two columns; of a letter in \footnotesize, and in \tiny.
+TEXT_WIDTH, GAP, LETTER, TINY = 345, 7, 4.6, 3.0
+LONG_WORD = 18  # letters; a longer word may be broken anywhere
+INTERVAL = re.compile(r"(\S+) (\[\S+, \S+\])")
 
 
-def save_table(frame: pd.DataFrame, run: Run, name: str, caption: str, decimals: int = 3) -> Path:
-    """Write a table as ``.csv`` (all digits; its path is returned), ``.tex`` and ``.md`` (rounded; what is unknown is empty).
+def save_table(
+    frame: pd.DataFrame, run: Run, name: str, caption: str, decimals: int = 2, shown: pd.DataFrame | None = None
+) -> Path:
+    """Write a table as ``.csv`` (all columns and digits; its path is returned), ``.tex`` and ``.md``.
 
-    In the latter two, cells and caption are on one line, and characters that mean something there are escaped. pdfLaTeX needs the
-    package booktabs; texts in other scripts than the Latin one need XeLaTeX or LuaLaTeX and a font that has them.
+    The latter two are `shape_table` of `shown`, by default of `frame`. Cells and caption are on one line there, and characters
+    that mean something are escaped. LaTeX needs the package booktabs. The table fits the text width of an article: long texts
+    are set in several lines, and intervals below their numbers where that is not enough.
     """
     path = write_text(run.figures / f"{name}.csv", frame.to_csv(index=False))
-    shown, caption = round_table(frame, decimals), BREAK.sub(" ", caption)
-    latex = _escape(shown, LATEX).map(_guard).rename(columns=_guard)
-    latex = latex.to_latex(index=False, escape=False, caption=_replace(caption, LATEX), label=f"tab:{name}", na_rep="")
-    write_text(run.figures / f"{name}.tex", latex)
-    markdown = _escape(shown, MARKDOWN).to_markdown(index=False, disable_numparse=True)
+    shown, caption = frame if shown is None else shown, BREAK.sub(" ", caption)
+    shaped = shape_table(shown, decimals)
+    write_text(run.figures / f"{name}.tex", _to_latex(shaped, caption, name))
+    sides = ["right" if number else "left" for number in shaped.attrs["numbers"]]
+    markdown = _escape(shaped, MARKDOWN).to_markdown(index=False, disable_numparse=True, colalign=sides)
     write_text(run.figures / f"{name}.md", f"{caption}\n\n{markdown}\n")
     return path
+
+
+def shape_table(frame: pd.DataFrame, decimals: int = 2) -> pd.DataFrame:
+    """Return a table as a paper has it, as text: columns in words, intervals folded in, unknown values empty.
+
+    Numbers are rounded, with a decimal less in columns that reach 2. A column of which nothing is known is left out, and what
+    the first column repeats. ``attrs["numbers"]`` says which columns are of numbers.
+    """
+    shown = {}
+    for name, values in frame.items():
+        ends = [f"{name}_low", f"{name}_high"]
+        if str(name).removesuffix("_low").removesuffix("_high") in frame.columns.drop(name) and _is_number(values):
+            continue
+        if len(frame) and (values.isna() | values.eq("")).all():
+            continue
+        digits = _choose_decimals(values, decimals) if _is_number(values) else decimals
+        if set(ends) <= set(frame):
+            shown[name] = [_fold(*row, digits) for row in frame[[name, *ends]].itertuples(index=False)]
+        elif _is_number(values):
+            shown[name] = [_round(value, digits) for value in values]
+        elif name in ("model", "writer", "earlier", "later"):
+            shown[name] = values.map(graph.label)
+        else:
+            said = SAID.get(name, {})
+            shown[name] = [
+                _text(said.get(value, value) if said else value, decimals) for value in values.astype(object)
+            ]
+    table = pd.DataFrame(shown, dtype=object)
+    first, *rest = table.columns if len(table.columns) > 1 else [None]
+    if rest and not (_is_number(frame[first]) or _is_number(frame[rest[0]])):
+        table[first] = table[first].mask(table[first].eq(table[first].shift()), "")
+    table.attrs["numbers"] = [_is_number(frame[name]) for name in table]
+    return table.rename(columns=_say)
+
+
+def _choose_decimals(values: pd.Series, decimals: int) -> int:
+    if pd.api.types.is_integer_dtype(values) or (values.abs().max() >= 10 and (values.dropna() % 1 == 0).all()):
+        return 0
+    return 3 if str(values.name).startswith("p_") else max(decimals - (values.abs().max() >= 2), 1)
+
+
+def shorten_table2(table2: pd.DataFrame) -> pd.DataFrame:
+    """Return what a paper shows of table 2: all metrics by the critic in charge, Vld by the second one, and the paper's numbers."""
+    ends = ("", "_low", "_high")
+    ours = [f"auto_{metric}{end}" for metric in ("vld", "avg", "n_vld", "n_unq_vld") for end in ends]
+    second = [f"independent_vld{end}" for end in ends]
+    columns = ["model", "train_rows", *ours, *second, "paper_auto_vld", "paper_auto_n_unq_vld"]
+    return table2[[name for name in columns if name in table2]]
+
+
+def pivot_differences(differences: pd.DataFrame) -> pd.DataFrame:
+    """Return differences (``earlier later metric difference low high critic``) with a row a step and critic, a column a metric."""
+    ends = {"difference": "", "low": "_low", "high": "_high"}
+    wide = differences.pivot(index=["critic", "earlier", "later"], columns="metric", values=[*ends])
+    wide.columns = [f"{metric}{ends[value]}" for value, metric in wide.columns]
+    order = differences[["critic", "earlier", "later"]].drop_duplicates()
+    names = [f"{metric}{end}" for metric in differences["metric"].unique() for end in ends.values()]
+    return order.merge(wide[names].reset_index())
 
 
 def round_table(frame: pd.DataFrame, decimals: int = 3) -> pd.DataFrame:
@@ -80,15 +171,20 @@ def compare_runs(names: Sequence[str]) -> str:
                 if not key.startswith("stage."):
                     differ.setdefault(key, {})[name] = str(value)
     different = pd.DataFrame({k: v for k, v in differ.items() if len({v.get(n) for n in names}) > 1}).T
-    ordered = side.set_index("model").loc[in_order(side["model"])].reset_index()
+    ordered = side.set_index("model").loc[graph.in_order(side["model"])].reset_index()
     by_metric = sorted(ordered.columns[1:], key=lambda column: metrics.index(column.split()[0]))
     parts = [different.reset_index(names="parameter"), ordered[["model", *by_metric]]]
     return "\n\n".join(round_table(part).to_markdown(index=False, disable_numparse=True) for part in parts)
 
 
 def _fold(mean: float, low: float, high: float, decimals: int) -> str:
-    interval = "" if pd.isna(low) or pd.isna(high) else f" [{low:.{decimals}f}, {high:.{decimals}f}]"
-    return "" if pd.isna(mean) else f"{mean:.{decimals}f}{interval}"
+    mean, low, high = (_round(value, decimals) for value in (mean, low, high))
+    return f"{mean} [{low}, {high}]" if mean and low and high else mean
+
+
+def _round(value: float, decimals: int) -> str:
+    rounded = "" if pd.isna(value) else f"{value:,.{decimals}f}"
+    return rounded.removeprefix("-") if rounded and not float(rounded.replace(",", "")) else rounded  # no -0.00
 
 
 def _text(value: object, decimals: int) -> str:
@@ -109,9 +205,102 @@ def _replace(text: str, special: dict[str, str]) -> str:
     return BREAK.sub(" ", text).translate(str.maketrans(special))
 
 
-def _guard(cell: str) -> str:
+def _is_number(values: pd.Series) -> bool:
+    return (
+        pd.api.types.is_numeric_dtype(values)
+        and not pd.api.types.is_bool_dtype(values)
+        and values.name != "moral_variance"
+    )
+
+
+def _say(column: str) -> str:
+    start = next((start for start in BY if column.startswith(start)), "")
+    rest = column.removeprefix(start)
+    return BY.get(start, "") + WORDS.get(rest, rest.replace("_pct", " %").replace("_", " "))
+
+
+def _to_latex(shaped: pd.DataFrame, caption: str, name: str) -> str:
+    """Return a floating table that is no wider than `TEXT_WIDTH`: columns of numbers to the right, those of long texts broken."""
+    numbers, room = shaped.attrs["numbers"], TEXT_WIDTH - GAP * shaped.shape[1]
+    for stacked, length in (
+        (False, 9),
+        (True, 1),
+    ):  # where it is too wide: intervals below, and headings of a word a line
+        heads = [textwrap.wrap(head, length, break_long_words=False) if number else [head]
+                 for head, number in zip(shaped, numbers, strict=True)]  # fmt: skip
+        wide = [_measure(shaped.iloc[:, k], head, stacked) for k, head in enumerate(heads)]
+        words = [
+            LETTER * max([*map(_longest_word, shaped.iloc[:, k]), _letters(head[0])]) for k, head in enumerate(heads)
+        ]
+        if sum(width if number else word for width, word, number in zip(wide, words, numbers, strict=True)) <= room:
+            break
+    texts = [k for k, number in enumerate(numbers) if not number]
+    narrow = set()
+    while texts and sum(wide) > room:
+        k = max(texts, key=lambda k: wide[k] - words[k])
+        if wide[k] <= words[k]:
+            break
+        wide[k] = max(wide[k] - LETTER, words[k])
+        narrow.add(k)
+    sides = "".join(
+        f"p{{{wide[k]:.0f}pt}}" if k in narrow else "r" if number else "l" for k, number in enumerate(numbers)
+    )
+    rows = [[_head(lines, number) for lines, number in zip(heads, numbers, strict=True)]]
+    for cells in shaped.itertuples(index=False):
+        rows.append([_cell(text, stacked, k in narrow) for k, text in enumerate(cells)])
+    top, *body = [f"{_guard(' & '.join(row))} \\tabularnewline" for row in rows]
+    return "\n".join([
+        r"\begin{table}", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}", rf"\caption{{{_print(caption)}}}",
+        rf"\label{{tab:{name}}}", rf"\begin{{tabular}}{{@{{}}{sides}@{{}}}}", r"\toprule", top, r"\midrule", *body,
+        r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+    ])  # fmt: skip
+
+
+def _measure(cells: pd.Series, head: list[str], stacked: bool) -> float:
+    """Return the width of a column in points."""
+    widths = [_letters(line) * LETTER for line in head]
+    for text in cells:
+        value, interval = found.groups() if (found := INTERVAL.fullmatch(text)) else (text, "")
+        parts = (LETTER * _letters(value), TINY * len(_short(interval)))
+        widths.append(max(parts) if stacked else sum(parts) + 2)
+    return max(widths)
+
+
+def _letters(text: str) -> float:
+    return len(text) + 0.4 * len(re.findall(r"[A-Zmw#%&@]", text))
+
+
+def _longest_word(text: str) -> float:
+    return max((_letters(word[:LONG_WORD]) for word in re.split(r"\s|(?<=[-_])", text)), default=0)
+
+
+def _cell(text: str, stacked: bool, narrow: bool) -> str:
+    if found := INTERVAL.fullmatch(text):
+        value, interval = found[1], _short(found[2])
+        below = rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{value}\\[-3pt]{{\tiny {interval}}}\end{{tabular}}"
+        return below if stacked else rf"{value} {{\tiny {interval}}}"
+    # A long word may be broken; in a narrow column lines are ragged.
+    pieces = re.split(rf"([^\s-]{{{LONG_WORD}}}(?=[^\s-]))", text)
+    printed = r"\hspace{0pt}".join(_print(piece) for piece in pieces if piece)
+    return r"\raggedright " + printed.replace(r"\_", r"\_\hspace{0pt}") if narrow else printed
+
+
+def _short(interval: str) -> str:
+    return re.sub(r"\b0\.", ".", interval)
+
+
+def _head(lines: list[str], number: bool) -> str:
+    printed = r"\\".join(map(_print, lines))
+    return rf"\shortstack[r]{{{printed}}}" if number and len(lines) > 1 else printed
+
+
+def _print(text: str) -> str:
+    return PRINTED.sub(lambda found: f"[U+{ord(found[0]):04X}]", _replace(text, LATEX))
+
+
+def _guard(row: str) -> str:
     # After the end of a row, LaTeX takes a bracket for a length and a star for a variant of the command.
-    return f"{{}}{cell}" if cell.lstrip().startswith(("[", "*")) else cell
+    return f"{{}}{row}" if row.lstrip().startswith(("[", "*")) else row
 
 
 def say_contexts(every: pd.DataFrame, best: pd.DataFrame | None, width: int | None = None) -> str:

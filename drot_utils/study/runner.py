@@ -202,7 +202,7 @@ def _conclude(run: Run, params: Params) -> None:
         print("The models of this run are tiny and random: its numbers mean nothing.\n")
     if warnings := [text for record in outputs.read_records(run).values() for text in record.get("warnings", [])]:
         print("\n".join(warnings), end="\n\n")
-    table = run.figures / "table2_short.md"
+    table = run.figures / "table2.md"
     if table.exists():
         print(table.read_text(encoding="utf-8"))
     print(f"executed notebooks  {run.root / 'notebooks'}")
