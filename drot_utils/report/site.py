@@ -49,10 +49,7 @@ SETTINGS: dict[str, Any] = {
     "html_static_path": ["_static"], "html_css_files": ["wide.css"], "html_theme_options": {"footer_icons": []},
 }  # fmt: skip
 #: What the pages of an explorer may reach: their own server.
-POLICY = (
-    "default-src 'self' blob: data:; script-src 'self' blob: 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline' blob: data:"
-)
+POLICY = "default-src 'self' blob: data:; script-src 'self' blob: 'wasm-unsafe-eval'; style-src 'self' 'unsafe-inline' blob: data:"
 #: Of the explorer's files, what serves browsers without exceptions in WebAssembly, and embedding in the browser.
 UNUSED = ("*-mvp*", "*.mvp*", "wasm_mvp", "ort-wasm*")
 WIDE = ".cell_output { overflow-x: auto }\n"  # a wide table scrolls, the page does not
