@@ -113,7 +113,7 @@ def gather_sources(run: Run, place: Path) -> None:
         for link in LINK.findall(text):
             linked, goal = source.parent / link, Path(os.path.normpath(path.parent / link))
             if linked.is_dir():  # a folder is no page
-                text = re.sub(rf"\[([^\]]*)\]\({re.escape(link)}\)", r"\1", text)
+                text = _unlink(text, re.escape(link))
             elif goal not in reached and not (place / goal).exists():
                 reached.add(goal)
                 waiting.append((linked, goal))
@@ -236,6 +236,10 @@ def _gather_notebooks(run: Run, place: Path) -> list[str]:
             source = "".join(cell["source"])
             if cell["cell_type"] == "code":
                 cell["metadata"]["mystnb"] = {"image": {"alt": heading}}
+                for data in (output["data"] for output in cell["outputs"] if "text/markdown" in output.get("data", {})):
+                    data["text/markdown"] = _unlink(
+                        "".join(data["text/markdown"]), r"(?![a-z]+:)[^)]+"
+                    )  # files elsewhere
             elif found := re.search(r"^#+ (.+)", source, re.MULTILINE):
                 heading = found[1]
         write_text(place / path.name, json.dumps(book))
@@ -255,6 +259,10 @@ def _gather_notebooks(run: Run, place: Path) -> list[str]:
 
 def _is_constant(app: object, kind: str, name: str, value: object, skip: bool, options: object) -> bool:
     return skip or not callable(value)
+
+
+def _unlink(text: str, goal: str) -> str:
+    return re.sub(rf"\[([^\]]*)\]\({goal}\)", r"\1", text)
 
 
 def _list_pages(caption: str, names: list[str], *options: str) -> str:
