@@ -124,7 +124,8 @@ def _find_obstacle(texts: list[str], settings: Settings, words: CountVectorizer)
 def _lay_out(vectors: np.ndarray, settings: Settings, seed: int) -> np.ndarray:
     from umap import UMAP
 
-    model = UMAP(n_neighbors=settings.neighbors, n_components=2, metric="cosine", random_state=seed, n_jobs=1)
+    few = {"n_neighbors": settings.neighbors, "n_components": 2, "n_epochs": 200}  # to look at, not to cluster
+    model = UMAP(**few, metric="cosine", random_state=seed, n_jobs=1)
     return model.fit_transform(vectors)
 
 
