@@ -6,6 +6,7 @@ CORES ?= 1
 # For a GPU: make demo TORCH=cuda
 TORCH ?= cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PORT ?= 8000
 
 BIN = .venv/bin
 PY ?= $(BIN)/python
@@ -16,7 +17,7 @@ LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
 .DEFAULT_GOAL = help
 export ACTION  # for `ask`, as it is: the shell must not read it
 
-.PHONY: help demo smoke ablations ask release test lint lab reference plan teacher-smoke bench chaos extras annotate slow lock clean
+.PHONY: help demo smoke ablations ask release test lint lab reference plan teacher-smoke bench chaos extras annotate site atlas serve slow lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -35,6 +36,18 @@ ask: .venv/ready-$(TORCH)  ## contexts for an action of your own, by the student
 
 release: .venv/ready-$(TORCH)  ## put the data set of PROFILE together for others: runs/$(PROFILE)/release
 	@$(BIN)/python -m drot_utils release --run "$(PROFILE)"
+
+site: .venv/ready-$(TORCH)  ## the run of PROFILE as pages to read and to publish: site/index.html opens by double-click
+	@$(PIP) --require-hashes -r requirements/site.txt
+	@$(BIN)/python -m drot_utils site --run "$(PROFILE)"
+
+atlas: .venv/ready-$(TORCH)  ## a map of all rows of PROFILE, to search and to filter: site/atlas; it needs `make serve`
+	@$(PIP) --require-hashes -r requirements/atlas.txt
+	@$(BIN)/python -m drot_utils atlas --run "$(PROFILE)"
+
+serve:  ## show site/ to this machine alone: http://127.0.0.1:8000, the map at /atlas/ (PORT=8001: elsewhere)
+	@test -d "$${DROT_OUTPUT:-.}/site" || { echo "no site yet: make site, make atlas"; exit 1; }
+	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory "$${DROT_OUTPUT:-.}/site" $(PORT)
 
 test: .venv/ready-$(TORCH) lint  ## lint, then the tests, with the smoke study end to end among them
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -83,6 +96,8 @@ lock: .venv/ready-$(TORCH)  ## renew the locks from requirements/*.in
 	  --no-emit-index-url --no-emit-find-links extras.in -o extras.txt
 	cd requirements && ../$(BIN)/pip-compile --quiet --generate-hashes --strip-extras \
 	  --no-emit-index-url --no-emit-find-links annotate.in -o annotate.txt
+	cd requirements && ../$(BIN)/pip-compile --quiet --generate-hashes --strip-extras \
+	  --no-emit-index-url --no-emit-find-links site.in -o site.txt
 
 clean:  ## remove the run of PROFILE (demo by default); its figures and tables stay
 	rm -rf runs/$(PROFILE)

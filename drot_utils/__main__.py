@@ -1,4 +1,4 @@
-"""The study from the command line: ``python -m drot_utils run | ask | compare | release | plan | answers | stage``."""
+"""The study from the command line: ``python -m drot_utils run | ask | compare | release | site | atlas | plan | answers | stage``."""
 
 import argparse
 import io
@@ -65,6 +65,12 @@ def _make_parser() -> argparse.ArgumentParser:
     ask.add_argument("--raw", action="store_true", help="all that is written, with what the NLI filter says of it")
     release = add("release", _release, "put the data set of a run together for others")
     release.add_argument("--run", default="demo", help="a finished run (demo)")
+    for name, text in (
+        ("site", "write the pages of a run: site/"),
+        ("atlas", "write a map of a run's rows: site/atlas/"),
+    ):
+        add(name, _write_pages, text).add_argument("--run", default="demo", help="a finished run (demo)")
+        commands.choices[name].set_defaults(pages=name)
     stage = add("stage", _run_stage, "run one stage of a study (what each Snakemake job does)")
     stage.add_argument("stage", help="such as 02_critic or 05_self_distill-1")
     stage.add_argument("params_file")
@@ -153,6 +159,13 @@ def _release(options: argparse.Namespace) -> int:
     from drot_utils.report.release import release_run
 
     print(release_run(options.run))
+    return 0
+
+
+def _write_pages(options: argparse.Namespace) -> int:
+    from drot_utils.report import site
+
+    print(site.make_site(options.run) if options.pages == "site" else site.make_atlas(options.run))
     return 0
 
 

@@ -11,12 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-<<<<<<< HEAD
 from chaos import differences, files_of, run_disturbed
-from conftest import run_study, write_params
-=======
 from conftest import NEEDS_TEX, run_study, typeset, write_params
->>>>>>> tables19
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -75,6 +75,25 @@ def test_a_cluster_without_a_word_is_no_topic_and_names_differ(vectors, smoke):
     assert len(found) == 3 and found["topic"].is_unique
 
 
+def test_every_text_has_its_place_on_the_map(study, texts, vectors, monkeypatch):
+    known = dict(zip(texts, vectors, strict=True))
+    monkeypatch.setattr(topics, "embed", lambda study, texts, *rest: np.stack([known[text] for text in texts]))
+    sample = texts[:45]
+    names = [["dog", "exam", "rain"][i % 3] for i in range(45)]
+    found = topics.draw_map(study, [*texts, *texts], [*sample, sample[0]], [*names, names[0]]).set_index("text")
+    assert sorted(found.index) == sorted(texts) and found[["x", "y"]].notna().all(axis=None)
+    assert found["topic"].tolist() == [["dog", "exam", "rain"][texts.index(text) % 3] for text in found.index]
+    again = topics.draw_map(study, texts, sample, names).set_index("text")
+    assert np.allclose(again[["x", "y"]], found.loc[again.index, ["x", "y"]])
+    spread = found.groupby("topic")[["x", "y"]].std().max(axis=None)
+    assert spread < found.groupby("topic")[["x", "y"]].mean().std().max()
+
+
+def test_few_texts_have_places_too(study, texts, vectors, monkeypatch):
+    monkeypatch.setattr(topics, "embed", lambda study, texts, *rest: vectors[: len(texts)])
+    assert topics.draw_map(study, texts[:2], texts[:1], [""])[["x", "y"]].shape == (2, 2)
+
+
 def test_directions_are_counted_topic_by_topic():
     found = pd.DataFrame({"topic": ["pet", "exam"]})
     counts = topics.count_directions(pd.Series([1, -1, 1, 1]), found, np.array([1, 0, 1, -1]))
@@ -96,3 +115,5 @@ def test_notebook_8_without_a_topic(output, tmp_path, what, candidates):
     for name in ("table7", "table8"):
         assert pd.read_csv(run.figures / f"{name}.csv").columns.tolist() == list(topics.COLUMNS)
     assert all((run.figures / f"{name}.png").exists() for name in ("figure3", "topics_by_variance"))
+    placed = pd.read_parquet(run.data("map"))
+    assert sorted(placed["text"]) == sorted(set(texts)) and set(placed["topic"]) == {""}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.neighbors import KNeighborsRegressor
 
 from drot_utils.data.table import DIRECTIONS, make_table
 from drot_utils.engine import classifier, load
@@ -80,6 +81,35 @@ def embed(study: Study, texts: list[str], ref: ModelRef, what: str = "embedding"
     return np.stack(found["vector"].to_list()).astype(np.float32)
 
 
+def draw_map(study: Study, every: list[str], sample: list[str], names: list[str]) -> pd.DataFrame:
+    """Return a map of texts in two dimensions: ``text``, ``x``, ``y`` and ``topic``, one row a text.
+
+    UMAP is fitted on the sample, whose embeddings are read where `embed` made them before. Any other text lies between the
+    sample's three nearest, and is of the topic of the nearest one.
+
+    Parameters
+    ----------
+    every : list of str
+        All texts to place.
+    sample, names : list of str
+        Some of them, and the topic of each ("" for none).
+    """
+    settings, few = study.params.topics, max(study.params.topics.neighbors, DIMENSIONS) + 2
+    placed = pd.DataFrame({"text": sample, "topic": names}).drop_duplicates("text", ignore_index=True)
+    vectors = embed(study, sample, settings.embedder, "embedding contexts")[
+        ~pd.Series(sample, dtype="str").duplicated()
+    ]
+    placed[["x", "y"]] = vectors[:, :2] if len(vectors) < few else _lay_out(vectors, settings, study.params.seed)
+    others = pd.Series(every, dtype="str").drop_duplicates().loc[lambda texts: ~texts.isin(sample)].tolist()
+    if not others:
+        return placed
+    asked = embed(study, others, settings.embedder, "embedding contexts for the map")
+    between = KNeighborsRegressor(min(3, len(placed)), weights="distance").fit(vectors, placed[["x", "y"]])
+    rest = pd.DataFrame(between.predict(asked), columns=["x", "y"]).assign(text=others)
+    rest["topic"] = placed["topic"].to_numpy()[between.kneighbors(asked, 1, return_distance=False)[:, 0]]
+    return pd.concat([placed, rest], ignore_index=True)
+
+
 def _find_obstacle(texts: list[str], settings: Settings, words: CountVectorizer) -> str:
     """Return why there can be no topic, "" where there may be some."""
     # UMAP's first layout needs more texts than one more than the dimensions that it leaves.
@@ -91,6 +121,14 @@ def _find_obstacle(texts: list[str], settings: Settings, words: CountVectorizer)
     if sum(not word.isdigit() for word in found) < 2:
         return "stop words aside, they hold fewer than two English words, by which topics are named"
     return ""
+
+
+def _lay_out(vectors: np.ndarray, settings: Settings, seed: int) -> np.ndarray:
+    from umap import UMAP
+
+    few = {"n_neighbors": settings.neighbors, "n_components": 2, "n_epochs": 200}  # to look at, not to cluster
+    model = UMAP(**few, metric="cosine", random_state=seed, n_jobs=1)
+    return model.fit_transform(vectors)
 
 
 def _cluster(
