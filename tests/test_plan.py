@@ -14,6 +14,22 @@ from drot_utils.study.paths import Run
 from drot_utils.study.record import Study
 
 
+@pytest.fixture(autouse=True, scope="module")
+def counted():
+    """What has been counted once is not counted again."""
+    known, count = {}, plan.count_memory
+
+    def remember(settings, parallel, dtype):
+        key = settings.model_dump_json(), parallel.model_dump_json(), dtype
+        if key not in known:
+            known[key] = count(settings, parallel, dtype)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "count_memory", remember)
+        yield
+
+
 def test_the_papers_own_numbers_come_back():
     table = plan.plan_run(load_params("params/paper.yaml")).set_index("stage")
     counts = table["count"]

@@ -99,9 +99,6 @@ def test_papermill_can_set_any_parameter(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(read_table(Run("smoke-play").data("teacher"))) == 28
-    command[command.index("-y") + 1] = "overrides: {corpus.seed_action: 7}"
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode and "unknown key `corpus.seed_action` (did you mean `seed_actions`?)" in done.stderr
 
 
 def small(tmp_path, monkeypatch, source):
