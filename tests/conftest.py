@@ -350,7 +350,7 @@ def seq2seq_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         student__base={"source": "random", "name": "tiny-t5"}, critic__head="binary", critic__frozen_layers=0, critic__teacher_rows=None,
         critic__gold=[str(write_published_gold(folder / "gold.tsv"))],
         critic__threshold_rows=None, distill__max_per_prompt=None, distill__max_repeats=None, distill__teacher_stays=False,
-        critic__independent_share=0.0, student__epochs=60, corpus__round_actions=[12],
+        critic__independent_share=0.0, student__epochs=60, corpus__round_actions=[12], corpus__seed_actions=24,
     )  # fmt: skip
     done = run_study(params_file, folder, "--cores", "2", "--until", "11_human_evaluation")
     assert done.returncode == 0, done.stderr + done.stdout[-3000:]
