@@ -22,7 +22,7 @@ export ACTION  # for `ask`, as it is: the shell must not read it
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-demo: .venv/ready-$(TORCH)  ## the whole study on the built-in data (about 20 minutes on 2 slow cores with bfloat16, two hours without); PROFILE=quick: a fifth of the work; CORES=
+demo: .venv/ready-$(TORCH)  ## the whole study on the built-in data (about 20 minutes on 2 slow cores with bfloat16, two hours without); PROFILE=quick: less of everything; CORES=
 	@$(BIN)/python -m drot_utils run "params/$(PROFILE).yaml" --cores $(CORES)
 
 smoke: .venv/ready-$(TORCH)  ## every code path with tiny random models, in 3 to 4 minutes; its numbers mean nothing
@@ -50,6 +50,7 @@ serve:  ## show site/ to this machine alone: http://127.0.0.1:8000, the map at /
 	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory "$${DROT_OUTPUT:-.}/site" $(PORT)
 
 test: .venv/ready-$(TORCH) lint  ## lint, then the tests, with the smoke study end to end among them
+	@$(PIP) --require-hashes -r requirements/site.txt
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/ready-$(TORCH)  ## ruff, and no outputs in committed notebooks
