@@ -143,8 +143,8 @@ def _ask(options: argparse.Namespace) -> int:
     taken = load_scorer(study, "critic").thresholds["distill"]
     note = (
         f"{options.student} of the run {options.run}, a small language model, wrote this. It is never advice: no model knows what "
-        f"is right.\nThe score is the critic's: how probably a context does what is asked, in its opinion. The students learnt "
-        f"from contexts that score {taken:.2f} or more.\n"
+        f"is right.\nThe score is the critic's: how probably a context does what is asked, in its opinion. The rounds kept what "
+        f"scored {taken:.2f} or more.\n"
     )
     print(note, file=sys.stderr if options.json else sys.stdout)
     if options.json:

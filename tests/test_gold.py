@@ -1,5 +1,6 @@
 """Tests of `gold`."""
 
+import pandas as pd
 import pytest
 from test_corpora import write
 
@@ -106,3 +107,12 @@ def test_votes_are_read_one_by_one():
     assert asked["q1"] == 3619 * 3 and asked["q3"] == 1800 * 3 and 0 < asked["q2"] < asked["q1"] / 2
     assert set(votes.loc[votes["question"] == "q1", "answer"]) == {"Y", "N", "O"}
     assert read_votes("data/demo/critic_annotations_single.tsv").empty
+
+
+def test_gold_may_not_learn_from_an_action_that_the_corpus_holds_out(tmp_path):
+    (tmp_path / "gold.tsv").write_text(
+        "action\tmoral-variance\tcontext\trationale\tq1-a1\tq1-a2\tq1-a3\tsplit\nLying\t1\tc\tr\tY\tY\tY\ttrain\n"
+    )
+    actions = pd.DataFrame({"action_id": ["a1"], "action": ["Lying"], "split": ["test"]})
+    with pytest.raises(DataError, match="held out in the corpus; the first is 'Lying'"):
+        read_gold([str(tmp_path / "gold.tsv")], actions)

@@ -331,11 +331,11 @@ def test_what_contexts_are_made_of(asked):
     assert shares.loc["the role of the one who acts", "strengthening"] == pytest.approx(2 / 3)
     assert shares.loc["the setting: the time", "strengthening"] == pytest.approx(1 / 3)
     assert (
-        shares.loc["the setting: an object", "strengthening"] == pytest.approx(1 / 3)
+        shares.loc["the setting: an object", "strengthening"] == pytest.approx(1 / 6)
         and shares["weakening"].isna().all()
     )
     examples = votes.show_content(filled, key, seed=0)
-    assert examples["category"].tolist() == ["the role of the one who acts"] * 2 + ["the setting: an object"]
+    assert examples["category"].tolist() == ["the role of the one who acts"] * 2  # not the object, which one of two saw
     errors = votes.count_errors(filled, key).set_index("model")
     assert errors.loc["distill_base", ["contexts", "trivial", "opposite", "valid"]].tolist() == [1, 0.5, 0.5, 0]
     assert errors.loc["distill_final", "unclear"] == 1 and list(errors.index) == ["distill_base", "distill_final"]

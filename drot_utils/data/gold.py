@@ -48,7 +48,7 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        A vote that is not Y, N or O, a ``context-quality`` other than 0 and 1, or without a ``split``, a split other than
+        An action that a file with votes calls ``train`` and the corpus holds out, a vote that is not Y, N or O, a ``context-quality`` other than 0 and 1, or without a ``split``, a split other than
         train, dev and test, an action of files with votes on two sides of it, a row without an action, or as `read_tsv`.
     """
     gold = pd.concat([_read_gold_file(path, actions).assign(file=path) for path in paths], ignore_index=True)
@@ -61,6 +61,13 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
     _refuse_two_sides(given)
     sides = given.groupby("action_id")["split"].min()  # of two published ones, the one that is held out
     held_out = actions[actions["split"].isin(["dev", "test"])].set_index("action_id")["split"]
+    learnt = given[(given["split"] == "train") & given["action_id"].isin(held_out.index) & ~given["published"]]
+    if len(learnt):
+        raise DataError(
+            f"{learnt['action_id'].nunique()} actions are `train` in the gold and held out in the corpus; the first is "
+            f"{learnt['action'].iloc[0]!r} in {learnt['file'].iloc[0]}",
+            where="critic.gold", todo="leave these rows out, or give them the corpus's `split`: students are tested on them",
+        )  # fmt: skip
     gold["split"] = gold["split"].fillna(gold["action_id"].map(sides)).fillna(gold["action_id"].map(held_out))
     return gold[COLUMNS]
 

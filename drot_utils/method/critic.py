@@ -3,6 +3,7 @@
 `HEADS` says what a head reads and answers; another one is an entry there, and a name in `params.Critic`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -144,7 +145,9 @@ def read_threshold_rows(study: Study, gold: pd.DataFrame) -> pd.DataFrame:
         raise DataError(
             "expected rows with votes, found none", where=path, todo="name another file, or null: the dev gold"
         )
+    rows = rows[rows["context"].str.strip().ne("")]  # nothing was written: it has no score
     used = {
+        "are not in the corpus": rows.loc[~rows["action_id"].isin(actions["action_id"]), "action_id"],
         "a critic learns from": gold.loc[gold["part"].isin(["train", "independent"]), "action_id"],
         "are kept for the test": actions.loc[actions["split"] == "test", "action_id"],
     }
@@ -280,7 +283,7 @@ def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> 
             )
         return rule.value
     if rule.share is not None:
-        return float(np.sort(scores)[-max(1, round(rule.share * len(scores)))])
+        return float(np.sort(scores)[-max(1, math.ceil(rule.share * len(scores) - 1e-9))])
     if not valid.any():
         raise DataError(
             f"none of the {len(valid)} judged contexts is valid, so no threshold can be read off",

@@ -288,8 +288,10 @@ def count_errors(filled: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _name_content(filled: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return rows that annotators call valid, with the share of them that names each category."""
-    given = filled[filled["q1"].notna() & filled["q1"].ne("-")]
+    """Return rows that at least half of the annotators call valid, with the share of all that names each category."""
+    given = filled[filled["q1"].notna()]
+    valid = given["q1"].ne("-").groupby(given["row_id"]).transform("mean") >= 0.5
+    given = given[valid]
     named = given["q1"].str.get_dummies("+").reindex(columns=list(CATEGORIES), fill_value=0)
     return rows.merge(named.groupby(given["row_id"]).mean(), left_on="row_id", right_index=True)
 

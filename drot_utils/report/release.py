@@ -126,13 +126,15 @@ def data_card(place: Path, kept: pd.DataFrame, params: Params, threshold: float)
         }
         for name, file in files.items()
     }  # fmt: skip
+    limits = params.distill
     drawn = kept.sample(min(6, len(kept)), random_state=params.seed)[COLUMNS[:5]]
     drawn["critic_score"] = drawn["critic_score"].map("{:.2f}".format)
     texts = {
         "profile": params.profile, "rows": f"{len(kept):,}", "actions": f"{kept['action'].nunique():,}",
         "writers": _as_text(", ".join(sorted(kept["source"].unique())) or "nobody"), "critic": _describe_filter(params),
         "builtin": is_builtin(params), "labels": say_labels(params), "threshold": f"{threshold:.2f}", "seed": params.seed,
-        "stays": " (the teacher's rows have a threshold of their own)" if params.distill.teacher_stays else "",
+        "caps": " At most a few of one prompt, and of one phrase, were then kept." if limits.max_per_prompt or limits.max_repeats else "",
+        "stays": " (the teacher's rows have a threshold of their own)" if limits.teacher_stays else "",
         "sample": drawn.astype(str).map(_as_text).to_numpy().tolist(), "tables": tables,
         "manifest": (place / "manifest.json").exists(),
     }  # fmt: skip
