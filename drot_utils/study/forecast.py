@@ -132,6 +132,8 @@ def _work_of(stage: Stage, params: Params, assumed: Assumed) -> Iterator[Work]:
         case "02":
             teacher = _count_lines(critic.teacher_rows or "")
             yield from fit("critic", critic, critic.splits[0] * (gold + teacher * (1 + critic.mismatched)))
+            if critic.max_steps and critic.independent_share:  # epochs are of rows that the two share out
+                yield from fit("independent critic", critic, 0)
             judged = _count_lines(critic.threshold_rows or "") * (2 if critic.independent_share else 1)
             yield work("threshold rows", "contexts", judged, assumed.pair, "score", _size(critic.base))
         case "03" if nli.groups:
