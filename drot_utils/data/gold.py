@@ -48,8 +48,9 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        An action that a file with votes calls ``train`` and the corpus holds out, a vote that is not Y, N or O, a ``context-quality`` other than 0 and 1, or without a ``split``, a split other than
-        train, dev and test, an action of files with votes on two sides of it, a row without an action, or as `read_tsv`.
+        An action that a file with votes calls ``train`` and the corpus holds out, a vote that is not Y, N or O, a
+        ``context-quality`` other than 0 and 1, or without a ``split``, a split other than train, dev and test, an action of
+        files with votes on two sides of it, a row without an action, or as `read_tsv`.
     """
     gold = pd.concat([_read_gold_file(path, actions).assign(file=path) for path in paths], ignore_index=True)
     if gold["action_id"].isna().any():

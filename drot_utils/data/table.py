@@ -31,6 +31,8 @@ KEY = ["action_id", "moral_variance", "candidate", "source"]
 PROMPT = ["action_id", "moral_variance"]
 #: What a moral variance is called where people read it.
 DIRECTIONS = {1: "strengthening", -1: "weakening"}
+#: How it is asked for: what a context is to make an action.
+WAYS = {1: "more acceptable", -1: "less acceptable"}
 JOINERS = "\u200c\u200d"  # they hold letters and emoji together
 
 

@@ -28,7 +28,8 @@ def student_card(name: str, start: str | None, rows: int, steps: int, seq2seq: b
     base, adapter = params.student.base, params.student.adapter
     more, less = (student_source(EXAMPLE["action"], way, seq2seq) for way in (1, -1))
     return _fill(
-        "student", name, params, is_builtin(params), base, more.strip(), less.strip(), labels=say_labels(params), start=start or base.name, rows=f"{rows:,}", steps=f"{steps:,}",
+        "student", name, params, is_builtin(params), base, more.strip(), less.strip(), labels=say_labels(params),
+        start=start or base.name, rows=f"{rows:,}", steps=f"{steps:,}",
         rank=adapter and adapter.rank, seq2seq=seq2seq, prompt=repr(less), generation=params.generation,
         auto="AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM",
     )  # fmt: skip

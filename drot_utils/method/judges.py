@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from drot_utils.data.corpora import action_keys, join_action, read_actions, read_tsv, refuse, with_variance
 from drot_utils.data.gold import ANNOTATORS
 from drot_utils.data.parsing import parse_score
-from drot_utils.data.table import write_frame
+from drot_utils.data.table import WAYS, write_frame
 from drot_utils.engine import load
 from drot_utils.engine.shards import Work, map_rows
 from drot_utils.llm.cache import Cache, cache_file
@@ -28,7 +28,6 @@ from drot_utils.study.record import Study
 
 #: What a judge is asked about, and what identifies its answer.
 ITEM = ["action", "moral_variance", "context"]
-DIRECTIONS = {1: "more acceptable", -1: "less acceptable"}
 QUESTION = """\
 An everyday action, and a situation in which somebody does it.
 
@@ -169,7 +168,7 @@ def ask_judge(study: Study, judge: Respondent, rows: pd.DataFrame) -> pd.DataFra
 
 def judge_prompt(action: str, moral_variance: int, context: str) -> str:
     """Write figure 6's first question about one context."""
-    return QUESTION.format(action=action, context=context, direction=DIRECTIONS[moral_variance])
+    return QUESTION.format(action=action, context=context, direction=WAYS[moral_variance])
 
 
 def read_judgments(path: str, actions: pd.DataFrame) -> pd.DataFrame:

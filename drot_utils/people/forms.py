@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from drot_utils.data.table import KEY, PROMPT
+from drot_utils.data.table import KEY, PROMPT, WAYS
 from drot_utils.engine.shards import fingerprint
 from drot_utils.study.errors import DataError
 
-DIRECTIONS = {1: "more acceptable", -1: "less acceptable"}
 YES_SOMEWHAT_NO = {"Y": "yes", "S": "somewhat", "N": "no"}
 #: What annotators read before the questions, in every format.
 INTRODUCTION = (
@@ -173,7 +172,7 @@ def make_key(form: Form, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def show_rows(key: pd.DataFrame) -> pd.DataFrame:
     """Return the columns `SHOWN` of a key; control characters, which no tool takes, as blanks."""
-    shown = key.assign(direction=key["moral_variance"].map(DIRECTIONS))[SHOWN]
+    shown = key.assign(direction=key["moral_variance"].map(WAYS))[SHOWN]
     return shown.map(lambda text: text.translate(_CONTROL))
 
 

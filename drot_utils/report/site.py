@@ -15,8 +15,7 @@ import pandas as pd
 from markdown_it import MarkdownIt
 
 from drot_utils import __version__
-from drot_utils.data.table import read_table, visible, write_frame
-from drot_utils.report.tables import WAYS
+from drot_utils.data.table import WAYS, read_table, visible, write_frame
 from drot_utils.study.errors import MissingInputError
 from drot_utils.study.outputs import read_params
 from drot_utils.study.paths import (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
-from drot_utils.data.table import DIRECTIONS, visible
+from drot_utils.data.table import DIRECTIONS, WAYS, visible
 from drot_utils.study import graph
 from drot_utils.study.errors import DrotError
 from drot_utils.study.outputs import flatten, read_records
@@ -28,7 +28,6 @@ SAID = {
     "moral_variance": DIRECTIONS, "far": {True: "far", False: ""},
     "critic": {"critic": "the critic", "critic_independent": "the independent critic"},
 }  # fmt: skip
-WAYS = {1: "more acceptable", -1: "less acceptable"}
 MARKDOWN = {"|": r"\|", "\\": r"\\"}
 #: Columns in words; the start of a name says by whom.
 BY = {

@@ -52,16 +52,17 @@ def hash_notebook(notebook: Path) -> tuple[dict[str, str], dict[str, str]]:
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     # IPython's own lines (%matplotlib, !ls) are no Python.
     lines = ["" if line.startswith(("%", "!")) else line for line in source.splitlines()]
+    python = "\n".join(lines)
     try:
-        tree = _parse("\n".join(lines))
+        tree = _parse(python)
     except SyntaxError as error:
         line = lines[error.lineno - 1].strip() if error.lineno else ""
         todo = "mend it; % and ! of IPython may only begin a line"
         raise DrotError(f"a cell is not Python ({error.msg}): {line}", where=str(notebook), todo=todo) from error
     imports = _imports(tree)
-    computing, needed = _Without(imports, set()).visit(_parse("\n".join(lines))), None
+    computing, needed = _Without(imports, set()).visit(_parse(python)), None
     while needed != (names := {node.id for node in ast.walk(computing) if isinstance(node, ast.Name)}):
-        needed, computing = names, _Without(imports, names).visit(_parse("\n".join(lines)))
+        needed, computing = names, _Without(imports, names).visit(_parse(python))
     return _hash_all(computing, imports), _hash_all(tree, imports)
 
 
