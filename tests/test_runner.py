@@ -15,6 +15,7 @@ from chaos import differences, files_of, run_disturbed
 from conftest import NEEDS_TEX, run_study, typeset, write_params
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest import approx
 
 from drot_utils.data.table import CANDIDATES, check_candidates, read_table
 from drot_utils.study import graph, runner
@@ -202,10 +203,17 @@ PLAN = [Stage("a", (), (), 10), Stage("b", ("a",), (), 100), Stage("c", ("b", "n
 
 
 def test_time_left_is_the_usual_time_at_the_pace_of_what_is_finished():
-    # a took twice its usual time, so b and c will too; b has run 30 s.
-    assert time_left(PLAN, {"a": 20}, {"b": (30, 0)}, 1) == 200 - 30 + 100
-    assert time_left(PLAN, {"a": 20}, {}, 1) == 300
+    # The plan has 160 s, so 16 are believed: a took twice its usual time, so b and c are expected to take 36/26 of it.
+    pace = (20 + 16) / (10 + 16)
+    assert time_left(PLAN, {"a": 20}, {"b": (30, 0)}, 1) == approx(150 * pace - 30)
+    assert time_left(PLAN, {"a": 20}, {}, 1) == approx(150 * pace)
     assert time_left(PLAN, {}, {"a": (4, 0)}, 1) == 6 + 150  # none is finished yet
+    assert time_left(PLAN, {"a": 20, "b": 200}, {}, 1) == approx(50 * 236 / 126)  # most of it took twice its time
+
+
+def test_a_short_stage_says_little_of_a_long_study():
+    plan = [Stage("a", (), (), 2), Stage("b", (), (), 6000)]
+    assert 6000 < time_left(plan, {"a": 10}, {}, 1) < 6100
 
 
 def test_a_stage_has_at_least_what_is_left_of_its_bar():
@@ -214,8 +222,9 @@ def test_a_stage_has_at_least_what_is_left_of_its_bar():
 
 
 def test_a_late_stage_sets_the_pace_of_those_that_follow():
-    assert time_left(PLAN, {"a": 10}, {"b": (210, 70)}, 1) == 70 + 100
-    assert time_left(PLAN, {"a": 10}, {"b": (210, 0)}, 1) == 100
+    pace = (10 + 210 + 16) / (10 + 100 + 16)
+    assert time_left(PLAN, {"a": 10}, {"b": (210, 70)}, 1) == approx(70 + 50 * pace)
+    assert time_left(PLAN, {"a": 10}, {"b": (210, 0)}, 1) == approx(50 * pace)
     assert time_left(PLAN, {"a": 10, "b": 100}, {"c": (60, 0)}, 1) == 0  # not known
 
 
