@@ -1,5 +1,6 @@
 """Tests of `classifier`."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 from drot_utils.engine import classifier as machine
 from drot_utils.engine.classifier import Halves, PairClassifier, encode, predict
 from drot_utils.engine.load import build_tiny
-from drot_utils.study import outputs
+from drot_utils.study import outputs, progress
 from drot_utils.study.errors import ModelError
 from drot_utils.study.params import ModelRef
 from drot_utils.study.paths import Run
@@ -43,6 +44,18 @@ def test_pairs_are_cut_at_the_longest_part(classifier):
 def test_nothing_in_nothing_out(classifier):
     model, tokenizer = classifier
     assert predict(model, tokenizer, encode(tokenizer, ([], None), 8), CPU).shape[0] == 0
+
+
+def test_scoring_with_a_title_shows_its_progress(classifier, tmp_path, monkeypatch):
+    status = tmp_path / "status.json"
+    monkeypatch.setenv(progress.STATUS, str(status))
+    model, tokenizer = classifier
+    rows = encode(tokenizer, (["a", "b", "c"], None), 8)
+    predict(model, tokenizer, rows, CPU)
+    assert not status.exists()
+    predict(model, tokenizer, rows, CPU, "scoring")
+    shown = json.loads(status.read_text())
+    assert (shown["what"], shown["n"], shown["total"]) == ("scoring", 3, 3)
 
 
 def test_a_broken_model_gives_no_score(classifier):

@@ -92,12 +92,16 @@ def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 @torch.inference_mode()
 def predict(
-    model: Callable[..., torch.Tensor], tokenizer: PreTrainedTokenizerBase, rows: list[dict], device: torch.device
+    model: Callable[..., torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict],
+    device: torch.device,
+    what: str = "",
 ) -> np.ndarray:
     """Return logits for tokenized rows (`encode`) or their states (`Halves`), in their order: float32, shape (rows, classes).
 
     Rows of like length share a batch of at most `BATCH_TOKENS` tokens, so that little is spent on padding. `model` is as
-    `in_dtype` returns it, a `PairClassifier` or a transformers classifier.
+    `in_dtype` returns it, a `PairClassifier` or a transformers classifier. Progress is shown under the title `what`, if there is one.
 
     Raises
     ------
@@ -107,14 +111,16 @@ def predict(
     if not rows:  # the width of nothing is that of anything
         return predict(model, tokenizer, encode(tokenizer, ([""], None), 8), device)[:0]
     out: list[np.ndarray | None] = [None] * len(rows)
-    for index in _by_tokens(rows, device):
-        logits = model(**_pad(tokenizer, [rows[i] for i in index], device))
-        logits = getattr(logits, "logits", logits).float().cpu().numpy()
-        if not np.isfinite(logits).all():
-            todo = "train it again; or, where it scores in float16, set `compute.dtype: float32`"
-            raise ModelError("the model answers with NaN or infinity: its weights are broken", todo=todo)
-        for i, row in zip(index, logits, strict=True):
-            out[i] = row
+    with Progress(what, len(rows), quiet=not what) as progress:
+        for index in _by_tokens(rows, device):
+            logits = model(**_pad(tokenizer, [rows[i] for i in index], device))
+            logits = getattr(logits, "logits", logits).float().cpu().numpy()
+            if not np.isfinite(logits).all():
+                todo = "train it again; or, where it scores in float16, set `compute.dtype: float32`"
+                raise ModelError("the model answers with NaN or infinity: its weights are broken", todo=todo)
+            for i, row in zip(index, logits, strict=True):
+                out[i] = row
+            progress.update(len(index))
     return np.stack(out)
 
 
@@ -128,10 +134,10 @@ class Classifier:
     device: torch.device
     dtype: torch.dtype
 
-    def classify(self, texts: Texts) -> np.ndarray:
-        """Return the probabilities of all classes, float64 of shape (rows, classes)."""
+    def classify(self, texts: Texts, what: str = "") -> np.ndarray:
+        """Return the probabilities of all classes, float64 of shape (rows, classes); `what` as in `predict`."""
         rows = encode(self.tokenizer, texts, self.max_length)
-        return softmax(predict(self._fast, self.tokenizer, rows, self.device).astype(np.float64), axis=-1)
+        return softmax(predict(self._fast, self.tokenizer, rows, self.device, what).astype(np.float64), axis=-1)
 
     @cached_property
     def _fast(self) -> nn.Module:

@@ -85,17 +85,18 @@ class Critic:
     classifier: Classifier
     head: str
 
-    def score(self, rows: pd.DataFrame) -> np.ndarray:
+    def score(self, rows: pd.DataFrame, what: str = "scoring contexts") -> np.ndarray:
         """Return the probability that each context shifts its action as asked, shape (rows,); NaN where there is none.
 
-        `rows` have ``action``, ``moral_variance`` and ``context``.
+        `rows` have ``action``, ``moral_variance`` and ``context``. `what` is the title of its progress, shown
+        if there is one.
         """
         head, scores = HEADS[self.head], np.full(len(rows), np.nan)
         has = rows["context"].fillna("").str.strip().ne("").to_numpy()
         if has.any():
             asked = rows.loc[has]
             column = head.asked(asked["moral_variance"].to_numpy(dtype=int))
-            scores[has] = self.classifier.classify(head.texts(asked))[np.arange(len(asked)), column]
+            scores[has] = self.classifier.classify(head.texts(asked), what)[np.arange(len(asked)), column]
         return scores
 
     def save(self, folder: Path, record: dict) -> None:
@@ -323,4 +324,4 @@ def score_contexts(study: Study, name: str, rows: pd.DataFrame) -> np.ndarray:
 
 def _open_critic(study: Study, name: str) -> Work:
     critic = load_critic(study, name)
-    return lambda part, seed: pd.DataFrame({"score": critic.score(part)})
+    return lambda part, seed: pd.DataFrame({"score": critic.score(part, what="")})
