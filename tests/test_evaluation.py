@@ -289,6 +289,7 @@ def voted():
         actions = np.arange(200) // 2
         truth = (rng.random(200) < share).astype(float)
         part = pd.DataFrame({"action_id": actions, "moral_variance": [1, -1] * 100, "candidate": 0, "source": model})
+        part["context"] = "in need"
         score = np.clip(0.2 + 0.4 * truth + kind, 0, 1)
         parts.append(part.assign(set="greedy", critic_score=score, valid=np.where(actions < 40, truth, np.nan)))
     return pd.concat(parts, ignore_index=True)
@@ -314,14 +315,40 @@ def test_a_critics_error_is_shown_by_model(voted):
 
 def test_a_rise_by_a_kinder_critic_is_none_by_votes(voted):
     row = evaluation.estimate_changes(voted, [("distill_base", "distill_final"), ("base", "distill_final")]).iloc[0]
-    assert row["voted"] == 80 and row["ppi_low"] < 0 < row["ppi_high"] and row["ppi_high"] - row["ppi_low"] < 0.35
+    assert row["voted"] == 160 and row["ppi_low"] < 0 < row["ppi_high"] and row["ppi_high"] - row["ppi_low"] < 0.35
     assert evaluation.estimate_changes(voted, []).empty
 
 
 def test_text_that_was_not_parsed_is_not_valid_and_not_an_error_of_the_critic(voted):
-    voted.loc[0, ["critic_score", "valid"]] = [np.nan, 0.0]
+    voted.loc[:19, ["context", "critic_score", "valid"]] = [None, np.nan, 0.0]
     row = evaluation.estimate_valid(voted).iloc[0]
     part = voted[(voted["source"] == "teacher") & (voted["action_id"] < 40)]
-    assert row["votes_vld"] == part["valid"].mean() and row["bias"] == pytest.approx(
-        (part["critic_score"] - part["valid"]).mean()
-    )
+    known = part[part["context"].notna()]
+    assert row[["rows", "parsed", "voted"]].tolist() == [200, 180, 60]
+    assert row["votes_vld"] == pytest.approx(known["valid"].mean() * 180 / 200)
+    assert row["bias"] == pytest.approx((known["critic_score"] - known["valid"]).mean())
+    change = evaluation.estimate_changes(voted, [("teacher", "distill_base")]).iloc[0]
+    other = evaluation.estimate_valid(voted).iloc[1]
+    assert change["votes"] == pytest.approx(other["votes_vld"] - row["votes_vld"]) and change["voted"] == 140
+    voted.loc[:199, ["context", "critic_score", "valid"]] = [None, np.nan, np.nan]
+    row = evaluation.estimate_valid(voted).iloc[0]
+    assert row["votes_vld"] == 0 < row["votes_vld_high"] < 0.05 and row["voted"] == 0
+
+
+@pytest.mark.parametrize("answered", [1.0, 0.5, 0.2])
+def test_a_form_answered_in_part_biases_nothing(answered):
+    """A fifth does not parse, whose zeros are known also where the contexts beside them are not answered; 60 of 240 are drawn."""
+    rng, levels, changes = np.random.default_rng(4), [], []
+    actions, sides = np.arange(240) // 2, np.repeat([-1, 1], 240)
+    for _ in range(150):
+        easy = rng.beta(2, 2, 120)[actions]
+        valid = (rng.random(480) < np.concatenate([easy, easy])).astype(float)
+        written, drawn = rng.random(480) < 0.8, np.tile(rng.permutation(240) < 60, 2)
+        votes = np.where(drawn & (rng.random(480) < answered), valid, np.nan)
+        votes = np.where(drawn & ~written, 0.0, votes)
+        scores = 0.3 + 0.4 * valid + 0.2 * rng.standard_normal(480)
+        levels.append(evaluation.estimate_mean(votes[:240], actions, scores[:240], written=written[:240])[:3])
+        changes.append(evaluation.estimate_mean(votes, np.tile(actions, 2), scores, written=written, signs=sides)[:3])
+    for found, truth in ((np.array(levels), 0.4), (np.array(changes), 0.0)):
+        assert found[:, 0].mean() == pytest.approx(truth, abs=0.03)
+        assert np.mean((found[:, 1] <= truth) & (truth <= found[:, 2])) > 0.91

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import ALL_YES, FORM, fill, write_params
 
-from drot_utils.analysis.evaluation import ENDS, METRICS
+from drot_utils.analysis.evaluation import ENDS, METRICS, estimate_valid
 from drot_utils.data.gold import read_gold, read_votes
 from drot_utils.data.table import write_candidates
 from drot_utils.method import nli
@@ -114,7 +114,7 @@ def ten(valid, **changes):
     [
         (["Y"] * 5 + [None] * 5, 10, np.nan),  # five answered of ten, all valid
         (["S"] * 3 + ["N"] * 3 + [None] * 4, 5, np.nan),
-        (["Y"] * 4 + [None] * 6, np.nan, np.nan),  # fewer than half
+        (["Y", "Y", "N", "N"] + [None] * 6, 5, np.nan),
         ([None] * 10, np.nan, np.nan),
         (["N"] * 9 + ["Y"], 1, 1),
         (["N"] * 10, 0, 0),
@@ -134,9 +134,25 @@ def test_what_was_not_parsed_is_invalid_and_what_was_skipped_is_not():
     assert found["human_n_vld"] == pytest.approx(6) and np.isnan(found["human_n_unq_vld"])
     found = human_table2(pd.concat([valid, unparsed]).assign(set="greedy"), never, 0.5).iloc[0]
     assert found["human_vld"] == pytest.approx(0.6) and found["human_defease"] == pytest.approx(0.5)
-    assert found["human_rows"] == 6
+    assert found["human_rows"] == 4
     nobody = pd.concat([valid.assign(q2=None), unparsed]).assign(set="greedy")
     assert np.isnan(human_table2(nobody, never, 0.5).loc[0, "human_vld"])
+
+
+def test_the_rounds_and_table2_say_the_same():
+    """Of three prompts two were drawn, and answered in part; two texts of a drawn one, and one of the other, did not parse."""
+    answers = [["Y"] * 3 + ["N"] * 2 + [None] * 5, ["N", "S"] + [None] * 8, [None] * 10]
+    parts = [ten(valid, action_id=name, moral_variance=1) for name, valid in zip("abc", answers, strict=True)]
+    rows = pd.concat([part.assign(set=of) for of in ("greedy", "sampled") for part in parts], ignore_index=True)
+    rows["source"] = "teacher"
+    rows.loc[rows["action_id"].isin(["b", "c"]) & (rows["candidate"] == 9), "context"] = None
+    rows.loc[(rows["action_id"] == "b") & (rows["candidate"] == 9), "q2"] = "N"
+    rows["valid"] = rows["q2"].map({"Y": 1.0, "S": 1.0, "N": 0.0}).astype(float)
+    human = human_table2(rows, never, 0.5)
+    levels = estimate_valid(rows.assign(critic_score=np.nan))
+    known = votes.join_levels(pd.DataFrame({"model": ["teacher"]}), human, levels).iloc[0]
+    assert known["human_vld"] == pytest.approx(human["human_vld"].iloc[0]) == pytest.approx(4 / 7 * 28 / 30)
+    assert known["human_n_vld"] == pytest.approx(human["human_n_vld"].iloc[0]) == pytest.approx(40 / 7 * 28 / 30)
 
 
 def test_rows_that_everybody_skipped_stay_in_what_is_judged(key, tmp_path):

@@ -166,7 +166,12 @@ def bootstrap_metrics(
 
 
 def estimate_mean(
-    values: np.ndarray, actions: np.ndarray, scores: np.ndarray | None = None, ends: tuple[float, float] = (0.0, 1.0)
+    values: np.ndarray,
+    actions: np.ndarray,
+    scores: np.ndarray | None = None,
+    ends: tuple[float, float] = (0.0, 1.0),
+    written: np.ndarray | None = None,
+    signs: np.ndarray | None = None,
 ) -> tuple[float, float, float, float]:
     """Return the mean of values of which votes tell some, from these and from scores of all rows, with its 95% interval.
 
@@ -185,6 +190,11 @@ def estimate_mean(
     ends : tuple of float
         The least and the greatest possible value. A made-up vote for each joins the interval, so that ten equal votes do not
         give one of no width.
+    written : ndarray of bool, shape (rows,), optional
+        False where the value is known to be 0 without a vote, as of a text that did not parse. The mean is that of the other
+        rows times their share, so that what was not voted on counts as what was.
+    signs : ndarray of int, shape (rows,), optional
+        1 and -1: wanted is the mean of the former less that of the latter. What an action does to both drops out.
 
     Returns
     -------
@@ -194,33 +204,57 @@ def estimate_mean(
     """
     from scipy.stats import t
 
-    known, group = ~np.isnan(values), pd.factorize(actions)[0]
-    n, rows = int(known.sum()), len(values)
-    if not n:
+    rows = pd.DataFrame({"value": np.asarray(values, dtype=float), "group": pd.factorize(actions)[0]})
+    rows["score"] = 0.0 if scores is None else scores
+    rows["written"] = True if written is None else written
+    rows["sign"] = 1 if signs is None else signs
+    sides = [_weigh(side, sign, rows["group"].max() + 1, ends) for sign, side in rows.groupby("sign")]
+    if not sides or not all(side["votes"] for side in sides):
         return (np.nan,) * 4
-    scores = np.zeros(rows) if scores is None else scores
-    votes, seen = np.where(known, values, 0.0), scores[known].mean()
-    # By action: what the scores of its voted rows, and of all its rows, have beyond their means.
-    voted, overall = np.bincount(group, known * (scores - seen)), np.bincount(group, scores - scores.mean()) / rows
-
-    def beyond(mean: float) -> np.ndarray:
-        return np.bincount(group, known * (votes - mean))
-
-    mean, gap = votes.sum() / n, voted / n - overall
-    power = beyond(mean) / n @ gap / (gap @ gap) if gap @ gap > 1e-20 else 0.0
-    shift = power * (seen - scores.mean())
-    more = n + len(ends)
-    middle = (votes.sum() + sum(ends)) / more
-    parts = np.append(beyond(middle) / more - power * (voted / more - overall), (np.array(ends) - middle) / more)
-    clusters = len(np.unique(group[known]))
-    freedom = max(clusters - 1 - (power != 0), 1)
+    total = {name: sum(side[name] for side in sides) for name in sides[0] if name != "made_up"}
+    own, wide = total["own"] + total["share"], total["wide"] + total["share"]
+    by_scores, made_up = total["seen"] - total["all"], np.concatenate([side["made_up"] for side in sides])
+    power = own @ by_scores / (by_scores @ by_scores) if by_scores @ by_scores > 1e-20 else 0.0
+    parts = np.append(wide - power * by_scores, made_up)
+    freedom = max((clusters := np.count_nonzero(total["voted"])) - 1 - (power != 0), 1)
     width = t.ppf(0.975, freedom) * np.sqrt(parts @ parts * clusters / freedom)
-    low, high = np.clip([middle - shift - width, middle - shift + width], *ends)
-    # The variance of one vote, alone and given the score; with n of them it is given * (1 / n - 1 / rows) + alone / rows.
-    alone, given = (part @ part / n for part in (beyond(mean), beyond(mean) - power * voted))
-    wanted = (given * (1 / n - 1 / rows) + alone / rows) / 4
-    needed = np.ceil(given / (wanted + (given - alone) / rows)) if wanted > alone / rows else np.nan
-    return float(np.clip(mean - shift, *ends)), float(low), float(high), float(needed)
+    least, most = ends if len(sides) == 1 else (ends[0] - ends[1], ends[1] - ends[0])
+    mean, middle = np.array([total["mean"], total["middle"]]) - power * total["gap"]
+    # The variance of one vote, alone and given the score; with n of them it is given * (1 / n - 1 / contexts) + whole.
+    more, contexts = total["votes"] + len(made_up), total["contexts"]
+    alone, given = (
+        more * (part @ part + made_up @ made_up) for part in (total["wide"], total["wide"] - power * total["seen"])
+    )
+    whole = alone / contexts + total["share"] @ total["share"]
+    wanted = (given * (1 / more - 1 / contexts) + whole) / 4
+    needed = np.ceil(given / (wanted - whole + given / contexts)) if wanted > whole else np.nan
+    numbers = *np.clip([mean, middle - width, middle + width], least, most), needed
+    return tuple(float(number) for number in numbers)
+
+
+def _weigh(rows: pd.DataFrame, sign: int, groups: int, ends: tuple[float, float]) -> dict[str, np.ndarray | float]:
+    """Return what votes, scores and texts that did not parse say of the mean of one side's rows, in all and by action."""
+    if not rows["written"].any():  # then it is known of all
+        rows = rows.assign(written=True, value=0.0)
+    group, written, score = (rows[name].to_numpy() for name in ("group", "written", "score"))
+    known = written & rows["value"].notna().to_numpy()
+    value, n, share = rows["value"].to_numpy()[known], int(known.sum()), written.mean()
+    if not n:
+        return {"votes": 0}
+    mean, more, weight = value.mean(), n + len(ends), sign * share
+    middle, seen, of_all = (value.sum() + sum(ends)) / more, score[known].mean(), score[written].mean()
+
+    def add(numbers: np.ndarray, where: np.ndarray = known) -> np.ndarray:
+        return np.bincount(group[where], numbers, groups)
+
+    return {
+        "votes": n, "contexts": int(written.sum()), "voted": add(np.ones(n)),
+        "mean": weight * mean, "middle": weight * middle, "gap": weight * (seen - of_all),
+        "own": weight * add(value - mean) / n, "wide": weight * add(value - middle) / more,
+        "seen": weight * add(score[known] - seen) / n, "all": weight * add(score[written] - of_all, written) / written.sum(),
+        "share": sign * mean * np.bincount(group, written - share, groups) / len(rows),
+        "made_up": weight * (np.array(ends) - middle) / more,
+    }  # fmt: skip
 
 
 def estimate_valid(rows: pd.DataFrame) -> pd.DataFrame:
@@ -229,21 +263,24 @@ def estimate_valid(rows: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     rows : DataFrame
-        ``set``, `table.KEY`, ``critic_score`` (null where nothing was parsed, or of all rows where they have none) and ``valid``:
-        1, 0, or null where nobody voted.
+        ``set``, `table.KEY`, ``context`` (null where nothing was parsed, which is not valid), ``critic_score`` (null there, or
+        in all rows) and ``valid``: 1, 0, or null where nobody voted.
 
     Returns
     -------
     DataFrame
-        ``set model rows voted``; ``votes_vld``, ``ppi_vld`` and ``bias`` with the ends of their intervals (`estimate_mean`);
-        ``critic_avg``, the mean score of all; ``votes_to_halve``. The bias is score minus vote, over the voted contexts.
+        ``set model rows parsed voted`` (contexts that parsed; and were voted on); ``votes_vld``, ``ppi_vld`` and ``bias`` with
+        the ends of their intervals (`estimate_mean`); ``critic_avg``, the mean score of all; ``votes_to_halve``. The bias is
+        score minus vote, over the voted contexts.
     """
     out = []
     for (part, model), group in rows.groupby(["set", "source"], sort=False):
+        written = group["context"].notna().to_numpy()
         valid, score, actions = (group[c].to_numpy() for c in ("valid", "critic_score", "action_id"))
-        found = {"set": part, "model": model, "rows": len(group), "voted": int(np.isfinite(valid).sum())}
-        powered = estimate_mean(valid, actions, np.nan_to_num(score))
-        found |= _name("votes_vld", estimate_mean(valid, actions)) | _name("ppi_vld", powered)
+        found = {"set": part, "model": model, "rows": len(group), "parsed": int(written.sum())}
+        found["voted"] = int(np.isfinite(valid[written]).sum())
+        powered = estimate_mean(valid, actions, np.nan_to_num(score), written=written)
+        found |= _name("votes_vld", estimate_mean(valid, actions, written=written)) | _name("ppi_vld", powered)
         found |= _name("bias", estimate_mean(score - valid, actions, ends=(-1.0, 1.0)))
         out.append({**found, "critic_avg": group["critic_score"].mean(), "votes_to_halve": powered[3]})
     order = {name: number for number, name in enumerate(in_order({row["model"] for row in out} - {"drot"}))}
@@ -251,25 +288,24 @@ def estimate_valid(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def estimate_changes(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Return later minus earlier share of valid contexts, prompt by prompt, by votes alone and by votes and scores.
+    """Return later minus earlier share of valid contexts by votes alone and by votes and scores; what actions do to both drops out.
 
     Returns
     -------
     DataFrame
-        ``set earlier later voted`` (rows voted on of both), ``votes`` and ``ppi`` with the ends of their intervals.
+        ``set earlier later voted`` (contexts of the two that were voted on), ``votes`` and ``ppi`` with the ends of their
+        intervals.
     """
     out = []
     for part, group in rows.groupby("set", sort=False):
         for earlier, later in (pair for pair in pairs if {*pair} <= set(group["source"])):
             both = group[group["source"].isin([earlier, later])]
-            both = both.pivot(index=[*PROMPT, "candidate"], columns="source", values=["valid", "critic_score"])
-            actions = both.index.get_level_values("action_id").to_numpy()
-            change = (both["valid"][later] - both["valid"][earlier]).to_numpy()
-            scores = both["critic_score"].fillna(0.0)  # zero for what was not parsed; zero for all changes nothing
-            scores = (scores[later] - scores[earlier]).to_numpy()
-            found = {"set": part, "earlier": earlier, "later": later, "voted": int(np.isfinite(change).sum())}
-            found |= _name("votes", estimate_mean(change, actions, ends=(-1.0, 1.0)))
-            out.append(found | _name("ppi", estimate_mean(change, actions, scores, (-1.0, 1.0))))
+            written = both["context"].notna().to_numpy()
+            valid, score, actions = (both[c].to_numpy() for c in ("valid", "critic_score", "action_id"))
+            sides = {"written": written, "signs": np.where(both["source"] == later, 1, -1)}
+            found = {"set": part, "earlier": earlier, "later": later, "voted": int(np.isfinite(valid[written]).sum())}
+            found |= _name("votes", estimate_mean(valid, actions, **sides))
+            out.append(found | _name("ppi", estimate_mean(valid, actions, np.nan_to_num(score), **sides)))
     numbers = [f"{name}{end}" for name in ("votes", "ppi") for end in ENDS]
     return pd.DataFrame(out, columns=["set", "earlier", "later", "voted", *numbers])
 

@@ -57,7 +57,7 @@ def fill_table2(judged: pd.DataFrame | None, drawn: pd.DataFrame, entails: Entai
     Parameters
     ----------
     judged : DataFrame or None
-        As `judge_rows` returns it; None where nobody was asked.
+        As for `human_table2`, with other sets; None where nobody was asked.
     drawn : DataFrame
         What was drawn to be asked about.
 
@@ -71,7 +71,7 @@ def fill_table2(judged: pd.DataFrame | None, drawn: pd.DataFrame, entails: Entai
         table = table.reindex(columns=["model", *HUMAN_COLUMNS])
     else:
         table = table.merge(
-            human_table2(judged[judged["set"] != "dataset"], entails, threshold), on="model", how="left"
+            human_table2(judged[judged["set"].isin(["greedy", "sampled"])], entails, threshold), on="model", how="left"
         )
     return table.merge(TABLE2[["model", *PAPER_HUMAN]], on="model", how="left")
 
@@ -82,14 +82,14 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
     Defeasibility is (significant + slight / 2) / all (section 4.2). Of a prompt's sampled contexts, those that people
     call valid and the entailment filter calls different are the unique ones.
 
-    A row that nobody answered is unknown, not invalid: it counts as the answered ones of its model do (of its prompt, for
-    #Vld); a prompt of whose sampled contexts fewer than half are answered gives no #Vld, and one with any unanswered no
-    #Unq.Vld, as how many of ten are different cannot be told from some of them. A mean over nothing is NaN.
+    A row that nobody answered is unknown, not invalid: it counts as the answered ones of its model do, so that Vld and #Vld
+    are what `evaluation.estimate_valid` says by votes. A prompt with any unanswered context gives no #Unq.Vld, as how many
+    of ten are different cannot be told from some of them. A mean over nothing is NaN.
 
     Parameters
     ----------
     judged : DataFrame
-        As `judge_rows` returns it, with the rows that did not parse.
+        As `judge_rows` or `join_valid` returns it, with the rows that did not parse.
     """
     out = []
     for model, rows in judged.groupby("source", sort=False):
@@ -100,15 +100,15 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
         prompts = [prompt for _, prompt in sampled.sort_values("candidate").groupby(PROMPT)]
         groups = [p.loc[p["valid"] == 1, "context"].tolist() for p in prompts if p["valid"].notna().all()]
         unique = filter_unique(groups, entails, threshold, what="unique contexts").kept
-        count = [count_valid(p["valid"], p["context"].notna(), least=0.5) for p in prompts]
+        count = count_valid(sampled["valid"], sampled["context"].notna())
         out.append({
             "model": model,
-            "human_rows": greedy["q2"].notna().sum(),
+            "human_rows": (greedy["q2"].notna() & written).sum(),
             "human_vld": count_valid(greedy["valid"], written) / max(len(greedy), 1),
             "human_defease": count_valid(greedy["shift"], written) / max(len(greedy), 1),
             "human_lan": (greedy["q1"].dropna() != "N").mean(),
             "human_rationale": (greedy["q4"].dropna() != "N").mean(),
-            "human_n_vld": pd.Series(count, dtype=float).mean(),
+            "human_n_vld": count / max(len(prompts), 1),
             "human_n_unq_vld": pd.Series([sum(k) for k in unique], dtype=float).mean(),
         })  # fmt: skip
     return pd.DataFrame(out, columns=["model", *HUMAN_COLUMNS])
@@ -127,9 +127,9 @@ def judge_rows(filled: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def join_valid(written: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """Return all that a run wrote (``set`` and `table.CANDIDATES`) with ``valid`` where it was judged."""
+    """Return all that a run wrote (``set`` and `table.CANDIDATES`) with ``valid`` and the answers where it was judged."""
     columns = ["set", *KEY]
-    return written.merge(judged[[*columns, "valid"]], on=columns, how="left")
+    return written.merge(judged[[*columns, "valid", *EVALUATION_FORM.questions]], on=columns, how="left")
 
 
 def join_levels(table2: pd.DataFrame, human: pd.DataFrame, levels: pd.DataFrame) -> pd.DataFrame:
