@@ -184,7 +184,10 @@ def run_notebook(tmp_path, monkeypatch, rows, filled, recorded=None):
         ("drot", rows[rows["context"].notna()]),
     ):
         write_candidates(part, run.data(name))
-    write_candidates(rows.assign(critic_score=[0.1, 0.5, 0.9, 0.4, None, 0.6]), run.data("candidates_d1"))
+    scored = rows.assign(critic_score=[0.1, 0.5, 0.9, 0.4, None, 0.6])
+    for number in (1, 2):
+        kept = (scored["critic_score"] > 0.4) & scored["context"].notna()
+        write_candidates(scored.assign(kept=kept.astype("boolean")), run.data(f"candidates_d{number}"))
     numbers = {f"auto_{metric}{end}": 0.5 for metric in METRICS for end in ENDS} | {
         f"paper_auto_{m}": 0.5 for m in METRICS
     }
@@ -239,6 +242,27 @@ def test_notebook_11_with_hardly_anything(candidates, tmp_path, monkeypatch, cap
         outputs.closing_path(run, "11_human_evaluation").read_text(),
         parse_constant=lambda name: pytest.fail(f"{name} is not JSON"),
     )
+
+
+def test_notebook_11_asks_about_what_the_rounds_kept(candidates, tmp_path, monkeypatch):
+    rows = candidates.assign(source="distill_base", candidate=[0, 1, 2] * 2, critic_score=0.5)
+    run = run_notebook(tmp_path, monkeypatch, rows, lambda form: [("ann", form.assign(**YES))])
+    levels = pd.read_csv(run.figures / "vld_by_votes.csv").set_index(["set", "model"])
+    assert levels.loc[("kept_1", "distill_base"), ["rows", "voted", "votes_vld"]].tolist() == [3, 3, 1]
+    assert levels.loc[("kept_2", "distill_base"), "voted"] == 3 and ("sampled", "distill_base") in levels.index
+    human = pd.read_csv(run.figures / "table2_human.csv").set_index("model")
+    assert human.loc["distill_base", ["human_rows", "human_vld"]].tolist() == [
+        5,
+        pytest.approx(5 / 6),
+    ]  # greedy ones only
+    recorded = pd.read_csv(run.root / "data/forms/recorded_votes.tsv", sep="\t")
+    assert recorded["set"].value_counts().to_dict() == {
+        "greedy": 6,
+        "sampled": 6,
+        "dataset": 5,
+        "kept_1": 3,
+        "kept_2": 3,
+    }
 
 
 def test_notebook_11_where_nothing_parses(candidates, tmp_path, monkeypatch):

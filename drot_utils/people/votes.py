@@ -6,11 +6,12 @@ import pandas as pd
 from drot_utils.data.corpora import read_tsv, read_whole
 from drot_utils.data.gold import count_valid
 from drot_utils.data.paper import TABLE2, TABLE4
-from drot_utils.data.table import DIRECTIONS, KEY, PROMPT
+from drot_utils.data.table import DIRECTIONS, KEY, PROMPT, read_table
 from drot_utils.method.nli import Entails, filter_unique
 from drot_utils.people.forms import CONTENT_FORM, CRITIC_FORM, EVALUATION_FORM, Form, check_votes
 from drot_utils.study.errors import DataError
 from drot_utils.study.graph import in_order
+from drot_utils.study.paths import Run, require
 
 #: What `measure_agreement` returns, and our columns of tables 4 and 2.
 AGREEMENT = ["rows", "annotators", "full", "majority", "kappa"]
@@ -112,6 +113,15 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
             "human_n_unq_vld": pd.Series([sum(k) for k in unique], dtype=float).mean(),
         })  # fmt: skip
     return pd.DataFrame(out, columns=["model", *HUMAN_COLUMNS])
+
+
+def read_kept(run: Run, rounds: int) -> dict[str, pd.DataFrame]:
+    """Return by set (``kept_1`` and so on) what the filters of each round kept of what its student wrote, for training actions."""
+    kept = {}
+    for number in range(1, rounds + 1):
+        path = require(run.data(f"candidates_d{number}"), f"05_self_distill-{number}")
+        kept[f"kept_{number}"] = read_table(path).loc[lambda rows: rows["kept"].fillna(False)]
+    return kept
 
 
 def judge_rows(filled: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:

@@ -356,6 +356,7 @@ class Annotation(Section):
     per_model: PositiveInt
     sampled_prompts: PositiveInt
     dataset_rows: PositiveInt
+    kept_rows: Count
     content_rows: PositiveInt
     gold_rows: GoldRows | None
     exchange: Annotated[list[str], Field(min_length=1)]  # names in `people.exchange.TOOLS`
