@@ -305,6 +305,10 @@ def test_a_critics_error_is_shown_by_model(voted):
     known = voted[voted["action_id"] < 40]
     assert table["votes_vld"].tolist() == known.groupby("source", sort=False)["valid"].mean().tolist()
     assert (table["ppi_vld_high"] - table["ppi_vld_low"] < table["votes_vld_high"] - table["votes_vld_low"]).all()
+    assert table["different_valid"].eq(1).all()
+    named = voted.assign(context=["In need", "in need", "at home", "at work"] * 150)
+    several = named[named["valid"].eq(1) & named["source"].eq("teacher")]["context"].str.casefold().nunique()
+    assert evaluation.estimate_valid(named)["different_valid"].iloc[0] == several == 3
     blind = evaluation.estimate_valid(voted.assign(critic_score=np.nan))
     assert blind["ppi_vld"].tolist() == blind["votes_vld"].tolist() and blind[["bias", "critic_avg"]].isna().all(
         axis=None

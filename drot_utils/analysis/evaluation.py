@@ -269,9 +269,10 @@ def estimate_valid(rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``set model rows parsed voted`` (contexts that parsed; and were voted on); ``votes_vld``, ``ppi_vld`` and ``bias`` with
-        the ends of their intervals (`estimate_mean`); ``critic_avg``, the mean score of all; ``votes_to_halve``. The bias is
-        score minus vote, over the voted contexts.
+        ``set model rows parsed voted`` (contexts that parsed; and were voted on); ``different_valid``, how many different ones
+        (case-folded) were judged valid; ``votes_vld``, ``ppi_vld`` and ``bias`` with the ends of their intervals
+        (`estimate_mean`); ``critic_avg``, the mean score of all; ``votes_to_halve``. The bias is score minus vote, over the
+        voted contexts.
     """
     out = []
     for (part, model), group in rows.groupby(["set", "source"], sort=False):
@@ -279,6 +280,7 @@ def estimate_valid(rows: pd.DataFrame) -> pd.DataFrame:
         valid, score, actions = (group[c].to_numpy() for c in ("valid", "critic_score", "action_id"))
         found = {"set": part, "model": model, "rows": len(group), "parsed": int(written.sum())}
         found["voted"] = int(np.isfinite(valid[written]).sum())
+        found["different_valid"] = group.loc[group["valid"].eq(1), "context"].str.casefold().nunique()
         powered = estimate_mean(valid, actions, np.nan_to_num(score), written=written)
         found |= _name("votes_vld", estimate_mean(valid, actions, written=written)) | _name("ppi_vld", powered)
         found |= _name("bias", estimate_mean(score - valid, actions, ends=(-1.0, 1.0)))
