@@ -28,7 +28,7 @@ from drot_utils.people.votes import (
 from drot_utils.report import figures
 from drot_utils.study import outputs
 from drot_utils.study.errors import DataError
-from drot_utils.study.paths import NOTEBOOKS, Run
+from drot_utils.study.paths import NOTEBOOKS, ROOT, Run
 
 
 def test_majority_and_ties():
@@ -331,6 +331,26 @@ def test_recorded_votes_that_are_refused(recorded, change, message):
         votes.read_recorded(str(path), FORM)
 
 
+@pytest.mark.parametrize(
+    ("names", "voters"),
+    [
+        ("ann bob", "annotators"),
+        ("machine-1 machine-2", "a language model"),
+        ("ann machine-1", "annotators and a language model"),
+    ],
+)
+def test_captions_say_whose_votes_they_are(names, voters):
+    filled = pd.DataFrame({"row_id": "r", "annotator": names.split()})
+    given = exchange.Votes(filled, filled, own=False, counts={})
+    assert given.voters == voters and given.whose == f"On the reference run's contexts, by votes of {voters}."
+
+
+def test_built_in_votes_are_called_a_language_models():
+    for path in (ROOT / "data/demo").glob("*_votes.tsv"):
+        annotators = set(pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False).get("annotator", [])) - {""}
+        assert all(name.startswith(exchange.MACHINE) for name in annotators), path
+
+
 def test_an_annotator_who_says_the_same_of_all_is_named(asked):
     key = make_key(FORM, pd.concat([asked] * 3, ignore_index=True), 1)
     filled = filled_by(key, q2={"ann": "Y", "bob": list("YYYYYYYYYYYYYYN")})
@@ -410,12 +430,17 @@ def test_notebook_11_with_recorded_votes(candidates, tmp_path, monkeypatch, caps
     def elsewhere(path):
         frame = pd.read_csv(path, sep="\t", keep_default_na=False)
         frame["context"] = frame["context"].replace("to keep warm", "to keep cold")
+        frame["annotator"] = frame["annotator"].replace("bob", "machine-1")
         frame.to_csv(tmp_path / "other.tsv", sep="\t", index=False)
         return tmp_path / "other.tsv"
 
     run = run_notebook(tmp_path, monkeypatch, rows, answer, recorded=elsewhere)
     printed = capsys.readouterr().out
-    assert "On this run's contexts" in printed and "On the reference run's contexts" in printed
+    assert "On this run's contexts, by votes of annotators." in printed
+    whose = "On the reference run's contexts, by votes of annotators and a language model."
+    assert whose in printed
+    for name in ("agreement_human", "table4", "table2_human", "vld_by_votes", "critic_bias", "differences_by_votes"):
+        assert whose in (run.figures / f"{name}.md").read_text().split("\n")[0]
     assert "Warning: ann answered Y to q2 on all of" in printed and "bob answered" not in printed
     levels = pd.read_csv(run.figures / "vld_by_votes.csv")
     assert levels["ppi_vld"].tolist() == levels["votes_vld"].tolist() and (levels["voted"] <= levels["rows"]).all()

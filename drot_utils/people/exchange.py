@@ -25,6 +25,8 @@ from drot_utils.study.paths import files_below, resolve, sha256, write_text
 
 #: The tools by the names that `annotation.exchange` knows; a file is read by the first that takes it for its own.
 TOOLS = {"potato": potato, "mturk": mturk, "csv": spreadsheet, "labelstudio": labelstudio}
+#: How the name of an annotator begins that is a language model.
+MACHINE = "machine-"
 #: Why a tool leaves a vote out.
 LEFT_OUT = ("rejected", "skipped")
 _AS_CSV = "save each of its sheets as CSV (UTF-8), put that there, and move this file elsewhere"
@@ -56,6 +58,19 @@ class Votes:
     rows: pd.DataFrame
     own: bool
     counts: dict[str, int | list[str]]
+
+    @property
+    def voters(self) -> str:
+        """Who voted, as their names say: annotators whose names begin with `MACHINE` are language models."""
+        machine = self.filled["annotator"].drop_duplicates().str.startswith(MACHINE)
+        if machine.all():
+            return "a language model"
+        return "annotators and a language model" if machine.any() else "annotators"
+
+    @property
+    def whose(self) -> str:
+        """Whose contexts and whose votes these are, for captions."""
+        return f"On {'this' if self.own else 'the reference'} run's contexts, by votes of {self.voters}."
 
 
 def find_votes(form: Form, settings: Annotation, key: pd.DataFrame, written: pd.DataFrame) -> Votes | None:
