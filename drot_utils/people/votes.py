@@ -178,8 +178,8 @@ def read_recorded(path: str, form: Form) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises
     ------
     DataError
-        A file without votes, an answer that the form does not have, a second answer of an annotator to a row, or as
-        `corpora.read_tsv`; with the line.
+        A file without votes, two texts under one set and key, an answer that the form does not have, a second answer of an
+        annotator to a row, or as `corpora.read_tsv`; with the line.
     """
     table = read_tsv(path, [*(name.replace("_", "-") for name in RECORDED), *form.questions])
     if not table["annotator"].ne("").any():
@@ -192,7 +192,13 @@ def read_recorded(path: str, form: Form) -> tuple[pd.DataFrame, pd.DataFrame]:
     table = table.assign(row_id=f"{form.name}-record-" + number, where=[f"{path}, line {n + 2}" for n in table.index])
     for name, question in form.questions.items():
         table[name] = table[name].map(question.normalize)
-    rows = table.drop_duplicates("row_id")[["row_id", *KEY, "set", "action", "context", "rationale"]]
+    rows = table.drop_duplicates("row_id")
+    if (again := rows.duplicated(["set", *KEY])).any():
+        first = rows[again].iloc[0]
+        found = f"{again.sum()} texts under a set and key that has another one; the first is {dict(first[['set', *KEY, 'context']])}"
+        todo = "keep the votes on each run (and seed) in a file of their own, and name it in that run's annotation.reference_votes"
+        raise DataError(found, where=first["where"], todo=todo)
+    rows = rows[["row_id", *KEY, "set", "action", "context", "rationale"]]
     rows = rows.replace({"context": {"": None}, "rationale": {"": None}}).reset_index(drop=True)
     votes = table[table["annotator"] != ""]
     check_votes(votes, form, rows)
