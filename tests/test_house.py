@@ -128,7 +128,7 @@ LONG = {"study/params": "one schema, section by section"}
 
 def test_files_are_few_and_none_is_long_without_a_reason():
     files = [path for path in MODULES if path.name != "__init__.py"]
-    assert len(files) <= 58
+    assert len(files) <= 59
     long = {f"{path.parent.name}/{path.stem}" for path in files if len(path.read_text().splitlines()) > 400}
     assert long == set(LONG), "more than 400 lines: thin it, or say in LONG why it is one thing"
 

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from conftest import ALL_YES, FORM, fill, write_params
 
-from drot_utils.analysis.evaluation import ENDS, METRICS, estimate_valid
+from drot_utils.analysis.evaluation import ENDS, METRICS
+from drot_utils.analysis.inference import estimate_valid
 from drot_utils.data.gold import read_gold, read_votes
 from drot_utils.data.table import write_candidates
 from drot_utils.method import nli

@@ -84,7 +84,7 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
     call valid and the entailment filter calls different are the unique ones.
 
     A row that nobody answered is unknown, not invalid: it counts as the answered ones of its model do, so that Vld and #Vld
-    are what `evaluation.estimate_valid` says by votes. A prompt with any unanswered context gives no #Unq.Vld, as how many
+    are what `inference.estimate_valid` says by votes. A prompt with any unanswered context gives no #Unq.Vld, as how many
     of ten are different cannot be told from some of them. A mean over nothing is NaN.
 
     Parameters
@@ -145,7 +145,7 @@ def join_valid(written: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 def join_levels(table2: pd.DataFrame, human: pd.DataFrame, levels: pd.DataFrame) -> pd.DataFrame:
     """Return table 2 with what `figures.draw_rounds` draws of the votes: ``human_vld``, ``human_n_vld``, ``human_n_unq_vld``.
 
-    The first two have intervals, from `evaluation.estimate_valid` (`levels`); of ten samples, ten times the share are valid.
+    The first two have intervals, from `inference.estimate_valid` (`levels`); of ten samples, ten times the share are valid.
     """
     table = table2.merge(human[["model", "human_n_unq_vld"]], on="model", how="left")
     for part, name, scale in (("greedy", "human_vld", 1), ("sampled", "human_n_vld", 10)):
