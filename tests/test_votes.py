@@ -29,6 +29,7 @@ from drot_utils.people.votes import (
 from drot_utils.report import figures
 from drot_utils.study import outputs
 from drot_utils.study.errors import DataError
+from drot_utils.study.params import load_params
 from drot_utils.study.paths import NOTEBOOKS, ROOT, Run
 
 
@@ -286,6 +287,7 @@ def filled_by(key, **answers):
 @pytest.fixture
 def recorded(candidates, key, tmp_path):
     """Recorded votes of two annotators on five contexts, and a row that does not parse."""
+    candidates, key = candidates.assign(source="teacher"), key.assign(source="teacher")
     filled = filled_by(key, q1={"a": "Y", "b": "S"}, q2={"a": list("YSNYN"), "b": list("YYNNN")}).assign(q3="Y", q4="Y")
     unparsed = candidates[candidates["context"].isna()].assign(set="greedy")
     rows = pd.concat([key, unparsed], ignore_index=True)[key.columns]
@@ -317,6 +319,14 @@ def test_recorded_votes_come_back(recorded):
         (
             lambda rows: rows.assign(q2="maybe"),
             r"recorded.tsv, line 2, q2: expected one of Y, S, N or nothing, found 'maybe'",
+        ),
+        (
+            lambda rows: rows.assign(form="evaluation"),
+            "have a form other than critic_form, evaluation_form, content_form",
+        ),
+        (
+            lambda rows: rows.assign(source="gpt"),
+            "have a source other than teacher, base, .* self_distill_1 ... and drot",
         ),
         (lambda rows: rows.assign(annotator="a"), "a second answer to the same row_id by a"),
         (lambda rows: rows.head(0), "recorded.tsv: holds no votes"),
@@ -354,6 +364,15 @@ def test_built_in_votes_are_called_a_language_models():
     for path in (ROOT / "data/demo").glob("*_votes.tsv"):
         annotators = set(pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False).get("annotator", [])) - {""}
         assert all(name.startswith(exchange.MACHINE) for name in annotators), path
+
+
+def test_who_has_no_votes_is_said(recorded, tmp_path):
+    settings = load_params("params/smoke.yaml").annotation
+    both = "No votes on content_form: annotation.filled is null and annotation.reference_votes"
+    assert exchange.say_nobody(CONTENT_FORM, settings) == f"{both} is null."
+    named = settings.model_copy(update={"reference_votes": str(recorded[0])})
+    assert exchange.find_votes(CONTENT_FORM, named, recorded[2], recorded[2]) is None
+    assert exchange.say_nobody(CONTENT_FORM, named) == f"{both} ({recorded[0]}) holds none."
 
 
 def test_an_annotator_who_says_the_same_of_all_is_named(asked):

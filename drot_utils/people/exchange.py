@@ -96,6 +96,13 @@ def find_votes(form: Form, settings: Annotation, key: pd.DataFrame, written: pd.
     return Votes(filled, rows, bool(is_written(rows, written).all()), counts) if len(filled) else None
 
 
+def say_nobody(form: Form, settings: Annotation) -> str:
+    """Say why there are no votes on a form: which setting is null, and which names a place that holds none."""
+    places = {"annotation.filled": settings.filled, "annotation.reference_votes": settings.reference_votes}
+    said = [f"{name} {'is null' if at is None else f'({at}) holds none'}" for name, at in places.items()]
+    return f"No votes on {form.name}: {' and '.join(said)}."
+
+
 def export_form(
     form: Form,
     rows: pd.DataFrame,

@@ -3,14 +3,14 @@
 import numpy as np
 import pandas as pd
 
-from drot_utils.data.corpora import read_tsv, read_whole
+from drot_utils.data.corpora import read_tsv, read_whole, refuse
 from drot_utils.data.gold import count_valid
 from drot_utils.data.paper import TABLE2, TABLE4
 from drot_utils.data.table import DIRECTIONS, KEY, PROMPT, read_table
 from drot_utils.method.nli import Entails, filter_unique
-from drot_utils.people.forms import CONTENT_FORM, CRITIC_FORM, EVALUATION_FORM, Form, check_votes
+from drot_utils.people.forms import CONTENT_FORM, CRITIC_FORM, EVALUATION_FORM, FORMS, Form, check_votes
 from drot_utils.study.errors import DataError
-from drot_utils.study.graph import in_order
+from drot_utils.study.graph import VARIANTS, WRITERS, in_order
 from drot_utils.study.paths import Run, require
 
 #: What `measure_agreement` returns, and our columns of tables 4 and 2.
@@ -22,6 +22,8 @@ HUMAN_COLUMNS = ["human_rows", *(name.removeprefix("paper_") for name in PAPER_H
 TEXTS = ["action", "moral_variance", "context", "rationale"]
 #: The columns of recorded votes before the answers.
 RECORDED = ["form", "set", "source", *PROMPT, "candidate", "action", "context", "rationale", "annotator"]
+#: Who may have written what was judged: a writer, an ablated one, or the data set.
+SOURCE = rf"(?:{'|'.join(WRITERS)}|self_distill_[1-9]\d*)(?:-(?:{'|'.join(VARIANTS)}))?|drot"
 #: What a valid context may tell, code to meaning.
 CATEGORIES = {code: text for code, text in CONTENT_FORM.questions["q1"].answers.items() if code != "-"}
 
@@ -178,13 +180,18 @@ def read_recorded(path: str, form: Form) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises
     ------
     DataError
-        A file without votes, two texts under one set and key, an answer that the form does not have, a second answer of an
-        annotator to a row, or as `corpora.read_tsv`; with the line.
+        A file without votes, an unknown form or source, two texts under one set and key, an answer that the form does not have,
+        a second answer of an annotator to a row, or as `corpora.read_tsv`; with the line.
     """
     table = read_tsv(path, [*(name.replace("_", "-") for name in RECORDED), *form.questions])
     if not table["annotator"].ne("").any():
         todo = "name a file of votes in annotation.reference_votes, or null"
         raise DataError("holds no votes", where=path, todo=todo)
+    refuse(table, ~table["form"].isin(FORMS), f"have a form other than {', '.join(FORMS)}", path, "form")
+    unknown = ~table["source"].str.fullmatch(SOURCE)
+    refuse(
+        table, unknown, f"have a source other than {', '.join(WRITERS)}, self_distill_1 ... and drot", path, "source"
+    )
     table = table[table["form"] == form.name]
     variance, candidate = read_whole(table, "moral_variance", path, (1, -1)), read_whole(table, "candidate", path)
     table = table.assign(moral_variance=variance.astype("int8"), candidate=candidate.astype("int32"))
