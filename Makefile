@@ -34,7 +34,7 @@ ablations: .venv/ready-$(TORCH)  ## the study of PROFILE with the six ablated st
 ask: .venv/ready-$(TORCH)  ## contexts for an action of your own, by the student of PROFILE: make ask ACTION="Setting a fire"
 	@$(BIN)/python -m drot_utils ask --run "$(PROFILE)" -- "$$ACTION"
 
-release: .venv/ready-$(TORCH)  ## put the data set of PROFILE together for others: runs/$(PROFILE)/release
+release: .venv/ready-$(TORCH)  ## put the data set of PROFILE together for others, in runs/<PROFILE>/release
 	@$(BIN)/python -m drot_utils release --run "$(PROFILE)"
 
 site: .venv/ready-$(TORCH)  ## write the run of PROFILE as pages to read and to publish: site/index.html opens by double-click
@@ -65,7 +65,7 @@ reference:  ## make figures/reference, which README and docs show, from the fini
 	@test -f runs/$(PROFILE)/manifest.json && test -f figures/$(PROFILE)/table2.csv || { echo "no finished run: make demo"; exit 1; }
 	@rm -rf figures/reference && cp -rL figures/$(PROFILE) figures/reference && cp runs/$(PROFILE)/manifest.json figures/reference/
 
-plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: samples, tokens, pairs, GPU hours, requests and their cost
+plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: candidates, tokens, pairs, GPU hours, requests and their cost
 	@$(BIN)/python -m drot_utils plan "params/$(PROFILE).yaml"
 
 teacher-smoke: .venv/ready-$(TORCH)  ## notebook 1 against a real server: `transformers serve` with SmolLM2 on this machine (some minutes)
