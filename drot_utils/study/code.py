@@ -57,7 +57,7 @@ def hash_notebook(notebook: Path) -> tuple[dict[str, str], dict[str, str]]:
         tree = _parse(python)
     except SyntaxError as error:
         line = lines[error.lineno - 1].strip() if error.lineno else ""
-        todo = "mend it; % and ! of IPython may only begin a line"
+        todo = "correct it; IPython's % and ! are allowed only at the start of a line"
         raise DrotError(f"a cell is not Python ({error.msg}): {line}", where=str(notebook), todo=todo) from error
     imports = _imports(tree)
     computing, needed = _Without(imports, set()).visit(_parse(python)), None

@@ -251,7 +251,7 @@ def warn_slow(device: torch.device) -> str:
     if multiplies_bfloat16(device):
         return ""
     slow, fast = (measure_rate(device, dtype) / 1e9 for dtype in (torch.bfloat16, torch.float32))
-    found = f"{slow:,.1f} GFLOP/s against {fast:,.1f} in float32, measured, {fast / slow:,.0f} times as slow"
+    found = f"measured {slow:,.1f} GFLOP/s against {fast:,.1f} in float32, {fast / slow:,.0f} times as slow"
     warning = f"Warning: `compute.dtype` is bfloat16, which is not native here: {found}; `auto` takes float32."
     return warning if slow < fast else ""
 

@@ -74,7 +74,7 @@ def run_study(
         taken = [f"{name} ({record['from']})" for name, record in outputs.read_records(run).items()
                  if record.get("from") and name not in before]  # fmt: skip
         if taken:
-            print(f"taken over by links: {', '.join(taken)}")
+            print(f"taken over from other runs: {', '.join(taken)}")
         if missing:
             targets = [str(outputs.record_path(run, name, stamps[name].look)) for name in missing]
             planned, said = foresee(params_file, params, [stage for stage in stages if stage.name in missing], cores)
@@ -116,7 +116,7 @@ def _run_snakemake(
             return 130
     if process.returncode:
         errors = re.findall(r"^error: .*(?:\n  .*)*", log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-        print("\n".join(errors) or f"Snakemake failed; its words are in {log}", file=sys.stderr)
+        print("\n".join(errors) or f"Snakemake failed; its messages are in {log}", file=sys.stderr)
     return process.returncode
 
 
@@ -283,13 +283,13 @@ def _run_notebook(stage: Stage, params_file: str, output: Path) -> None:
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         found = f"cell {error.cell_index} failed with {error.ename}: {error.evalue}"
-        todo = f"the notebook up to that cell is {output}; mend the cause and run the same command again"
+        todo = f"the notebook up to that cell is {output}; correct the cause and run the same command again"
         raise DrotError(found, where=stage.name, todo=todo) from error
     except DeadKernelError as error:
         todo = "most often memory ran out: lower generation.batch_size or student.batch_size, then run again"
         raise DrotError(f"the notebook's kernel died ({error})", where=stage.name, todo=todo) from error
     except RuntimeError as error:
-        todo = f"see what {sys.executable} -m ipykernel_launcher says; if nothing, run again: a slow disk may have been slower"
+        todo = f"see what {sys.executable} -m ipykernel_launcher says; if it starts, run again: the disk may have been too slow"
         raise DrotError(f"the notebook's kernel did not start ({error})", where=stage.name, todo=todo) from error
 
 
