@@ -56,6 +56,14 @@ def test_few_votes_give_a_wide_interval_and_none_give_none():
     assert mean == 0 and low == -high and 0.15 < high < 0.5
 
 
+def test_how_many_votes_halve_the_interval_of_equal_votes():
+    votes = np.where(np.arange(2000) < 50, 1.0, np.nan)
+    _, low, high, needed = inference.estimate_mean(votes, np.arange(2000))
+    _, less, more, _ = inference.estimate_mean(np.where(np.arange(2000) < needed, 1.0, np.nan), np.arange(2000))
+    assert 100 < needed < 300 and more - less < (high - low) / 2
+    assert np.isnan(inference.estimate_mean(votes[:50], np.arange(50))[3])  # all are voted on
+
+
 def test_where_all_are_voted_on_scores_change_nothing():
     votes, actions, scores = simulate(np.random.default_rng(2), 200, 0.2, rows=200)
     found = inference.estimate_mean(votes, actions, scores)
@@ -86,6 +94,10 @@ def test_a_critics_error_is_shown_by_model(voted):
     known = voted[voted["action_id"] < 40]
     assert table["votes_vld"].tolist() == known.groupby("source", sort=False)["valid"].mean().tolist()
     assert (table["ppi_vld_high"] - table["ppi_vld_low"] < table["votes_vld_high"] - table["votes_vld_low"]).all()
+    assert table["critic_avg"].tolist() == pytest.approx(
+        known.groupby("source")["critic_score"].mean()[table.index].tolist()
+    )
+    assert (table["critic_avg"] - table["bias"]).tolist() == pytest.approx(table["votes_vld"].tolist())
     assert table["different_valid"].eq(1).all()
     named = voted.assign(context=["In need", "in need", "at home", "at work"] * 150)
     several = named[named["valid"].eq(1) & named["source"].eq("teacher")]["context"].str.casefold().nunique()

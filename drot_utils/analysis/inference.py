@@ -126,7 +126,7 @@ def estimate_valid(rows: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         ``set model rows parsed voted`` (contexts that parsed; and were voted on); ``different_valid``, how many different ones
         (case-folded) were judged valid; ``votes_vld``, ``ppi_vld`` and ``bias`` with the ends of their intervals
-        (`estimate_mean`); ``critic_avg``, the mean score of all; ``votes_to_halve``. The bias is score minus vote, over the
+        (`estimate_mean`); ``critic_avg``, the mean score of the voted contexts; ``votes_to_halve``. The bias is score minus vote, over the
         voted contexts.
     """
     out = []
@@ -139,7 +139,8 @@ def estimate_valid(rows: pd.DataFrame) -> pd.DataFrame:
         powered = estimate_mean(valid, actions, np.nan_to_num(score), written=written)
         found |= _name("votes_vld", estimate_mean(valid, actions, written=written)) | _name("ppi_vld", powered)
         found |= _name("bias", estimate_mean(score - valid, actions, ends=(-1.0, 1.0)))
-        out.append({**found, "critic_avg": group["critic_score"].mean(), "votes_to_halve": powered[3]})
+        judged = group.loc[group["valid"].notna(), "critic_score"]
+        out.append({**found, "critic_avg": judged.mean(), "votes_to_halve": powered[3]})
     order = {name: number for number, name in enumerate(in_order({row["model"] for row in out} - {"drot"}))}
     return pd.DataFrame(sorted(out, key=lambda row: order.get(row["model"], len(order))))
 
