@@ -335,7 +335,7 @@ def test_recorded_votes_come_back(recorded):
         (lambda rows: rows.assign(**{"moral-variance": 2}), "moral-variance other than 1 and -1"),
         (
             lambda rows: pd.concat([rows, rows.assign(context="by a judge")]),  # of another seed
-            r"line \d+: 6 texts under a set and key that has another one; the first is .*by a judge.*\n.*a file of their own",
+            r"line \d+: 6 second texts under the set and key of another text; the first is .*by a judge.*\n.*a file of their own",
         ),
     ],
 )

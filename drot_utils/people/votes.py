@@ -202,7 +202,8 @@ def read_recorded(path: str, form: Form) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows = table.drop_duplicates("row_id")
     if (again := rows.duplicated(["set", *KEY])).any():
         first = rows[again].iloc[0]
-        found = f"{again.sum()} texts under a set and key that has another one; the first is {dict(first[['set', *KEY, 'context']])}"
+        text = first[["set", *KEY, "context"]].astype(str).to_dict()
+        found = f"{again.sum()} second texts under the set and key of another text; the first is {text}"
         todo = "keep the votes on each run (and seed) in a file of their own, and name it in that run's annotation.reference_votes"
         raise DataError(found, where=first["where"], todo=todo)
     rows = rows[["row_id", *KEY, "set", "action", "context", "rationale"]]
