@@ -260,7 +260,7 @@ def test_notebook_11_asks_about_what_the_rounds_kept(candidates, tmp_path, monke
     recorded = pd.read_csv(run.root / "data/forms/recorded_votes.tsv", sep="\t")
     assert recorded["set"].value_counts().to_dict() == {
         "greedy": 6,
-        "sampled": 6,
+        "sampled": 3,
         "dataset": 5,
         "kept_1": 3,
         "kept_2": 3,
@@ -436,7 +436,7 @@ def test_what_is_drawn_for_the_content_form(asked):
     )
     rows = votes.draw_content(drot, greedy, None, 9, 0)
     assert rows.groupby(["set", "moral_variance"]).size().to_dict() == {("dataset", -1): 4, ("dataset", 1): 4, ("greedy", -1): 4, ("greedy", 1): 6}  # fmt: skip
-    again = votes.draw_content(drot, greedy, greedy.assign(valid=[0.0, 1, 1, 1, np.nan] * 3), 9, 0)
+    again = votes.draw_content(drot, greedy, greedy.assign(valid=[0.0, 1, 1, 1, np.nan] * 3, **YES), 9, 0)
     assert again["set"].value_counts().to_dict() == {"dataset": 8, "greedy": 8, "invalid": 2}
     first, second = (make_key(CONTENT_FORM, of, 1) for of in (rows, again))
     assert first["row_id"].tolist() == second["row_id"].tolist()
