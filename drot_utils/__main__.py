@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from drot_utils.study.errors import DataError, DrotError
 from drot_utils.study.paths import Run, settle_output
 
@@ -25,12 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.do(options)
     except DrotError as error:
         print(f"error: {error}", file=sys.stderr)
-    except SafetensorError as error:
-        print(
-            f"error: weights are damaged ({error})\n  what to do: run the study again, it makes them anew",
-            file=sys.stderr,
-        )
-    return 1
+        return 1
 
 
 def _make_parser() -> argparse.ArgumentParser:

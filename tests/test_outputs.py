@@ -224,7 +224,8 @@ def test_a_record_that_is_damaged_or_of_another_form_is_none(content):
     run, other = Run("demo"), Run("other")
     make(run, A, "a1", "text")
     outputs.record_path(run, A.name, "a1").write_text(content)
-    assert outputs.read_records(run) == {} and "has not run" in outputs.describe_stages(run, [A], stamps())
+    made = {A.name: outputs.find_made(run, A.name, "a1")}
+    assert outputs.read_records(run) == {} and "has not run" in outputs.describe_stages(run, [A], stamps(), made)
     outputs.overlay(Run("demo-play"), run)
     assert outputs.settle(other, [A], stamps()) == outputs.settle(run, [A], stamps()) == ["01_a"]
 

@@ -93,9 +93,8 @@ def shape_table(frame: pd.DataFrame, decimals: int = 2) -> pd.DataFrame:
             shown[name] = values.map(graph.label)
         else:
             said = SAID.get(name, {})
-            shown[name] = [
-                _text(said.get(value, value) if said else value, decimals) for value in values.astype(object)
-            ]
+            words = (said.get(value, value) if said else value for value in values.astype(object))
+            shown[name] = [_text(value, decimals) for value in words]
     table = pd.DataFrame(shown, dtype=object)
     first, *rest = table.columns if len(table.columns) > 1 else [None]
     if rest and not (_is_number(frame[first]) or _is_number(frame[rest[0]])):
@@ -134,12 +133,12 @@ def round_table(frame: pd.DataFrame, decimals: int = 3) -> pd.DataFrame:
     return frame.astype(object).map(lambda value: _text(value, decimals))
 
 
-def with_intervals(frame: pd.DataFrame, metrics: list[str], decimals: int = 2) -> pd.DataFrame:
+def with_intervals(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     """Return `frame` with each metric and its ``_low`` and ``_high`` columns folded into "0.41 [0.36, 0.46]"."""
     out = frame.copy()
     for metric in metrics:
         ends = [f"{metric}_low", f"{metric}_high"]
-        out[metric] = [_fold(*values, decimals) for values in frame[[metric, *ends]].itertuples(index=False)]
+        out[metric] = [_fold(*values, 2) for values in frame[[metric, *ends]].itertuples(index=False)]
         out = out.drop(columns=ends)
     return out
 
@@ -221,10 +220,8 @@ def _say(column: str) -> str:
 def _to_latex(shaped: pd.DataFrame, caption: str, name: str) -> str:
     """Return a floating table that is no wider than `TEXT_WIDTH`: columns of numbers to the right, those of long texts broken."""
     numbers, room = shaped.attrs["numbers"], TEXT_WIDTH - GAP * shaped.shape[1]
-    for stacked, length in (
-        (False, 9),
-        (True, 1),
-    ):  # where it is too wide: intervals below, and headings of a word a line
+    # Where it is too wide: intervals below, and headings of a word a line.
+    for stacked, length in ((False, 9), (True, 1)):
         heads = [textwrap.wrap(head, length, break_long_words=False) if number else [head]
                  for head, number in zip(shaped, numbers, strict=True)]  # fmt: skip
         wide = [_measure(shaped.iloc[:, k], head, stacked) for k, head in enumerate(heads)]
