@@ -317,6 +317,16 @@ def test_table2_has_a_row_a_model_and_the_papers_numbers(smoke_run):
     assert (table["auto_n_unq_vld"].dropna() <= table["auto_n_vld"].dropna()).all()
 
 
+def test_each_student_that_repeats_itself_is_named_distill_final_too(smoke_run):
+    table = pd.read_csv(smoke_run / "figures/smoke/variety.csv").set_index("model")
+    repeats = (
+        100 - table.loc[["distill_base", "self_distill_1", "self_distill_2", "distill_final"], "different_per_100"]
+    )
+    loud = repeats.index[1:][repeats.iloc[1:] >= max(5, 2 * repeats.iloc[0])]
+    record = json.loads((smoke_run / "runs/smoke/manifest.json").read_text())["stages"]["07_evaluation"]
+    assert [text.split(" repeats")[0] for text in record["warnings"]] == [f"Warning: {graph.label(m)}" for m in loud]
+
+
 def test_data_keep_the_schema_and_no_row_is_lost(smoke_run, smoke):
     data = smoke_run / "runs/smoke/data"
     for name in ("d0", "d1", "d2", "drot", "candidates_d0", "candidates_d1", "candidates_d2", "candidates_drot"):
