@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx
 
-from drot_utils.data.table import CANDIDATES, check_candidates, read_table
+from drot_utils.data.table import CANDIDATES, SCORED, check_candidates, read_table
 from drot_utils.study import graph, runner
 from drot_utils.study.errors import DrotError
 from drot_utils.study.graph import Stage, list_stages
@@ -332,6 +332,11 @@ def test_data_keep_the_schema_and_no_row_is_lost(smoke_run, smoke):
     for name in ("d0", "d1", "d2", "drot", "candidates_d0", "candidates_d1", "candidates_d2", "candidates_drot"):
         rows = check_candidates(read_table(data / f"{name}.parquet"), name)
         assert list(rows) == CANDIDATES.names and len(rows)
+    for name in ("greedy", "samples", "baselines"):  # with both opinions
+        rows = check_candidates(read_table(data / f"candidates_test_{name}.parquet"), name)
+        assert list(rows) == SCORED.names and rows["context"].notna().any()
+        for score in ("critic_score", "independent_score"):
+            assert rows[score].between(0, 1).eq(rows["context"].notna()).all()
     for k, n in enumerate(smoke.corpus.round_actions, start=1):
         everything = read_table(data / f"candidates_d{k}.parquet")
         assert len(everything) == n * 2 * smoke.generation.candidates
