@@ -297,6 +297,7 @@ def test_figures_and_tables_are_all_there(smoke_run):
     for name in TABLES:
         for end in (".csv", ".tex", ".md"):
             assert (folder / f"{name}{end}").exists(), name + end
+        assert "random, so these numbers mean nothing." in (folder / f"{name}.md").read_text().splitlines()[0]
 
 
 @NEEDS_TEX

@@ -12,6 +12,7 @@ from drot_utils.data.paper import TABLE4
 from drot_utils.report import tables
 from drot_utils.study import outputs
 from drot_utils.study.errors import DrotError
+from drot_utils.study.params import load_params
 from drot_utils.study.paths import NOTEBOOKS, ROOT, Run, write_text
 
 
@@ -25,6 +26,19 @@ def test_three_files_and_an_unknown_value_is_empty():
     assert "| a_b" in markdown and "|  0.12 |" in markdown and "nan" not in markdown and "<NA>" not in markdown
     latex = (run.figures / "table2.tex").read_text()
     assert r"a\_b" in latex and "nan" not in latex.lower().replace("{", "") and r"\label{tab:table2}" in latex
+
+
+def test_a_run_s_note_ends_every_caption():
+    note = load_params("params/quick.yaml").note
+    run = Run("quick", note)
+    tables.save_table(pd.DataFrame({"vld": [0.5]}), run, "table2", "By 50%.")
+    assert (
+        (run.figures / "table2.md")
+        .read_text()
+        .startswith("By 50%. Profile quick: few actions, so all intervals are wide.\n")
+    )
+    assert r"\caption{By 50\%. Profile quick: few" in (run.figures / "table2.tex").read_text()
+    assert load_params("params/demo.yaml").note is None and run == Run("quick")
 
 
 def test_intervals_fold_into_one_cell():

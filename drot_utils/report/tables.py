@@ -59,12 +59,12 @@ def save_table(
 ) -> Path:
     """Write a table as ``.csv`` (all columns and digits; its path is returned), ``.tex`` and ``.md``.
 
-    The latter two are `shape_table` of `shown`, by default of `frame`. Cells and caption are on one line there, and characters
-    that mean something are escaped. LaTeX needs the package booktabs. The table fits the text width of an article: long texts
-    are set in several lines, and intervals below their numbers where that is not enough.
+    The latter two are `shape_table` of `shown`, by default of `frame`, with the caption and the run's note. Cells and caption are
+    on one line there, and characters that mean something are escaped. LaTeX needs the package booktabs. The table fits the text
+    width of an article: long texts are set in several lines, and intervals below their numbers where that is not enough.
     """
     path = write_text(run.figures / f"{name}.csv", frame.to_csv(index=False))
-    shown, caption = frame if shown is None else shown, BREAK.sub(" ", caption)
+    shown, caption = frame if shown is None else shown, BREAK.sub(" ", f"{caption} {run.note or ''}".strip())
     shaped = shape_table(shown, decimals)
     write_text(run.figures / f"{name}.tex", _to_latex(shaped, caption, name))
     sides = ["right" if number else "left" for number in shaped.attrs["numbers"]]
