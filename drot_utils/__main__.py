@@ -81,6 +81,9 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     compare = add("compare", _compare, "show what differs between finished runs, and table 2 of each side by side")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="such as demo nli04")
+    compare.add_argument(
+        "--seeds", action="store_true", help="one study with several seeds: means, and how far these lie apart"
+    )
     answers = add("answers", _exchange_answers, "export the cached answers of endpoints as JSON lines, or import some")
     answers.add_argument("what", choices=["export", "import"])
     answers.add_argument("cache", type=Path, help="such as runs/demo/data/answers.sqlite")
@@ -116,7 +119,7 @@ def _run_stage(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from drot_utils.report.tables import compare_runs
 
-    print(compare_runs(options.runs))
+    print(compare_runs(options.runs, options.seeds))
     return 0
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -98,16 +98,23 @@ def _read_json(path: Path) -> dict[str, Any]:
     return {}
 
 
-def begin(run: Run, stage: str) -> None:
-    """Forget what a stage made: it is about to be made anew."""
+def begin(run: Run, stage: str, keep: Collection[str] = ()) -> None:
+    """Forget what a stage made: it is about to be made anew.
+
+    Its figures and tables are removed, too, but for `keep`: what it does not make again, as a table of votes where there are
+    none any more, must not be shown as the run's.
+    """
     for path in (run.root / "stages").glob(f"{stage}.*.json"):
+        for name in _read_record(path).get("files", {}):
+            if name.startswith("figures/") and name not in keep:
+                _place(run, name).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
 
 def finish(run: Run, stage: str, look: str, record: dict[str, Any]) -> None:
     """Keep the record of a stage that ended well, and put all records together in ``manifest.json``."""
     with exclusive(run.work("stages") / ".lock", wait=True):  # two stages may end at once
-        begin(run, stage)
+        begin(run, stage, keep=record["files"])
         write_text(record_path(run, stage, look), _json(record))
         records = read_records(run)
         write_text(run.manifest, _json({"profile": run.profile, "stages": records}))
