@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from drot_utils.study.errors import DataError, DrotError
 from drot_utils.study.paths import Run, settle_output
 
@@ -25,12 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.do(options)
     except DrotError as error:
         print(f"error: {error}", file=sys.stderr)
-    except SafetensorError as error:
-        print(
-            f"error: weights are damaged ({error})\n  what to do: run the study again, it makes them anew",
-            file=sys.stderr,
-        )
-    return 1
+        return 1
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -88,6 +81,9 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     compare = add("compare", _compare, "show what differs between finished runs, and table 2 of each side by side")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="such as demo nli04")
+    compare.add_argument(
+        "--seeds", action="store_true", help="one study with several seeds: means, and how far these lie apart"
+    )
     answers = add("answers", _exchange_answers, "export the cached answers of endpoints as JSON lines, or import some")
     answers.add_argument("what", choices=["export", "import"])
     answers.add_argument("cache", type=Path, help="such as runs/demo/data/answers.sqlite")
@@ -123,7 +119,7 @@ def _run_stage(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from drot_utils.report.tables import compare_runs
 
-    print(compare_runs(options.runs))
+    print(compare_runs(options.runs, options.seeds))
     return 0
 
 

@@ -26,6 +26,14 @@ def classifier():
     return PairClassifier(base, 2, "mean", 32, 0.1).eval(), tokenizer
 
 
+def test_a_module_and_its_settings_are_saved(tmp_path):
+    layer = torch.nn.Linear(3, 2)
+    machine.save_module(layer, {"head": "shift"}, tmp_path)
+    assert json.loads((tmp_path / "settings.json").read_text())["head"] == "shift"
+    saved = load_file(tmp_path / "model.safetensors")
+    assert set(saved) == {"weight", "bias"} and torch.equal(layer.weight, saved["weight"])
+
+
 def test_scores_come_in_order_and_do_not_depend_on_the_batch(classifier):
     model, tokenizer = classifier
     texts = [f"{'word ' * (1 + i % 7)}{i}" for i in range(30)]

@@ -142,12 +142,20 @@ def test_threshold_rules():
     with pytest.raises(DataError, match="the best is"):
         critic.choose_threshold(np.arange(100) % 2 == 0, scores, Threshold(precision=0.99))
     assert critic.choose_threshold(valid, scores, Threshold(share=0.35)) == pytest.approx(0.66)
-    with pytest.raises(DataError, match=r"none of the 100 judged rows reaches 0\.99; the highest score is 0\.500"):
-        critic.choose_threshold(valid, scores / 2, Threshold(value=0.99))
     with pytest.raises(DataError, match="expected judged rows, found none"):
         critic.choose_threshold(np.array([], dtype=bool), np.array([]), Threshold(share=0.5))
     with pytest.raises(DataError, match=r"the best is 0\.50"):  # fewer than ten rows
         critic.choose_threshold(np.array([True, False]), np.array([0.2, 0.4]), Threshold(precision=0.9))
+
+
+@pytest.mark.parametrize("name", ["seed", "distill", "dataset"])
+def test_a_value_that_no_row_reaches_is_refused_for_who_filters_only(smoke, name):
+    rules = {f"threshold_{other}": Threshold(share=0.5) for other in ("seed", "distill", "dataset")}
+    rules[f"threshold_{name}"] = rule = Threshold(value=0.99)
+    valid, scores = np.array([True, False]), np.array([0.5, 0.25])
+    with pytest.raises(DataError, match=r"none of the 2 judged rows reaches 0\.99; the highest score is 0\.500"):
+        critic.choose_thresholds(smoke.critic.model_copy(update=rules), valid, scores)
+    assert critic.choose_threshold(valid, scores, rule) == 0.99
 
 
 @pytest.mark.parametrize("head", ["binary", "shift"])

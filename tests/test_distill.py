@@ -20,6 +20,8 @@ from drot_utils.method import critic, distill, nli, student
 from drot_utils.method.nli import filter_unique
 from drot_utils.report import release
 from drot_utils.study.errors import DataError, MissingInputError
+from drot_utils.study.outputs import BY_HAND, finish
+from drot_utils.study.paths import write_text
 
 
 class FixedCritic:
@@ -247,6 +249,23 @@ def test_scorers_are_whom_the_parameters_name(study, monkeypatch):
     evaluation = study.params.evaluation.model_copy(update={"critic": "same"})
     study.params = study.params.model_copy(update={"evaluation": evaluation})
     assert list(distill.load_scorers(study)) == ["auto_"]
+
+
+def test_what_another_critic_scored_is_named(study):
+    def train(loss, threshold):
+        record = {"curve": [{"dev_loss": loss}], "thresholds": {"dataset": threshold}}
+        write_text(study.run.model("critic") / "settings.json", json.dumps(record))
+        return distill.load_scorer(study)
+
+    stages = ["04_distill_base", "05_self_distill-1", "05_self_distill-2"]
+    before = train(0.5, 0.8)
+    for stage in stages[:2]:  # of the third nothing is known
+        finish(study.run, stage, BY_HAND, {"files": {}, "scored_by": before.known_by})
+    assert distill.warn_mixed(study, train(0.5, 0.9), stages) == []
+    now = train(0.4, 0.8)
+    finish(study.run, stages[0], BY_HAND, {"files": {}, "scored_by": now.known_by})
+    (said,) = distill.warn_mixed(study, now, stages)
+    assert "another critic scored the rows of 05_self_distill-1: run" in said
 
 
 ACTIONS = ["Telling a lie", "Setting a fire"]

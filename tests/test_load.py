@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_adapter
-from safetensors.torch import load_file
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from drot_utils.engine import load
@@ -143,6 +142,14 @@ def test_pickled_weights_are_refused(tiny_student, tmp_path):
         load.load_folder(tmp_path, "student")
 
 
+@pytest.mark.parametrize("size", [0, 5000])
+def test_damaged_weights_are_said_to_be(tiny_student, tmp_path, size):
+    path = load.save_model(*tiny_student, tmp_path / "m", torch.float32) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ModelError, match=r"m: weights are damaged .*\n.*remove this folder"):
+        load.load_folder(path.parent, "student")
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(ModelError, match="check the name"):
         load.load_folder(tmp_path / "none", "student")
@@ -157,14 +164,6 @@ def test_a_student_whose_logits_are_capped_is_refused(tmp_path):
     build_tiny("tiny-llama")[1].save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="scaled or capped"):
         load.load_folder(tmp_path, "student")
-
-
-def test_a_module_and_its_settings_are_saved(tmp_path):
-    layer = torch.nn.Linear(3, 2)
-    load.save_module(layer, {"head": "shift"}, tmp_path)
-    assert json.loads((tmp_path / "settings.json").read_text())["head"] == "shift"
-    saved = load_file(tmp_path / "model.safetensors")
-    assert set(saved) == {"weight", "bias"} and torch.equal(layer.weight, saved["weight"])
 
 
 def test_describe_knows_hashes_of_packages_only():

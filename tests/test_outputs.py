@@ -69,6 +69,23 @@ def test_only_what_is_not_there_runs():
     assert outputs.settle(run, [A, B], stamps()) == ["02_b"]  # its files are the other's now
 
 
+def test_a_table_that_a_stage_makes_no_more_is_not_shown():
+    run = Run("demo")
+    make(run, B, "b1", "more")
+    for begun in (True, False):  # by the runner; by hand, where only the end is known
+        votes = write_text(run.figures / "vld_by_votes.md", "votes")
+        write_text(run.figures / "01_a.png", "old")
+        files = outputs.list_files(run, [votes, run.figures / "01_a.png"])
+        outputs.finish(run, "01_a", "a1", {"files": files})
+        assert votes.exists()
+        if begun:
+            outputs.begin(run, "01_a")
+        make(run, A, "a2", "no votes")
+        assert {path.name: path.read_text() for path in run.figures.iterdir()} == {
+            "01_a.png": "figure of no votes", "02_b.png": "figure of more",
+        }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "spoil", [lambda p: p.unlink(), lambda p: p.write_text("tex"), lambda p: p.write_text("text+")]
 )
@@ -224,7 +241,8 @@ def test_a_record_that_is_damaged_or_of_another_form_is_none(content):
     run, other = Run("demo"), Run("other")
     make(run, A, "a1", "text")
     outputs.record_path(run, A.name, "a1").write_text(content)
-    assert outputs.read_records(run) == {} and "has not run" in outputs.describe_stages(run, [A], stamps())
+    made = {A.name: outputs.find_made(run, A.name, "a1")}
+    assert outputs.read_records(run) == {} and "has not run" in outputs.describe_stages(run, [A], stamps(), made)
     outputs.overlay(Run("demo-play"), run)
     assert outputs.settle(other, [A], stamps()) == outputs.settle(run, [A], stamps()) == ["01_a"]
 

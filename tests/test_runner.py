@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx
 
-from drot_utils.data.table import CANDIDATES, check_candidates, read_table
+from drot_utils.data.table import CANDIDATES, SCORED, check_candidates, read_table
 from drot_utils.study import graph, runner
 from drot_utils.study.errors import DrotError
 from drot_utils.study.graph import Stage, list_stages
@@ -297,6 +297,7 @@ def test_figures_and_tables_are_all_there(smoke_run):
     for name in TABLES:
         for end in (".csv", ".tex", ".md"):
             assert (folder / f"{name}{end}").exists(), name + end
+        assert "random, so these numbers mean nothing." in (folder / f"{name}.md").read_text().splitlines()[0]
 
 
 @NEEDS_TEX
@@ -317,11 +318,26 @@ def test_table2_has_a_row_a_model_and_the_papers_numbers(smoke_run):
     assert (table["auto_n_unq_vld"].dropna() <= table["auto_n_vld"].dropna()).all()
 
 
+def test_each_student_that_repeats_itself_is_named_distill_final_too(smoke_run):
+    table = pd.read_csv(smoke_run / "figures/smoke/variety.csv").set_index("model")
+    repeats = (
+        100 - table.loc[["distill_base", "self_distill_1", "self_distill_2", "distill_final"], "different_per_100"]
+    )
+    loud = repeats.index[1:][repeats.iloc[1:] >= max(5, 2 * repeats.iloc[0])]
+    record = json.loads((smoke_run / "runs/smoke/manifest.json").read_text())["stages"]["07_evaluation"]
+    assert [text.split(" repeats")[0] for text in record["warnings"]] == [f"Warning: {graph.label(m)}" for m in loud]
+
+
 def test_data_keep_the_schema_and_no_row_is_lost(smoke_run, smoke):
     data = smoke_run / "runs/smoke/data"
     for name in ("d0", "d1", "d2", "drot", "candidates_d0", "candidates_d1", "candidates_d2", "candidates_drot"):
         rows = check_candidates(read_table(data / f"{name}.parquet"), name)
         assert list(rows) == CANDIDATES.names and len(rows)
+    for name in ("greedy", "samples", "baselines"):  # with both opinions
+        rows = check_candidates(read_table(data / f"candidates_test_{name}.parquet"), name)
+        assert list(rows) == SCORED.names and rows["context"].notna().any()
+        for score in ("critic_score", "independent_score"):
+            assert rows[score].between(0, 1).eq(rows["context"].notna()).all()
     for k, n in enumerate(smoke.corpus.round_actions, start=1):
         everything = read_table(data / f"candidates_d{k}.parquet")
         assert len(everything) == n * 2 * smoke.generation.candidates

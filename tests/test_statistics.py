@@ -99,6 +99,9 @@ def test_a_student_that_repeats_itself_twice_as_often_is_a_warning():
     assert one.startswith(
         "Warning: SelfDistill_1 repeats itself: 40 of 100 contexts were written before, 20 by Distill_base"
     )
+    # What collapses step by step doubles in none; notebook 7 holds each student against Distill_base.
+    assert warnings(distill_base=80, self_distill_1=65, self_distill_2=55, distill_final=45) == []
+    assert len(warnings(distill_base=80, distill_final=45)) == 1
     assert warnings(distill_base=99, self_distill_1=96) == [] and len(warnings(distill_base=99, self_distill_1=95)) == 1
 
 

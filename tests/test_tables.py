@@ -12,6 +12,7 @@ from drot_utils.data.paper import TABLE4
 from drot_utils.report import tables
 from drot_utils.study import outputs
 from drot_utils.study.errors import DrotError
+from drot_utils.study.params import load_params
 from drot_utils.study.paths import NOTEBOOKS, ROOT, Run, write_text
 
 
@@ -25,6 +26,19 @@ def test_three_files_and_an_unknown_value_is_empty():
     assert "| a_b" in markdown and "|  0.12 |" in markdown and "nan" not in markdown and "<NA>" not in markdown
     latex = (run.figures / "table2.tex").read_text()
     assert r"a\_b" in latex and "nan" not in latex.lower().replace("{", "") and r"\label{tab:table2}" in latex
+
+
+def test_a_run_s_note_ends_every_caption():
+    note = load_params("params/quick.yaml").note
+    run = Run("quick", note)
+    tables.save_table(pd.DataFrame({"vld": [0.5]}), run, "table2", "By 50%.")
+    assert (
+        (run.figures / "table2.md")
+        .read_text()
+        .startswith("By 50%. Profile quick: few actions, so all intervals are wide.\n")
+    )
+    assert r"\caption{By 50\%. Profile quick: few" in (run.figures / "table2.tex").read_text()
+    assert load_params("params/demo.yaml").note is None and run == Run("quick")
 
 
 def test_intervals_fold_into_one_cell():
@@ -191,3 +205,51 @@ def test_runs_side_by_side(monkeypatch):
     ]
     with pytest.raises(DrotError, match=r"(?s)no table 2.*choose among: demo, nli04"):
         tables.compare_runs(["demo", "smoke"])
+
+
+def make_seeds(**rises):
+    """Write what three runs found: by critic and by votes, `rises` of Vld from one round to the next."""
+    for seed, (name, rise) in enumerate(rises.items()):
+        run = Run(name)
+        ends = {"auto_vld_low": 0.1, "auto_vld_high": 0.9}
+        table2 = pd.DataFrame({"model": ["base", "distill_base"], "train_rows": [None, 400 + seed]})
+        step = {"earlier": ["base"], "later": ["distill_base"], "voted": [240]}
+        vote = {"votes": [rise], "votes_low": [rise - 0.1], "votes_high": [rise + 0.1], "ppi": [0.2]}
+        told = {"difference": rise, "low": rise - 0.1, "high": rise + 0.1, "critic": "the critic"}
+        found = {
+            "table2": table2.assign(auto_vld=[0.3, 0.3 + rise], **ends, independent_vld=0.5),
+            "differences": pd.DataFrame({**step, "metric": ["vld"], **told}),
+            "vld_by_votes": pd.DataFrame({"set": ["greedy"], "model": ["base"], "voted": [240], "votes_vld": [0.4]}),
+            "differences_by_votes": pd.DataFrame(
+                {"set": ["greedy"], **step, **vote, "ppi_low": [0.1], "ppi_high": [0.3]}
+            ),
+        }
+        for table, rows in found.items():
+            write_text(run.figures / f"{table}.csv", rows.to_csv(index=False))
+        parameters = {"seed": seed, "annotation": {"filled": name}}
+        outputs.finish(run, "07_evaluation", name, {"files": {}, "inputs": {"parameters": parameters}})
+
+
+def test_seeds_are_averaged_and_a_rise_that_one_turns_round_is_named():
+    make_seeds(demo=0.2, seed1=0.1, seed2=-0.06)
+    said = tables.compare_runs(["demo", "seed1", "seed2"], seeds=True).replace("\u00a0", " ")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in said.splitlines() if "|" in line]
+    assert ["seed", "0", "1", "2"] in cells and "Warning" not in said
+    assert ["model", "Vld", "runs"] in cells and ["Distill_base", "0.38 [0.24, 0.50]", "3"] in cells
+    step = ["zero-shot base model", "Distill_base", "0.08 [-0.06, 0.20]"]
+    assert ["the critic", *step, "3", "Vld in seed2"] in cells
+    assert ["greedy", *step, "0.20 [0.20, 0.20]", "3", "by votes in seed2"] in cells
+    assert "`vld_by_votes`: of 1 run, so no spread." in said  # recorded votes: all three show the same ones
+
+
+def test_what_seeds_lack_and_what_else_differs_is_said():
+    make_seeds(demo=0.2, seed1=0.1)
+    (Run("demo").figures / "vld_by_votes.csv").unlink()
+    (Run("seed1").figures / "vld_by_votes.csv").unlink()
+    record = {"files": {}, "inputs": {"parameters": {"nli": {"threshold": 0.4}}}}
+    outputs.finish(Run("seed1"), "03_nli_filter", "x", record)
+    said = tables.compare_runs(["demo", "seed1"], seeds=True)
+    assert "`vld_by_votes`: of no run, so no spread." in said and "turned round |" not in said
+    assert "Warning: the spread is not that of seeds alone: nli.threshold differ, too." in said
+    with pytest.raises(DrotError, match="no table 2"):
+        tables.compare_runs(["demo", "seed3"], seeds=True)

@@ -1,6 +1,7 @@
 """Tests of `trainer`."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -86,6 +87,18 @@ def test_without_a_compiler_it_says_so_before_the_work_and_continues(smoke, stud
     trainer.can_compile.cache_clear()
 
 
+def dies_at(call):
+    """A loss that stops the training at this call."""
+    calls = itertools.count(1)
+
+    def dies(*args):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return batch_loss(*args)
+
+    return dies
+
+
 def one_step():
     """An optimizer with moments, and what its training came to."""
     model, _ = build_tiny("tiny-llama")
@@ -100,18 +113,9 @@ def test_a_killed_training_ends_with_the_same_weights(smoke, student_rows, tmp_p
     settings = smoke.student.model_copy(update={"batch_size": 2, "checkpoint_minutes": 1e-9, "accumulate": 2})
     whole = build_tiny("tiny-llama")
     expected = fit_student(whole, student_rows, settings, tmp_path / "whole", dtype=dtype)
-    calls, real = [], batch_loss
-
-    def dies(*args):
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(trainer, "batch_loss", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "batch_loss", dies_at(6))
         fit_student(build_tiny("tiny-llama"), student_rows, settings, tmp_path / "killed", dtype=dtype)
-    monkeypatch.setattr(trainer, "batch_loss", real)
     assert (tmp_path / "killed" / trainer.CHECKPOINT).exists()
     again = build_tiny("tiny-llama")
     resumed = fit_student(again, student_rows, settings, tmp_path / "killed", dtype=dtype)
@@ -289,18 +293,9 @@ def train_round(study, rows, name, *, start=None, adapter=None, processes=1, bas
 
 def kill_round(study, rows, name, monkeypatch, **changes):
     """Let a round die in its third step, and return its checkpoint."""
-    calls, real = [], batch_loss
-
-    def dies(*args):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "batch_loss", dies)
-        with pytest.raises(KeyboardInterrupt):
-            train_round(study, rows, name, **changes)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "batch_loss", dies_at(5))
+        train_round(study, rows, name, **changes)
     (place,) = study.run.work("checkpoints").glob(f"*/{trainer.CHECKPOINT}")
     return place
 

@@ -27,6 +27,8 @@ CANDIDATES = pa.schema(
         pa.field("kept", pa.bool_()),
     ]
 )
+#: Of what is written for test actions: with the score of the second critic, where there is one (notebook 7).
+SCORED = CANDIDATES.append(pa.field("independent_score", pa.float64()))
 KEY = ["action_id", "moral_variance", "candidate", "source"]
 PROMPT = ["action_id", "moral_variance"]
 #: What a moral variance is called where people read it.

@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from drot_utils.engine.load import describe_model, fit_embeddings, load_model, round_weights, save_module
+from drot_utils.engine.load import describe_model, fit_embeddings, load_model, round_weights
 from drot_utils.engine.shards import fingerprint
 from drot_utils.study.code import hash_code
-from drot_utils.study.errors import ModelError
+from drot_utils.study.errors import ModelError, wrap_damage
 from drot_utils.study.outputs import borrow_whole
 from drot_utils.study.params import Encoder
-from drot_utils.study.paths import replace_folder, require
+from drot_utils.study.paths import replace_folder, require, to_json
 from drot_utils.study.progress import Progress
 from drot_utils.study.record import Study
 
@@ -153,6 +154,13 @@ class Classifier:
         replace_folder(folder, fill)
 
 
+def save_module(module: nn.Module, settings: dict, folder: Path) -> None:
+    """Write a module's tensors and a JSON of its settings into `folder`."""
+    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "settings.json").write_text(to_json(settings, indent=2, sort_keys=True), encoding="utf-8")
+
+
 def load_classifier(study: Study, folder: Path, settings: Encoder, made_by: str, **head: Any) -> Classifier:
     """Load the pair classifier in `folder`, which notebook `made_by` trained; `head` are a `PairClassifier`'s arguments."""
     weights = require(folder / "model.safetensors", made_by)
@@ -160,7 +168,10 @@ def load_classifier(study: Study, folder: Path, settings: Encoder, made_by: str,
     encoder, _ = load_model(settings.base, "encoder", study.run)
     fit_embeddings(encoder, tokenizer)
     model = PairClassifier(encoder, **head)
-    model.load_state_dict(load_file(weights))
+    try:
+        model.load_state_dict(load_file(weights))
+    except SafetensorError as error:
+        raise wrap_damage(error, folder) from error
     return Classifier(model.to(study.device).eval(), tokenizer, settings.max_length, study.device, study.scoring_dtype)
 
 

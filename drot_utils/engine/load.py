@@ -13,7 +13,7 @@ from zipfile import ZipFile
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -27,10 +27,10 @@ from transformers import (
 )
 from transformers import modeling_gguf_pytorch_utils as gguf_reader
 
-from drot_utils.study.errors import ModelError
+from drot_utils.study.errors import ModelError, wrap_damage
 from drot_utils.study.outputs import borrow_whole
 from drot_utils.study.params import Adapter, ModelRef
-from drot_utils.study.paths import Run, files_below, replace_folder, resolve, sha256, to_json
+from drot_utils.study.paths import Run, files_below, replace_folder, resolve, sha256
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -98,12 +98,12 @@ def load_model(ref: ModelRef, kind: str, run: Run) -> tuple[PreTrainedModel, Pre
     """
     if ref.source == "random":
         return build_tiny(ref.name)
-    if ref.source == "package":
-        return load_folder(package_folder(ref.name, run), kind)
-    place = resolve(ref.name) if ref.source == "folder" else ref.name
-    if isinstance(place, Path) and not place.is_dir():  # its name would be looked for on the hub
-        raise ModelError("no such folder", where=str(place), todo="check the path in the parameters")
-    return load_folder(place, kind, ref.revision)
+    if ref.source == "hub":
+        return load_folder(ref.name, kind, ref.revision)
+    folder = package_folder(ref.name, run) if ref.source == "package" else resolve(ref.name)
+    if not folder.is_dir():  # its name would be looked for on the hub
+        raise ModelError("no such folder", where=str(folder), todo="check the path in the parameters")
+    return load_folder(folder, kind)
 
 
 def load_folder(
@@ -121,6 +121,8 @@ def load_folder(
         found = f"no safetensors weights could be loaded ({str(error).splitlines()[0]})"
         todo = "check the name, revision and connection; pickled weights are refused: take a revision with safetensors"
         raise ModelError(found, where=str(place), todo=todo) from error
+    except SafetensorError as error:
+        raise wrap_damage(error, place) from error
     _complete_tokens(model, tokenizer, kind, place)
     fit_embeddings(model, tokenizer)
     if kind == "causal":
@@ -130,8 +132,7 @@ def load_folder(
 
 def check_plain(config: PretrainedConfig, place: str | Path) -> None:
     """Raise a `ModelError` when a configuration says that its weights are quantized."""
-    if quantized := getattr(config, "quantization_config", None):
-        settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
+    if settings := getattr(config, "quantization_config", None):
         bits = next((f", {n} bits" for n in (4, 8) if settings.get(f"load_in_{n}bit") or settings.get("bits") == n), "")
         raise ModelError(
             f"expected plain weights, found quantized ones ({settings.get('quant_method', 'unknown method')}{bits})",
@@ -347,13 +348,6 @@ def save_model(
             (place / name).write_text(text, encoding="utf-8")
 
     return replace_folder(folder, fill) if write else folder
-
-
-def save_module(module: nn.Module, settings: dict, folder: Path) -> None:
-    """Write a module's tensors and a JSON of its settings into `folder`."""
-    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "settings.json").write_text(to_json(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def round_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -269,19 +269,13 @@ def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> 
     Raises
     ------
     DataError
-        No rows, none that is valid (precision and recall), or a value or precision that no row reaches.
+        No rows, none that is valid (precision and recall), or a precision that no threshold reaches.
     """
     if not len(scores):
         raise DataError(
             "expected judged rows, found none", where="critic threshold", todo="name some: `critic.threshold_rows`"
         )
     if rule.value is not None:
-        if rule.value > scores.max():
-            raise DataError(
-                f"none of the {len(scores)} judged rows reaches {rule.value:g}; the highest score is {scores.max():.3f}",
-                where="critic threshold",
-                todo="ask for less in params, or train a better critic: nothing would be kept",
-            )
         return rule.value
     if rule.share is not None:
         return float(np.sort(scores)[-max(1, math.ceil(rule.share * len(scores) - 1e-9))])
@@ -307,9 +301,19 @@ def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> 
 
 
 def choose_thresholds(settings: Settings, valid: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Apply the rules of the parameters: ``seed`` for the teacher's contexts, ``distill`` for the students', ``dataset``."""
+    """Apply the rules of the parameters: ``seed`` for the teacher's contexts, ``distill`` for the students', ``dataset``.
+
+    For who filters: where no row reaches one of them, nothing would be kept, and that is a `DataError`.
+    """
     rules = {name: getattr(settings, f"threshold_{name}") for name in ("seed", "distill", "dataset")}
-    return {name: choose_threshold(valid, scores, rule) for name, rule in rules.items()}
+    thresholds = {name: choose_threshold(valid, scores, rule) for name, rule in rules.items()}
+    if (highest := max(thresholds.values())) > scores.max():
+        raise DataError(
+            f"none of the {len(scores)} judged rows reaches {highest:g}; the highest score is {scores.max():.3f}",
+            where="critic threshold",
+            todo="ask for less in params, or train a better critic: nothing would be kept",
+        )
+    return thresholds
 
 
 def score_contexts(study: Study, name: str, rows: pd.DataFrame) -> np.ndarray:

@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 
 from drot_utils.data.table import PROMPT
+from drot_utils.engine.shards import fingerprint
 from drot_utils.method.critic import score_contexts
 from drot_utils.method.judges import load_panel
 from drot_utils.method.nli import filter_groups
 from drot_utils.method.student import find_cut, write_contexts
 from drot_utils.study.errors import DataError
+from drot_utils.study.outputs import read_records
 from drot_utils.study.paths import require
 from drot_utils.study.record import Study
 
@@ -32,6 +34,7 @@ class Scorer:
     label: str
     score: Callable[[pd.DataFrame], np.ndarray]  # of rows with ``action moral_variance context``
     thresholds: dict[str, float]
+    known_by: str = ""  # changes with who that is, not with the thresholds
 
 
 def load_scorer(study: Study, name: str | None = None) -> Scorer:
@@ -40,7 +43,8 @@ def load_scorer(study: Study, name: str | None = None) -> Scorer:
     path = require(study.run.model(name) / "settings.json", "12_judges" if name == "judges" else "02_critic")
     score = load_panel(study).score if name == "judges" else partial(score_contexts, study, name)
     label = NAMES[name] + " that filtered" * (name == study.params.judges.filter)
-    return Scorer(label, score, json.loads(path.read_text(encoding="utf-8"))["thresholds"])
+    record = json.loads(path.read_text(encoding="utf-8"))  # a critic's has its losses
+    return Scorer(label, score, record.pop("thresholds"), fingerprint(name, record))
 
 
 def load_scorers(study: Study) -> dict[str, Scorer]:
@@ -160,6 +164,17 @@ def count_dropped(rows: pd.DataFrame) -> dict[str, int]:
     """Count the dropped rows by the first reason that holds: each filter's, and others where there are any."""
     counts = rows["dropped"].value_counts(sort=False)
     return {reason: int(count) for reason, count in counts.items() if count or reason in FILTERS}
+
+
+def warn_mixed(study: Study, scorer: Scorer, stages: Sequence[str]) -> list[str]:
+    """Return a sentence that names those of `stages` whose rows another one scored (noted as ``scored_by``); none if all agree.
+
+    By hand that happens: notebook 2 trains another critic, and what stands beside it is from before.
+    """
+    records = read_records(study.run)
+    others = [name for name in stages if records.get(name, {}).get("scored_by", scorer.known_by) != scorer.known_by]
+    said = f"Warning: another critic scored the rows of {', '.join(others)}: run these again, then this notebook."
+    return [said] if others else []
 
 
 PER_CONTEXT = 4  # candidates that a student writes for each context that `ask_student` is to return

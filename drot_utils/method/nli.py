@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from drot_utils.engine import load
-from drot_utils.engine.classifier import Classifier, Fit, Texts, load_classifier, train_classifier
+from drot_utils.engine.classifier import Classifier, Fit, Texts, load_classifier, save_module, train_classifier
 from drot_utils.engine.shards import Work, map_rows
 from drot_utils.study.errors import ModelError
 from drot_utils.study.params import Nli as Settings
@@ -171,7 +171,7 @@ def save_nli(study: Study, nli: Nli, record: dict) -> None:
         nli.classifier.save(folder, record)
     else:
         origin = {**record, **load.describe_model(settings.base)}
-        replace_folder(folder, lambda place: load.save_module(torch.nn.Module(), origin, place))
+        replace_folder(folder, lambda place: save_module(torch.nn.Module(), origin, place))
 
 
 def load_nli(study: Study) -> Nli:

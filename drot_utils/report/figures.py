@@ -173,7 +173,8 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
     metric that has no such column is not drawn. Of the first prefix the teacher's Vld is a line, where it has one.
     """
     rows = table.set_index("model")
-    teacher = rows.get(f"{next(iter(prefixes))}vld", pd.Series()).get("teacher", np.nan)
+    first, judge = next(iter(prefixes.items()))
+    teacher = rows.get(f"{first}vld", pd.Series()).get("teacher", np.nan)
     rows = rows.loc[models]
     names = [_shorten(model) for model in models]
     figure, grid = plt.subplots(1, len(METRICS), figsize=(10, 2.9), layout="constrained")
@@ -187,13 +188,7 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
             error = [mean - low.fillna(mean), high.fillna(mean) - mean]
             axes.errorbar(x + 0.08 * k, mean, error, fmt="o-", capsize=2, label=label)
         if metric == "vld" and not np.isnan(teacher):
-            axes.axhline(
-                teacher,
-                color="black",
-                linewidth=1,
-                linestyle=":",
-                label=f"the teacher, by {next(iter(prefixes.values()))}",
-            )
+            axes.axhline(teacher, color="black", linewidth=1, linestyle=":", label=f"the teacher, by {judge}")
         axes.plot(x, rows[f"paper_auto_{metric}"], "s--", label="the paper (3B student)", **grey)
         axes.set(title=title, ylim=(0, 1 if metric in ("vld", "avg") else 10))
         axes.set_xticks(x, names, rotation=35, ha="right")
@@ -219,10 +214,8 @@ def draw_differences(differences: pd.DataFrame) -> Figure:
     for axes, metric in zip(grid[0], metrics, strict=False):
         for k, critic in enumerate(critics):
             rows = differences.assign(step=steps)[differences["critic"].eq(critic) & differences["metric"].eq(metric)]
-            error = [
-                (rows["difference"] - rows["low"]).clip(lower=0),
-                (rows["high"] - rows["difference"]).clip(lower=0),
-            ]
+            ends = (rows["difference"] - rows["low"], rows["high"] - rows["difference"])
+            error = [end.clip(lower=0) for end in ends]
             y = np.array([order.index(step) for step in rows["step"]]) + 0.22 * (k - (len(critics) - 1) / 2)
             axes.errorbar(rows["difference"], y, xerr=error, fmt="o", capsize=2, markersize=4, label=critic)
         axes.axvline(0, color="black", linewidth=1, linestyle=":")

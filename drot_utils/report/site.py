@@ -18,17 +18,7 @@ from drot_utils import __version__
 from drot_utils.data.table import WAYS, read_table, visible, write_frame
 from drot_utils.study.errors import MissingInputError
 from drot_utils.study.outputs import read_params
-from drot_utils.study.paths import (
-    NOTEBOOKS,
-    ROOT,
-    Run,
-    output_root,
-    replace_folder,
-    require,
-    resolve,
-    to_json,
-    write_text,
-)
+from drot_utils.study.paths import NOTEBOOKS, ROOT, Run, output_root, replace_folder, require, to_json, write_text
 
 LIMIT = 50_000  # rows of the data page: 10 MB, which a phone still opens
 #: A link that leads to a file beside, and the head of a data card.
@@ -82,8 +72,8 @@ def make_site(name: str) -> Path:
         with TemporaryDirectory() as scratch:
             sources = Path(scratch, "sources")
             gather_sources(run, sources)
-            settings = {"status": None, "warning": sys.stderr}
-            sphinx = Sphinx(sources, None, place, Path(scratch, "trees"), "html", SETTINGS, **settings)
+            trees = Path(scratch, "trees")
+            sphinx = Sphinx(sources, None, place, trees, "html", SETTINGS, status=None, warning=sys.stderr)
             sphinx.connect("autodoc-skip-member", _is_constant)
             sphinx.build()
         shutil.copyfile(place / "README.html", place / "index.html")
@@ -211,7 +201,7 @@ def make_atlas(name: str) -> Path:
         (place / "data").mkdir()
         write_frame(table, place / "data" / "dataset.parquet")
         write_text(place / "data" / "metadata.json", to_json(metadata))
-        shutil.copyfile(resolve(NOTICE), place / "NOTICE.txt")
+        shutil.copyfile(ROOT / NOTICE, place / "NOTICE.txt")
 
     return replace_folder(output_root() / "site" / "atlas", fill) / "index.html"
 
@@ -225,20 +215,19 @@ def _open_run(name: str) -> tuple[Run, pd.DataFrame]:
 def _gather_notebooks(run: Run, place: Path) -> list[str]:
     """Copy the executed notebooks, each picture with its section's heading for a text, and return the pages to list."""
     place.mkdir(parents=True)
-    executed, pages = (
-        {path.stem: path for path in sorted((run.root / "notebooks").glob("*.ipynb"), key=lambda path: path.stem)},
-        [],
-    )
+    pages = []
+    executed = {
+        path.stem: path for path in sorted((run.root / "notebooks").glob("*.ipynb"), key=lambda path: path.stem)
+    }
     for path in executed.values():
         book, heading = json.loads(path.read_text(encoding="utf-8")), ""
         for cell in book["cells"]:
             source = "".join(cell["source"])
             if cell["cell_type"] == "code":
                 cell["metadata"]["mystnb"] = {"image": {"alt": heading}}
-                for data in (output["data"] for output in cell["outputs"] if "text/markdown" in output.get("data", {})):
-                    data["text/markdown"] = _unlink(
-                        "".join(data["text/markdown"]), r"(?![a-z]+:)[^)]+"
-                    )  # files elsewhere
+                for output in cell["outputs"]:
+                    if text := output.get("data", {}).get("text/markdown"):  # which links to files elsewhere
+                        output["data"]["text/markdown"] = _unlink("".join(text), r"(?![a-z]+:)[^)]+")
             elif found := re.search(r"^#+ (.+)", source, re.MULTILINE):
                 heading = found[1]
         write_text(place / path.name, json.dumps(book))

@@ -50,6 +50,8 @@ WORDS = {
 TEXT_WIDTH, GAP, LETTER, TINY = 345, 7, 4.6, 3.0
 LONG_WORD = 18  # letters; a longer word may be broken anywhere
 INTERVAL = re.compile(r"(\S+) (\[\S+, \S+\])")
+#: What `average_runs` takes together, and how the names of its columns begin.
+SEEDS = {"table2": "auto_", "differences": "", "vld_by_votes": "", "differences_by_votes": ""}
 
 
 def save_table(
@@ -57,12 +59,12 @@ def save_table(
 ) -> Path:
     """Write a table as ``.csv`` (all columns and digits; its path is returned), ``.tex`` and ``.md``.
 
-    The latter two are `shape_table` of `shown`, by default of `frame`. Cells and caption are on one line there, and characters
-    that mean something are escaped. LaTeX needs the package booktabs. The table fits the text width of an article: long texts
-    are set in several lines, and intervals below their numbers where that is not enough.
+    The latter two are `shape_table` of `shown`, by default of `frame`, with the caption and the run's note. Cells and caption are
+    on one line there, and characters that mean something are escaped. LaTeX needs the package booktabs. The table fits the text
+    width of an article: long texts are set in several lines, and intervals below their numbers where that is not enough.
     """
     path = write_text(run.figures / f"{name}.csv", frame.to_csv(index=False))
-    shown, caption = frame if shown is None else shown, BREAK.sub(" ", caption)
+    shown, caption = frame if shown is None else shown, BREAK.sub(" ", f"{caption} {run.note or ''}".strip())
     shaped = shape_table(shown, decimals)
     write_text(run.figures / f"{name}.tex", _to_latex(shaped, caption, name))
     sides = ["right" if number else "left" for number in shaped.attrs["numbers"]]
@@ -93,9 +95,8 @@ def shape_table(frame: pd.DataFrame, decimals: int = 2) -> pd.DataFrame:
             shown[name] = values.map(graph.label)
         else:
             said = SAID.get(name, {})
-            shown[name] = [
-                _text(said.get(value, value) if said else value, decimals) for value in values.astype(object)
-            ]
+            words = (said.get(value, value) if said else value for value in values.astype(object))
+            shown[name] = [_text(value, decimals) for value in words]
     table = pd.DataFrame(shown, dtype=object)
     first, *rest = table.columns if len(table.columns) > 1 else [None]
     if rest and not (_is_number(frame[first]) or _is_number(frame[rest[0]])):
@@ -134,46 +135,99 @@ def round_table(frame: pd.DataFrame, decimals: int = 3) -> pd.DataFrame:
     return frame.astype(object).map(lambda value: _text(value, decimals))
 
 
-def with_intervals(frame: pd.DataFrame, metrics: list[str], decimals: int = 2) -> pd.DataFrame:
+def with_intervals(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     """Return `frame` with each metric and its ``_low`` and ``_high`` columns folded into "0.41 [0.36, 0.46]"."""
     out = frame.copy()
     for metric in metrics:
         ends = [f"{metric}_low", f"{metric}_high"]
-        out[metric] = [_fold(*values, decimals) for values in frame[[metric, *ends]].itertuples(index=False)]
+        out[metric] = [_fold(*values, 2) for values in frame[[metric, *ends]].itertuples(index=False)]
         out = out.drop(columns=ends)
     return out
 
 
-def compare_runs(names: Sequence[str]) -> str:
+def compare_runs(names: Sequence[str], seeds: bool = False) -> str:
     """Return what differs in the parameters of finished runs, and table 2's automatic metrics side by side, as Markdown.
+
+    Parameters
+    ----------
+    seeds : bool
+        The runs are one study with several seeds: their means instead, and how far the seeds lie apart (see `average_runs`).
 
     Raises
     ------
     DrotError
         For a run without a table 2.
     """
-    differ, side = {}, pd.DataFrame({"model": []})
+    differ, found = {}, _read_results(names, "table2")
     for name in names:
-        run = Run(name)
-        path = run.figures / "table2.csv"
-        if not path.exists():
-            there = ", ".join(sorted(p.parent.name for p in run.figures.parent.glob("*/table2.csv"))) or "none yet"
+        if name not in found:
+            there = sorted(path.parent.name for path in Run(name).figures.parent.glob("*/table2.csv"))
+            there = ", ".join(there) or "none yet"
             raise DrotError("this run has no table 2", where=name, todo=f"finish it, or choose among: {there}")
-        table = pd.read_csv(path)
-        metrics = [column for column in table if column.startswith("auto_") and f"{column}_low" in table]
-        folded = with_intervals(table, metrics)[["model", *metrics]]
-        side = side.merge(
-            folded.rename(columns={metric: f"{metric} {name}" for metric in metrics}), on="model", how="outer"
-        )
-        for record in read_records(run).values():
+        for record in read_records(Run(name)).values():
             for key, value in flatten(record.get("inputs", {}).get("parameters", {})).items():
                 if not key.startswith("stage."):
                     differ.setdefault(key, {})[name] = str(value)
     different = pd.DataFrame({k: v for k, v in differ.items() if len({v.get(n) for n in names}) > 1}).T
+    more = [key for key in different.index if key != "seed" and not key.startswith("annotation.")]
+    warning = [f"Warning: the spread is not that of seeds alone: {', '.join(more)} differ, too."] * bool(seeds and more)
+    parts = average_runs(names) if seeds else [_to_markdown(_put_beside(found))]
+    return "\n\n".join([_to_markdown(different.reset_index(names="parameter")), *warning, *parts])
+
+
+def _read_results(names: Sequence[str], table: str) -> dict[str, pd.DataFrame]:
+    paths = {name: Run(name).figures / f"{table}.csv" for name in names}
+    return {name: pd.read_csv(path) for name, path in paths.items() if path.exists()}
+
+
+def _put_beside(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    side = pd.DataFrame({"model": []})
+    for name, table in found.items():
+        metrics = [column for column in table if column.startswith("auto_") and f"{column}_low" in table]
+        folded = with_intervals(table, metrics)[["model", *metrics]]
+        named = folded.rename(columns={metric: f"{metric} {name}" for metric in metrics})
+        side = side.merge(named, on="model", how="outer")
     ordered = side.set_index("model").loc[graph.in_order(side["model"])].reset_index()
-    by_metric = sorted(ordered.columns[1:], key=lambda column: metrics.index(column.split()[0]))
-    parts = [different.reset_index(names="parameter"), ordered[["model", *by_metric]]]
-    return "\n\n".join(round_table(part).to_markdown(index=False, disable_numparse=True) for part in parts)
+    return ordered[["model", *sorted(ordered.columns[1:], key=lambda column: metrics.index(column.split()[0]))]]
+
+
+def average_runs(names: Sequence[str]) -> list[str]:
+    """Return table 2, what votes say, and the differences by both as means over runs [lowest, highest], as Markdown.
+
+    A difference that has another sign in some runs than in the mean, or none, is named with these runs. A table that is the same
+    in two runs counts once: with recorded votes, all runs show what annotators said of one.
+    """
+    parts = ["Means over runs [lowest, highest]. What a run turns round is named beside: it is no rise."]
+    for table, start in SEEDS.items():
+        found = _read_results(names, table)
+        for name, rows in [*found.items()][:0:-1]:
+            if any(rows.equals(other) for run, other in found.items() if run != name):
+                del found[name]
+        if len(found) < 2:
+            parts.append(f"`{table}`: of {len(found) or 'no'} run, so no spread.")
+            continue
+        if table == "differences":
+            found = {name: pivot_differences(rows) for name, rows in found.items()}
+        first = next(iter(found.values()))
+        keys = [name for name in first if not _is_number(first[name])]
+        metrics = [name for name in first if name.startswith(start) and f"{name}_low" in first]
+        every = pd.concat({name: rows.set_index(keys).reindex(columns=metrics) for name, rows in found.items()})
+        every.index.names = ["run", *keys]
+        by_row = every.groupby(keys, sort=False)
+        shown = pd.concat([by_row.mean(), by_row.min().add_suffix("_low"), by_row.max().add_suffix("_high")], axis=1)
+        shown["runs"] = by_row.size()
+        if "later" in keys:
+            turned = (every * by_row.transform("mean") <= 0).rename(columns=_say).rename_axis(columns="metric").stack()
+            turned = turned[turned].reset_index()
+            shown["turned round"] = (
+                (turned["metric"] + " in " + turned["run"]).groupby([turned[k] for k in keys]).agg(", ".join)
+            )
+        parts.append(f"`{table}` over {', '.join(found)}:\n\n{_to_markdown(shape_table(shown.reset_index()))}")
+    return parts
+
+
+def _to_markdown(frame: pd.DataFrame) -> str:
+    return round_table(frame).to_markdown(index=False, disable_numparse=True)
 
 
 def _fold(mean: float, low: float, high: float, decimals: int) -> str:
@@ -221,10 +275,8 @@ def _say(column: str) -> str:
 def _to_latex(shaped: pd.DataFrame, caption: str, name: str) -> str:
     """Return a floating table that is no wider than `TEXT_WIDTH`: columns of numbers to the right, those of long texts broken."""
     numbers, room = shaped.attrs["numbers"], TEXT_WIDTH - GAP * shaped.shape[1]
-    for stacked, length in (
-        (False, 9),
-        (True, 1),
-    ):  # where it is too wide: intervals below, and headings of a word a line
+    # Where it is too wide: intervals below, and headings of a word a line.
+    for stacked, length in ((False, 9), (True, 1)):
         heads = [textwrap.wrap(head, length, break_long_words=False) if number else [head]
                  for head, number in zip(shaped, numbers, strict=True)]  # fmt: skip
         wide = [_measure(shaped.iloc[:, k], head, stacked) for k, head in enumerate(heads)]

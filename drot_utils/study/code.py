@@ -139,11 +139,8 @@ def _bound(node: ast.stmt) -> set[str]:
     found = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     found |= {n.name for n in ast.walk(node) if isinstance(n, DEFINITIONS)}
     binds = isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign)
-    parts = (
-        [part for target in getattr(node, "targets", None) or [node.target] for part in ast.walk(target)]
-        if binds
-        else []
-    )
+    targets = (getattr(node, "targets", None) or [node.target]) if binds else []
+    parts = [part for target in targets for part in ast.walk(target)]
     plain = binds and all(isinstance(part, ast.Name | ast.Tuple | ast.Store) for part in parts)
     return found if plain else {*found, ""}
 

@@ -55,6 +55,12 @@ class StorageError(DrotError):
     """The disk refused a write; what was written before is kept."""
 
 
+def wrap_damage(error: Exception, place: object) -> ModelError:
+    """Return an error, to be raised ``from error``, that says of the weights in `place` that they cannot be read."""
+    todo = "remove this folder (or what was downloaded), then run again what makes it"
+    return ModelError(f"weights are damaged ({error})", where=str(place), todo=todo)
+
+
 def wrap_os_error(error: Exception, path: object) -> StorageError:
     """Return an error, to be raised ``from error``, that says what a failed write to `path` means for the study."""
     said = re.search(r"os error (\d+)", str(error))  # so safetensors keeps the number

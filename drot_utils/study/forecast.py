@@ -100,14 +100,11 @@ def _work_of(stage: Stage, params: Params, assumed: Assumed) -> Iterator[Work]:
     corpus, learns, n, tested = params.corpus, params.student, params.generation.candidates, params.evaluation
     critic, nli, gold = params.critic, params.nli, sum(map(_count_lines, params.critic.gold))
     student, panel = _size(learns.base), [(_size(one.model), QUESTION) for one in params.judges.panel if one.model]
-    learnt = student * (
-        2 / 3 if learns.adapter else 1
-    )  # nobody asks for a frozen weight's gradient: four operations, not six
+    # Nobody asks for a frozen weight's gradient: four operations, not six.
+    learnt = student * (2 / 3 if learns.adapter else 1)
     scorers = panel if params.judges.filter == "judges" else [(_size(critic.base), assumed.pair)]
-    row, candidate = (
-        assumed.prompt + assumed.target,
-        assumed.prompt / n + assumed.target,
-    )  # its prompt is read once for all n
+    # A candidate's prompt is read once for all n.
+    row, candidate = assumed.prompt + assumed.target, assumed.prompt / n + assumed.target
     longest = params.teacher.max_tokens or params.generation.max_new_tokens
     each, fresh = params.teacher.contexts_per_variance, [2 * n * actions for actions in corpus.round_actions]
     rest = 2 * n * (corpus.final_actions or max(0, TRAIN_ACTIONS - corpus.seed_actions - sum(corpus.round_actions)))
@@ -149,31 +146,26 @@ def _work_of(stage: Stage, params: Params, assumed: Assumed) -> Iterator[Work]:
         case "06":
             yield work("write: data set", "candidates", rest, candidate, "write", student)
             yield from score(rest, n, rest)
-            rows = sum(kept) + rest
-            yield work(
-                "train Distill_final", "rows", rows * assumed.dataset, row * learns.final_epochs, "train", learnt
-            )
+            rows = (sum(kept) + rest) * assumed.dataset
+            yield work("train Distill_final", "rows", rows, row * learns.final_epochs, "train", learnt)
         case "07":
             tests = corpus.test_actions or TEST_ACTIONS
             samples = 2 * tested.candidates * (tested.sampled_actions or tests)
             students = len(fresh) + 2 + sum(need[:2] in ("04", "05") for need in stage.needs)
             asked, models = 2 * tests + samples, [one.model for one in tested.baselines if one.model]
-            yield work(
-                f"write: evaluation, {students} students", "candidates", students * asked, candidate, "write", student
-            )
-            for count, size in [(asked, student)] + [
-                (2 * (tested.baseline_actions or tests), _size(m)) for m in models
-            ]:
+            what = f"write: evaluation, {students} students"
+            yield work(what, "candidates", students * asked, candidate, "write", student)
+            prompts = 2 * (tested.baseline_actions or tests)
+            for count, size in [(asked, student), *((prompts, _size(model)) for model in models)]:
                 yield work("write: evaluation, zero-shot", "candidates", count, longest, "write", size)
             yield from score((students + 1) * samples, tested.candidates, (students + 1) * asked)
         case "10":
             count = len(params.bias.countries) * 2 * (params.bias.samples + 1)
             yield work("write: bias", "candidates", count, candidate, "write", student)
         case "12":
+            shown = params.judges.sample or gold * critic.splits[2]
             for size, length in panel:
-                yield work(
-                    "judges of gold", "contexts", params.judges.sample or gold * critic.splits[2], length, "score", size
-                )
+                yield work("judges of gold", "contexts", shown, length, "score", size)
 
 
 def _count_lines(path: str) -> int:
@@ -193,10 +185,8 @@ def _share_frozen(settings: Encoder) -> float:
     if not settings.frozen_layers:
         return 0.0
     if settings.base.name not in LAYERS:
-        raise DrotError(
-            f"the layers of {settings.base.name} are not known",
-            todo="add them to LAYERS in drot_utils/study/forecast.py",
-        )
+        todo = "add them to LAYERS in drot_utils/study/forecast.py"
+        raise DrotError(f"the layers of {settings.base.name} are not known", todo=todo)
     return min(1.0, settings.frozen_layers / LAYERS[settings.base.name])
 
 
@@ -251,11 +241,9 @@ def expect(stages: list[Stage], params: Params, machine: Machine) -> list[Stage]
     """Return stages with the seconds that they will take on a machine: theirs, and those of their products."""
     seconds = {stage.name: stage.seconds for stage in stages}
     reached = EFFICIENCY["bfloat16" if machine.gpu else machine.dtype]
+    shared = {"train": params.compute.parallel.processes, "fit": 1, "upper": 1}
     for work in list_work(params, stages):
-        shared = {"train": params.compute.parallel.processes, "fit": 1, "upper": 1}.get(
-            work.kind, params.compute.executor.workers
-        )
-        devices = min(machine.cores, shared) if machine.gpu else 1
+        devices = min(machine.cores, shared.get(work.kind, params.compute.executor.workers)) if machine.gpu else 1
         seconds[work.stage] += work.operations / (machine.rate * reached[work.kind] * devices)
     return [replace(stage, seconds=seconds[stage.name]) for stage in stages]
 

@@ -152,9 +152,7 @@ def _list_ablations(rounds: int) -> list[Stage]:
     stages = [Stage(f"{base}-no_critic", (base,), WRITES, 10, {"variant": "no_critic"})]
     for variant in ("top_1_only", "no_nli"):
         stages += _list_rounds(rounds, variant)
-    if (
-        rounds > 1
-    ):  # of one round it would be the round itself; its number of training steps is that of all rounds together
+    if rounds > 1:  # of one round it would be the round itself; it has as many training steps as all rounds together
         parameters = {"round": rounds, "variant": "no_self_distill"}
         stages.append(Stage(f"{last}-no_self_distill", (last,), WRITES, 10, parameters))
     return stages

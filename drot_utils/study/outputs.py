@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from drot_utils.study.paths import Run, atomic, exclusive, output_root, replace_
 BATCH = "DROT_STAGE"  # names, for a notebook that the runner started, the stage it is
 BY_HAND = "by-hand"  # stands for the stamp of what was run by hand
 PLAY = "-play"  # ends the name of the run that notebooks by hand write to
+Made = tuple[Run, dict[str, Any]]  # a run that has what a stage makes, and its record
 SMALL = 1_000_000  # bytes: a smaller file is copied into another run, as editors (JupyterLab too) write in place
 
 
@@ -97,16 +98,23 @@ def _read_json(path: Path) -> dict[str, Any]:
     return {}
 
 
-def begin(run: Run, stage: str) -> None:
-    """Forget what a stage made: it is about to be made anew."""
+def begin(run: Run, stage: str, keep: Collection[str] = ()) -> None:
+    """Forget what a stage made: it is about to be made anew.
+
+    Its figures and tables are removed, too, but for `keep`: what it does not make again, as a table of votes where there are
+    none any more, must not be shown as the run's.
+    """
     for path in (run.root / "stages").glob(f"{stage}.*.json"):
+        for name in _read_record(path).get("files", {}):
+            if name.startswith("figures/") and name not in keep:
+                _place(run, name).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
 
 def finish(run: Run, stage: str, look: str, record: dict[str, Any]) -> None:
     """Keep the record of a stage that ended well, and put all records together in ``manifest.json``."""
     with exclusive(run.work("stages") / ".lock", wait=True):  # two stages may end at once
-        begin(run, stage)
+        begin(run, stage, keep=record["files"])
         write_text(record_path(run, stage, look), _json(record))
         records = read_records(run)
         write_text(run.manifest, _json({"profile": run.profile, "stages": records}))
@@ -138,7 +146,7 @@ def find_broken(run: Run, record: dict[str, Any]) -> str | None:
     return None
 
 
-def find_made(run: Run, stage: str, look: str) -> tuple[Run, dict[str, Any]] | None:
+def find_made(run: Run, stage: str, look: str) -> Made | None:
     """Return the run that has what a stage makes, this one before others, with its record; None where none has.
 
     What lies in another's run by hand is not taken: half a notebook may have been run over it.
@@ -298,15 +306,17 @@ def explain(stamp: Stamp, old: dict[str, Any] | None) -> list[str]:
     return why or [f"{_say(name)} changed (drawing only)" for name in _changed(before["look"], new["look"])]
 
 
-def describe_stages(run: Run, stages: list[Stage], stamps: dict[str, Stamp]) -> str:
-    """Say for each stage whether it is there, is taken over or would run, and why; and for how long in all."""
+def describe_stages(run: Run, stages: list[Stage], stamps: dict[str, Stamp], made: dict[str, Made | None]) -> str:
+    """Say for each stage whether it is there, is taken over or would run, and why; and for how long in all.
+
+    `made` is what `find_made` returned for each.
+    """
     lines, total = [], 0.0
     known = [read_records(place) for place in (run, *other_runs(run))]
     for stage in stages:
         stamp = stamps[stage.name]
-        made = find_made(run, stage.name, stamp.look)
-        if made:
-            how = "is there" if made[0] == run else f"is taken over from runs/{made[0].profile}"
+        if found := made[stage.name]:
+            how = "is there" if found[0] == run else f"is taken over from runs/{found[0].profile}"
             lines.append(f"{stage.name:34} {how}")
             continue
         records = [records[stage.name] for records in known if stage.name in records]

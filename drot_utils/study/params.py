@@ -370,6 +370,7 @@ class Params(Section):
     profile: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
     seed: Count
     ablations: bool
+    note: str | None
     compute: Compute
     corpus: Corpus
     requests: Requests

@@ -11,7 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -64,6 +64,7 @@ class Run:
     """The directories of one run (``runs/<profile>/`` and ``figures/<profile>/``); nothing is written elsewhere."""
 
     profile: str
+    note: str | None = field(default=None, compare=False)  # ends every table's caption
 
     @property
     def root(self) -> Path:

@@ -71,9 +71,9 @@ def open_study(
     params = load_params(params_file, overrides)
     _quiet()
     pd.options.display.max_colwidth = 110
-    study = Study(params, Run(params.profile), f"{stage}-{variant}" if variant else stage)
+    study = Study(params, Run(params.profile, params.note), f"{stage}-{variant}" if variant else stage)
     if study.by_hand:
-        study.run, base = Run(f"{params.profile}{PLAY}"), study.run
+        study.run, base = Run(f"{params.profile}{PLAY}", params.note), study.run
         overlay(study.run, base)
         print(f"By hand: writes to runs/{study.run.profile}/, and reads what is not there from runs/{base.profile}/.")
     if params.compute.dtype == "bfloat16" and (warning := warn_slow(study.device)):

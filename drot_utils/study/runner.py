@@ -60,12 +60,13 @@ def run_study(
         stages = _needed_by(_find_stage(stages, until), stages)
     refuse_braces(run.root)
     if dry:
-        planned = [stage for stage in stages if not outputs.find_made(run, stage.name, stamps[stage.name].look)]
+        made = {stage.name: outputs.find_made(run, stage.name, stamps[stage.name].look) for stage in stages}
+        planned = [stage for stage in stages if not made[stage.name]]
         if planned:
             planned, said = foresee(params_file, params, planned, cores)
             print(said)
         expected = {stage.name: stage for stage in planned}
-        print(outputs.describe_stages(run, [expected.get(stage.name, stage) for stage in stages], stamps))
+        print(outputs.describe_stages(run, [expected.get(stage.name, stage) for stage in stages], stamps, made))
         return 0
     work = run.work("")
     with exclusive(work / ".lock", wait=False, what="running this study") as lock:
