@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from shutil import which
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as a run sets it; torch reads it when it is imported
 
@@ -23,6 +24,7 @@ import torch
 import yaml
 from fault_server import USE, make_endpoint, make_questions  # noqa: F401  (for the tests, which take them from here)
 
+from drot_utils.__main__ import main
 from drot_utils.data import corpora
 from drot_utils.data.gold import read_gold
 from drot_utils.engine import trainer
@@ -79,9 +81,9 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def kernels_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One server of kernels for all tests, which imports the libraries when the first of them asks."""
     place = tmp_path_factory.mktemp("kernels") / "socket"
-    with pytest.MonkeyPatch.context() as patch, kernel_server(place, dict(os.environ)) as served:
+    with pytest.MonkeyPatch.context() as changed, kernel_server(place, dict(os.environ)) as served:
         for name, value in served.items():
-            patch.setenv(name, value)
+            changed.setenv(name, value)
         yield
 
 
@@ -285,6 +287,19 @@ def run_study(
     inherited = {name: value for name, value in os.environ.items() if name not in quiet}
     env = {**inherited, "DROT_OUTPUT": str(output), **environment}
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call the command line in this process, which is quicker than a start of Python; what it changes of the environment is put back."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with patch.dict(os.environ):
+            status = main([str(each) for each in arguments])
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="session")
