@@ -10,9 +10,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from shutil import which
+from types import SimpleNamespace
 from unittest.mock import patch
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as a run sets it; torch reads it when it is imported
@@ -23,13 +25,15 @@ import pytest
 import torch
 import yaml
 from fault_server import USE, make_endpoint, make_questions  # noqa: F401  (for the tests, which take them from here)
+from shard_work import FORKS, open_worker, train_forked
 
 from drot_utils.__main__ import main
 from drot_utils.data import corpora
 from drot_utils.data.gold import read_gold
-from drot_utils.engine import trainer
+from drot_utils.engine import shards, trainer
 from drot_utils.engine.load import build_tiny
 from drot_utils.llm.cache import Cache
+from drot_utils.method import student
 from drot_utils.method.student import make_examples
 from drot_utils.people import exchange, forms
 from drot_utils.study import outputs
@@ -85,6 +89,14 @@ def kernels_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         for name, value in served.items():
             changed.setenv(name, value)
         yield
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch, output: Path) -> None:
+    """Workers, and the processes of a training, are forked, which is quicker than a start of Python."""
+    monkeypatch.setattr(shards, "get_context", lambda _: FORKS)
+    monkeypatch.setattr(shards, "_open_worker", partial(open_worker, dict(os.environ)))
+    monkeypatch.setattr(student, "subprocess", SimpleNamespace(run=train_forked))
 
 
 @pytest.fixture(scope="session")
