@@ -1,5 +1,6 @@
 """Fixtures that several tests share; what is expensive is made once a session."""
 
+import gc
 import json
 import os
 import re
@@ -66,9 +67,25 @@ CUT = [
 ]  # fmt: skip
 
 
+#: The files that take the longest come first, so that no worker waits for one at the end; the second and third go to the worker of
+#: the first, which has a server of kernels, and the others to the next one, with its server of forks.
+LONGEST = ["test_runner.py", "test_trainer.py", "test_kernels.py", "test_shards.py", "test_plan.py"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the files in this order: xdist would begin with those of the most tests."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes the longest comes first, so that no worker waits for it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_runner.py")
+    """Sort the files."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector of garbage all that has been imported: else it takes a second each time that a model is let go."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
