@@ -67,9 +67,9 @@ CUT = [
 ]  # fmt: skip
 
 
-#: The files that take the longest come first, so that no worker waits for one at the end; the second and third go to the worker of
-#: the first, which has a server of kernels, and the others to the next one, with its server of forks.
-LONGEST = ["test_runner.py", "test_trainer.py", "test_kernels.py", "test_shards.py", "test_plan.py"]
+#: The files that take the longest come first, so that no worker waits for one at the end. Of two workers, the second gets all but the
+#: first file: two of them fork from the same server.
+LONGEST = ["test_runner.py", "test_trainer.py", "test_shards.py", "test_plan.py"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
