@@ -14,10 +14,13 @@ report    figures, tables, the released data set, the plan of a run
 
 import logging
 import os
+import sys
 
 # Libraries that are imported later say less: tokenizers of forks, datasets of its progress.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+# jsonschema, of papermill, compiles the grammar of web addresses where it finds this one: two seconds of every process, for nothing.
+sys.modules.setdefault("rfc3987_syntax", None)
 # Each run has a font cache of its own; a notebook need not say that it is being made.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 

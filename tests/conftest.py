@@ -1,5 +1,6 @@
 """Fixtures that several tests share; what is expensive is made once a session."""
 
+import gc
 import json
 import os
 import re
@@ -10,9 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from shutil import which
+from types import SimpleNamespace
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as a run sets it; torch reads it when it is imported
 
@@ -22,12 +26,15 @@ import pytest
 import torch
 import yaml
 from fault_server import USE, make_endpoint, make_questions  # noqa: F401  (for the tests, which take them from here)
+from shard_work import FORKS, open_worker, train_forked
 
+from drot_utils.__main__ import main
 from drot_utils.data import corpora
 from drot_utils.data.gold import read_gold
-from drot_utils.engine import trainer
+from drot_utils.engine import shards, trainer
 from drot_utils.engine.load import build_tiny
 from drot_utils.llm.cache import Cache
+from drot_utils.method import student
 from drot_utils.method.student import make_examples
 from drot_utils.people import exchange, forms
 from drot_utils.study import outputs
@@ -60,9 +67,25 @@ CUT = [
 ]  # fmt: skip
 
 
+#: The files that take the longest come first, so that no worker waits for one at the end. Of two workers, the second gets all but the
+#: first file: two of them fork from the same server.
+LONGEST = ["test_runner.py", "test_trainer.py", "test_shards.py", "test_plan.py"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the files in this order: xdist would begin with those of the most tests."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes the longest comes first, so that no worker waits for it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_runner.py")
+    """Sort the files."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector of garbage all that has been imported: else it takes a second each time that a model is let go."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -79,10 +102,18 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def kernels_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One server of kernels for all tests, which imports the libraries when the first of them asks."""
     place = tmp_path_factory.mktemp("kernels") / "socket"
-    with pytest.MonkeyPatch.context() as patch, kernel_server(place, dict(os.environ)) as served:
+    with pytest.MonkeyPatch.context() as changed, kernel_server(place, dict(os.environ)) as served:
         for name, value in served.items():
-            patch.setenv(name, value)
+            changed.setenv(name, value)
         yield
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch, output: Path) -> None:
+    """Workers, and the processes of a training, are forked, which is quicker than a start of Python."""
+    monkeypatch.setattr(shards, "get_context", lambda _: FORKS)
+    monkeypatch.setattr(shards, "_open_worker", partial(open_worker, dict(os.environ)))
+    monkeypatch.setattr(student, "subprocess", SimpleNamespace(run=train_forked))
 
 
 @pytest.fixture(scope="session")
@@ -285,6 +316,19 @@ def run_study(
     inherited = {name: value for name, value in os.environ.items() if name not in quiet}
     env = {**inherited, "DROT_OUTPUT": str(output), **environment}
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call the command line in this process, which is quicker than a start of Python; what it changes of the environment is put back."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with patch.dict(os.environ):
+            status = main([str(each) for each in arguments])
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,14 @@ from chaos import differences, files_of, run_disturbed
 from conftest import NEEDS_TEX, run_study, typeset, write_params
 from hypothesis import given
 from hypothesis import strategies as st
+from papermill.cli import papermill
 from pytest import approx
 
 from drot_utils.data.table import CANDIDATES, SCORED, check_candidates, read_table
 from drot_utils.study import graph, runner
 from drot_utils.study.errors import DrotError
 from drot_utils.study.graph import Stage, list_stages
+from drot_utils.study.kernels import kernel_command
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run, exclusive
 from drot_utils.study.runner import time_left
@@ -28,13 +30,6 @@ from drot_utils.study.runner import time_left
 
 def stage(name, smoke):
     return next(s for s in list_stages(smoke) if s.name == name)
-
-
-def run(*arguments, **environment):
-    command = [sys.executable, "-m", "drot_utils", "stage", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
 
 
 def test_a_notebook_before_its_inputs_names_the_one_to_run(smoke):
@@ -45,11 +40,12 @@ def test_a_notebook_before_its_inputs_names_the_one_to_run(smoke):
     assert (Run("smoke").root / "notebooks" / "unfinished" / "04_distill_base.ipynb").exists()
 
 
-def test_command_line_errors_are_one_paragraph(tmp_path):
-    done = run("99_nothing", "params/smoke.yaml")
+def test_command_line_errors_are_one_paragraph(tmp_path, call):
+    command = [sys.executable, "-m", "drot_utils", "stage", "99_nothing", "params/smoke.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "no stage '99_nothing'" in done.stderr and "Traceback" not in done.stderr
     bad = write_params(tmp_path / "bad.yaml", "smoke", seed="one")
-    done = run("01_seed_generation", str(bad))
+    done = call("stage", "01_seed_generation", bad)
     assert done.returncode == 1 and "`seed`" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -62,17 +58,17 @@ def test_a_stage_is_not_run_twice_at_once(smoke):
         runner.execute(stage("01_seed_generation", smoke), "params/smoke.yaml", run_)
 
 
-def test_a_malformed_corpus_stops_with_file_and_line(tmp_path, output):
+def test_a_malformed_corpus_stops_with_file_and_line(tmp_path, call):
     corpus = tmp_path / "actions.tsv"
     corpus.write_text("action\tsplit\trot\trot-judgment\nLying\ttrain\tr\n")
     params = write_params(tmp_path / "p.yaml", "smoke", corpus__actions=str(corpus), teacher__recorded=None)
-    done = run("01_seed_generation", str(params))
+    done = call("stage", "01_seed_generation", params)
     assert done.returncode == 1 and "Row #2: Expected 4 columns, got 3" in done.stderr and str(corpus) in done.stderr
 
 
-def test_no_key_no_recorded_response(tmp_path, smoke):
+def test_no_key_no_recorded_response(tmp_path, call):
     params = write_params(tmp_path / "p.yaml", "smoke", teacher__recorded=None)
-    done = run("01_seed_generation", str(params))
+    done = call("stage", "01_seed_generation", params)
     assert done.returncode == 1 and "set the environment variable OPENAI_API_KEY" in done.stderr
 
 
@@ -92,14 +88,23 @@ def test_papermill_runs_a_notebook_from_any_folder(tmp_path, output):
     )
 
 
-def test_papermill_can_set_any_parameter(tmp_path):
+def test_papermill_can_set_any_parameter(tmp_path, monkeypatch):
+    """As it is started above, but in this process, and with a kernel that has the libraries."""
+    write_kernel(tmp_path, monkeypatch, kernel_command())
     command = [
-        sys.executable, "-m", "papermill", str(ROOT / "notebooks/01_seed_generation.ipynb"), str(tmp_path / "out.ipynb"),
+        str(ROOT / "notebooks/01_seed_generation.ipynb"), str(tmp_path / "out.ipynb"),
         "-p", "params_file", "params/smoke.yaml", "-y", "overrides: {corpus.seed_actions: 7}", "--no-progress-bar",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    papermill(command, standalone_mode=False)
     assert len(read_table(Run("smoke-play").data("teacher"))) == 28
+
+
+def write_kernel(folder, monkeypatch, command):
+    """Let Jupyter find this kernel under the name of the usual one."""
+    place = folder / "jupyter" / "kernels" / "python3"
+    place.mkdir(parents=True)
+    (place / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "other", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
 
 
 def small(tmp_path, monkeypatch, source):
@@ -119,11 +124,7 @@ def small(tmp_path, monkeypatch, source):
 
 
 def test_another_environments_kernel_is_not_used(tmp_path, monkeypatch, output):
-    folder = tmp_path / "jupyter" / "kernels" / "python3"
-    folder.mkdir(parents=True)
-    other = {"argv": ["/bin/false", "{connection_file}"], "display_name": "other", "language": "python"}
-    (folder / "kernel.json").write_text(json.dumps(other))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    write_kernel(tmp_path, monkeypatch, ["/bin/false", "{connection_file}"])
     executed = runner.execute(
         small(tmp_path, monkeypatch, "import sys\nprint(sys.executable)"), "params/smoke.yaml", Run("smoke")
     )
@@ -369,42 +370,44 @@ def test_the_log_of_a_batch_run_is_short_and_says_where_things_are(smoke_run):
     assert re.search(r"^\[\d+/19\] \d\d_\w+", text, re.MULTILINE) and "manifest" in text and "Distill_final" in text
 
 
-def test_a_second_run_does_nothing_and_a_changed_parameter_only_what_depends_on_it(smoke_run, tmp_path):
+def test_a_second_run_does_nothing_and_a_changed_parameter_only_what_depends_on_it(smoke_run, call, monkeypatch):
+    monkeypatch.setenv("DROT_OUTPUT", str(smoke_run))
+
     def executed(profile):
         return {p.name: p.stat().st_mtime_ns for p in (smoke_run / f"runs/{profile}/notebooks").glob("*.ipynb")}
 
     before = executed("smoke")
-    assert run_study("params/smoke.yaml", smoke_run, "--cores", "2").returncode == 0
+    assert call("run", "params/smoke.yaml", "--cores", "2").returncode == 0
     assert executed("smoke") == before
-    said = run_study("params/smoke.yaml", smoke_run, "--dry-run").stdout
+    said = call("run", "params/smoke.yaml", "--dry-run").stdout
     assert said.count(" is there\n") == 19 and said.endswith("nothing to run\n")
     changes = ("--set", "bias.permutations=50", "--as", "bias50")
-    said = run_study("params/smoke.yaml", smoke_run, *changes, "--dry-run").stdout
+    said = call("run", "params/smoke.yaml", *changes, "--dry-run").stdout
     assert (
         said.count("is taken over from runs/smoke") == 18
         and "10_cultural_bias" in said.split("runs, about")[0].splitlines()[-1]
     )
     assert "bias.permutations: 100 -> 50" in said and not (smoke_run / "runs/bias50").exists()
-    done = run_study("params/smoke.yaml", smoke_run, *changes)
+    done = call("run", "params/smoke.yaml", *changes)
     assert done.returncode == 0, done.stderr
     after = executed("bias50")
     stages = json.loads((smoke_run / "runs/bias50/manifest.json").read_text())["stages"]
     assert [name for name, record in stages.items() if "from" not in record] == ["10_cultural_bias"]
     assert executed("smoke") == before
-    assert run_study("params/smoke.yaml", smoke_run, *changes).returncode == 0
+    assert call("run", "params/smoke.yaml", *changes).returncode == 0
     assert executed("bias50") == after
-    done = run_study("params/smoke.yaml", smoke_run, "--set", "bias.permutations=60", "--as", "bias50")
+    done = call("run", "params/smoke.yaml", "--set", "bias.permutations=60", "--as", "bias50")
     assert done.returncode == 1 and "has other parameters (bias.permutations: 50, not 60)" in done.stderr
 
 
-def test_a_file_that_is_cut_is_made_again_from_what_is_there(smoke_run, tmp_path):
-    output = shutil.copytree(smoke_run, tmp_path / "copied", ignore=shutil.ignore_patterns("*.socket", "bias50"))
+def test_a_file_that_is_cut_is_made_again_from_what_is_there(smoke_run, output, call):
+    shutil.copytree(smoke_run, output, ignore=shutil.ignore_patterns("*.socket", "bias50"))
     student, data = output / "runs/smoke/models/self_distill_1/model.safetensors", output / "runs/smoke/data/d1.parquet"
     expected, weights = data.read_bytes(), student.stat().st_mtime_ns
     data.write_bytes(expected[:100])
-    said = run_study("params/smoke.yaml", output, "--dry-run").stdout
+    said = call("run", "params/smoke.yaml", "--dry-run").stdout
     assert said.count(" is there\n") == 18 and "run/data/d1.parquet is not as it was written" in said
-    done = run_study("params/smoke.yaml", output)
+    done = call("run", "params/smoke.yaml")
     assert done.returncode == 0, done.stderr
     assert data.read_bytes() == expected and student.stat().st_mtime_ns == weights  # it was not trained again
 
@@ -435,11 +438,11 @@ def test_a_seq2seq_student_beams_and_the_binary_critic_go_the_same_way(seq2seq_r
     assert pd.read_csv(seq2seq_run / "figures/seq2seq/agreement.csv").empty  # the published gold holds no votes
 
 
-def test_errors_of_the_command_line(tmp_path):
-    done = run_study("params/none.yaml", tmp_path)
+def test_errors_of_the_command_line(tmp_path, call):
+    done = call("run", "params/none.yaml")
     assert done.returncode == 1 and "no such parameter file" in done.stderr and "Traceback" not in done.stderr
     bad = write_params(tmp_path / "few.yaml", "smoke", profile="few", corpus__seed_actions=5000)
-    done = run_study(bad, tmp_path)
+    done = call("run", bad, "--until", "01_seed_generation")
     assert done.returncode == 1 and "asked for 5040 actions of the train split, found 670" in done.stderr
     assert load_params(bad).profile == "few"
 
@@ -456,8 +459,9 @@ def test_any_name_of_a_parameter_file_and_any_terminal(tmp_path):
     assert (tmp_path / "out/runs/smoke/notebooks/01_seed_generation.ipynb").exists()
 
 
-def test_a_folder_whose_name_snakemake_would_misread_is_refused(tmp_path):
-    done = run_study("params/smoke.yaml", tmp_path / "{b}", "--until", "01_seed_generation")
+def test_a_folder_whose_name_snakemake_would_misread_is_refused(tmp_path, monkeypatch, call):
+    monkeypatch.setenv("DROT_OUTPUT", str(tmp_path / "{b}"))
+    done = call("run", "params/smoke.yaml", "--until", "01_seed_generation")
     assert done.returncode == 1 and "{b}/runs/smoke: a path with a brace" in done.stderr
     assert not (tmp_path / "{b}").exists()
 
@@ -486,10 +490,10 @@ def test_filled_forms_fill_the_human_columns(smoke_run, tmp_path):
     assert human.loc["base", "human_vld"] < 1  # what does not parse is not valid
 
 
-def test_a_second_run_beside_the_first_is_refused(tmp_path):
-    held = tmp_path / "runs" / "smoke" / "work" / ".lock"
+def test_a_second_run_beside_the_first_is_refused(output, call):
+    held = output / "runs" / "smoke" / "work" / ".lock"
     with exclusive(held, wait=False):
-        done = run_study("params/smoke.yaml", tmp_path, "--cores", "1")
+        done = call("run", "params/smoke.yaml", "--cores", "1")
     assert done.returncode == 1 and "running this study" in done.stderr
     assert [p.name for p in held.parent.iterdir()] == [".lock"]  # and it touched nothing
 

@@ -30,7 +30,9 @@ def run(folder, executor, opened=open_work, n=11):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 9])
-def test_processes_give_the_rows_of_one(tmp_path, workers):
+def test_processes_give_the_rows_of_one(tmp_path, workers, request):
+    if workers != 2:  # two are started as users start them
+        request.getfixturevalue("forked")
     expected = run(tmp_path / "local", LOCAL)
     found = run(tmp_path / "many", Executor(kind="processes", workers=workers, address=None))
     pd.testing.assert_frame_equal(found, expected)
@@ -38,7 +40,7 @@ def test_processes_give_the_rows_of_one(tmp_path, workers):
         assert path.read_bytes() == (tmp_path / "many" / path.name).read_bytes()
 
 
-def test_a_killed_worker_is_a_clear_error_and_nothing_is_lost(tmp_path):
+def test_a_killed_worker_is_a_clear_error_and_nothing_is_lost(tmp_path, forked):
     executor = Executor(kind="processes", workers=2, address=None)
     opened = partial(open_suicide, tmp_path / "mark")
     with pytest.raises(DrotError, match="finished shards are kept"):
@@ -62,7 +64,7 @@ def test_ray_gives_the_rows_of_one_even_when_a_worker_is_killed(tmp_path, monkey
     pd.testing.assert_frame_equal(found, run(tmp_path / "local", LOCAL))
 
 
-def test_a_students_samples_are_the_same_from_several_processes(study, actions):
+def test_a_students_samples_are_the_same_from_several_processes(study, actions, forked):
     model, tokenizer = build_tiny("tiny-llama")
     load.save_model(model, tokenizer, study.run.model("distill_base"), study.dtype)
     expected = student.write_contexts(study, "distill_base", actions.head(8), "round_1", 2, "nucleus")
@@ -209,7 +211,7 @@ def shards_of(study):
 
 
 @pytest.mark.parametrize("executor", [None, PROCESSES])
-def test_a_critics_shards_give_its_scores(study, judges, rows, executor):
+def test_a_critics_shards_give_its_scores(study, judges, rows, executor, forked):
     change(study, shard_rows=16, **({"executor": executor} if executor else {}))
     scores = critic.score_contexts(study, "critic", rows)
     np.testing.assert_allclose(scores, judges[0].score(rows), atol=1e-6)
@@ -230,7 +232,7 @@ def test_what_was_scored_is_not_scored_again_unless_something_changed(study, jud
 
 
 @pytest.mark.parametrize("executor", [None, PROCESSES])
-def test_the_filters_shards_give_its_decisions(study, judges, executor):
+def test_the_filters_shards_give_its_decisions(study, judges, executor, forked):
     change(study, shard_rows=3, **({"executor": executor} if executor else {}))
     rng = np.random.default_rng(0)
     texts = ["at night", "at a camp", "in a field", "to a friend", "in court"]

@@ -163,7 +163,7 @@ def plan_requests(params: Params) -> pd.DataFrame:
     rows, known = [], _list_recorded(params)
     for notebook, _, endpoint, bodies in _list_asked(params, seed, test, items):
         settings = choose_requests(params) if endpoint is params.teacher.endpoint else params.requests
-        unknown = [body for body in bodies if request_key(body) not in known]
+        unknown = [body for body in bodies if not known or request_key(body) not in known]
         found = replace(forecast(unknown, endpoint, settings, cache), requests=len(bodies))
         rows.append({"notebook": notebook, "model": endpoint.model, **vars(found), "how": found.how + note})
     return pd.DataFrame(rows)
