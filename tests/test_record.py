@@ -1,7 +1,10 @@
 """Tests of `record`."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 import weakref
 from pathlib import Path
@@ -185,7 +188,7 @@ def test_a_gpu_without_bfloat16_trains_in_float32_and_scores_and_writes_in_float
 
 def test_bfloat16_that_is_not_native_is_measured_and_warned_of(monkeypatch, tmp_path, capsys):
     rates = {torch.bfloat16: 1e9, torch.float32: 120e9}
-    monkeypatch.setattr(record, "measure_rate", lambda device, dtype: rates[dtype])
+    monkeypatch.setattr(record, "measure_rate", lambda device, dtype, busy=False: rates[dtype])
     on(monkeypatch, native=False)
     warning = record.warn_slow(CPU)
     assert warning.startswith("Warning: `compute.dtype` is bfloat16") and "120 times as slow" in warning
@@ -208,3 +211,21 @@ def test_a_rate_is_measured_in_seconds_even_where_bfloat16_is_emulated(dtype):
     began = time.perf_counter()
     assert record.measure_rate(CPU, dtype, seconds=0.1) > 1e7
     assert time.perf_counter() - began < 20  # products of 640 rows took a minute there
+
+
+def test_beside_other_processes_the_rate_is_still_the_machines(smoke, monkeypatch):
+    alone = record.measure_rate(CPU, torch.float32, busy=True, seconds=0.3)
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * os.cpu_count())]
+    try:
+        beside = record.measure_rate(CPU, torch.float32, busy=True, seconds=1.0)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert 0.3 < beside / alone < 3  # by the clock it is a tenth and less
+    study = Study(smoke, Run("smoke"), "test")
+    monkeypatch.setattr(record, "measure_rate", lambda device, dtype, busy: 2e9 if busy else 1e9)
+    for load, rate, said in ((0.1, 1e9, 0.0), (99.0, 2e9, 99.0)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        machine = record.measure_machine(study)
+        assert (machine.rate, machine.load) == (rate, said)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from drot_utils.study.errors import DrotError
 from drot_utils.study.graph import Stage
-from drot_utils.study.kernels import THREADS
+from drot_utils.study.kernels import THREADS, TUNED
 from drot_utils.study.params import Encoder, ModelRef, Params
 from drot_utils.study.paths import ROOT, resolve
 
@@ -204,7 +204,7 @@ def _share_frozen(settings: Encoder) -> float:
 class Machine:
     """What was measured: a processor with the threads of a run, or a GPU with how many there are, and operations a second.
 
-    `warning` is empty where nothing is odd.
+    `warning` is empty where nothing is odd; `load` is 0 where no other processes use the cores.
     """
 
     name: str
@@ -214,10 +214,11 @@ class Machine:
     why: str
     rate: float
     warning: str = ""
+    load: float = 0.0
 
 
 def foresee(params_file: str | Path, params: Params, stages: list[Stage], cores: int = 1) -> tuple[list[Stage], str]:
-    """Measure this machine, which takes about two seconds and is kept nowhere, and say what stages will take on it.
+    """Measure this machine, which takes some seconds and is kept nowhere, and say what stages will take on it.
 
     With tiny models nothing is measured.
 
@@ -239,7 +240,9 @@ def foresee(params_file: str | Path, params: Params, stages: list[Stage], cores:
 
 
 def _measure(params_file: str | Path) -> Machine:
-    environment = {name: value for name, value in os.environ.items() if name not in THREADS}  # as kernels have it
+    environment = TUNED | {
+        name: value for name, value in os.environ.items() if name not in THREADS
+    }  # as kernels have it
     command = [sys.executable, "-m", "drot_utils.study.record", str(params_file)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     if done.returncode:
@@ -268,6 +271,8 @@ def say(stages: list[Stage], machine: Machine, cores: int = 1) -> str:
         f"{machine.name}, {many}, {machine.dtype} ({machine.why}), {machine.rate / 1e9:,.0f} GFLOP/s measured: "
         f"{_say_times(stages, cores, 'at least' if machine.gpu else 'about')}"
     )
+    if machine.load:
+        line += f" (load {machine.load:.1f}: other processes use the cores, and beside them it takes longer)"
     return "\n".join(filter(None, [machine.warning, line]))
 
 
