@@ -65,7 +65,7 @@ reference:  ## make figures/reference, which README and docs show, from the fini
 	@test -f runs/$(PROFILE)/manifest.json && test -f figures/$(PROFILE)/table2.csv || { echo "no finished run: make demo"; exit 1; }
 	@rm -rf figures/reference && cp -rL figures/$(PROFILE) figures/reference && cp runs/$(PROFILE)/manifest.json figures/reference/
 
-plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: samples, tokens, pairs, GPU hours, requests and their cost
+plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: candidates, tokens, minutes or GPU hours, requests and their cost
 	@$(BIN)/python -m drot_utils plan "params/$(PROFILE).yaml"
 
 teacher-smoke: .venv/ready-$(TORCH)  ## notebook 1 against a real server: `transformers serve` with SmolLM2 on this machine (some minutes)

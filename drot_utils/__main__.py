@@ -171,14 +171,15 @@ def _write_pages(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from drot_utils.report.plan import require_builtin, say_plan
-    from drot_utils.study.forecast import foresee
+    from drot_utils.study.forecast import UNKNOWN, foresee
     from drot_utils.study.graph import list_stages
     from drot_utils.study.params import load_params
 
     params = load_params(options.params_file)
     require_builtin(params)
-    print(foresee(options.params_file, params, list_stages(params))[1], end="\n\n")
-    print(say_plan(params, options.tflops, options.gpu_gib))
+    stages, line = foresee(options.params_file, params, list_stages(params))
+    print(line, end="\n\n")
+    print(say_plan(params, options.tflops, options.gpu_gib, None if line.startswith(UNKNOWN) else stages))
     return 0
 
 
