@@ -140,11 +140,14 @@ def _ask(options: argparse.Namespace) -> int:
     actions = options.actions or ([] if sys.stdin.isatty() else [line for line in sys.stdin if line.strip()])
     every = ask_student(study, options.student, actions, options.n, raw=True)
     best = None if options.raw else choose_best(every, options.n)
-    taken = load_scorer(study, "critic").thresholds["distill"]
+    filtered = ""
+    if study.params.judges.filter == "critic":
+        filtered = (
+            f" In the rounds, what scored below {load_scorer(study, 'critic').thresholds['distill']:.2f} was not kept."
+        )
     note = (
         f"{options.student} of the run {options.run}, a small language model, wrote this. It is never advice: no model knows what "
-        f"is right.\nThe score is the critic's: how probably a context does what is asked, in its opinion. The rounds kept what "
-        f"scored {taken:.2f} or more.\n"
+        f"is right.\nThe score is the critic's: how probably a context does what is asked, in its opinion.{filtered}\n"
     )
     print(note, file=sys.stderr if options.json else sys.stdout)
     if options.json:
