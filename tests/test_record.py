@@ -144,6 +144,7 @@ def test_cuda_without_cuda_is_a_clear_error(study):
 def on(monkeypatch, *, native, emulated=False):
     """Let this machine, and a GPU that is not there, say what they multiply: no GPU without bfloat16, such as a T4, was at hand."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or (emulated and including_emulation)
     )
@@ -165,6 +166,12 @@ def test_dtypes_by_patched_capabilities(smoke, monkeypatch, device, native, emul
     compute = smoke.compute.model_copy(update={"dtype": asked})
     found = record.choose_dtypes(compute, torch.device(device))
     assert found == (getattr(torch, train), getattr(torch, score), why)
+
+
+def test_a_plain_processor_can_be_imitated(smoke, monkeypatch):
+    on(monkeypatch, native=True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")  # ATEN_CPU_CAPABILITY=avx2
+    assert record.choose_dtypes(smoke.compute.model_copy(update={"dtype": "auto"}), CPU)[0] == torch.float32
 
 
 def test_a_gpu_without_bfloat16_trains_in_float32_and_scores_and_writes_in_float16(study, monkeypatch):

@@ -224,7 +224,8 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Tell whether a device multiplies bfloat16 natively; a T4, say, only emulates it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+    # What torch may use: less than the processor has where ATEN_CPU_CAPABILITY says so.
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
 
 
 def measure_rate(device: torch.device, dtype: torch.dtype, busy: bool = False, seconds: float = 2.0) -> float:
