@@ -22,10 +22,10 @@ export ACTION  # for `ask`, as it is: the shell must not read it
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-demo: .venv/ready-$(TORCH)  ## the whole study on the built-in data (about 20 minutes on 2 slow cores with bfloat16, two hours without); PROFILE=quick: less of everything; CORES=
+demo: .venv/ready-$(TORCH)  ## the whole study on the built-in data (it says first how long that takes; see docs/speed.md); PROFILE=quick: less of everything; CORES=
 	@$(BIN)/python -m drot_utils run "params/$(PROFILE).yaml" --cores $(CORES)
 
-smoke: .venv/ready-$(TORCH)  ## every code path with tiny random models, in 3 to 4 minutes; its numbers mean nothing
+smoke: .venv/ready-$(TORCH)  ## every code path with tiny random models, in some minutes; its numbers mean nothing
 	@$(BIN)/python -m drot_utils run params/smoke.yaml --cores 2
 
 ablations: .venv/ready-$(TORCH)  ## the six ablated students of table 2 as well
