@@ -22,10 +22,10 @@ export ACTION  # for `ask`, as it is: the shell must not read it
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-demo: .venv/ready-$(TORCH)  ## the whole study on the built-in data (about 20 minutes on 2 slow cores with bfloat16, two hours without); PROFILE=quick: less of everything; CORES=2: two notebooks at once
+demo: .venv/ready-$(TORCH)  ## the whole study on the built-in data (it says first how long that takes; see docs/speed.md); PROFILE=quick: less of everything; CORES=2: two notebooks at once
 	@$(BIN)/python -m drot_utils run "params/$(PROFILE).yaml" --cores $(CORES)
 
-smoke: .venv/ready-$(TORCH)  ## all notebooks and ablations with tiny random models, in 3 to 4 minutes; its numbers mean nothing
+smoke: .venv/ready-$(TORCH)  ## all notebooks and ablations with tiny random models, in some minutes; its numbers mean nothing
 	@$(BIN)/python -m drot_utils run params/smoke.yaml --cores 2
 
 ablations: .venv/ready-$(TORCH)  ## the study of PROFILE with the six ablated students of table 2
@@ -65,7 +65,7 @@ reference:  ## make figures/reference, which README and docs show, from the fini
 	@test -f runs/$(PROFILE)/manifest.json && test -f figures/$(PROFILE)/table2.csv || { echo "no finished run: make demo"; exit 1; }
 	@rm -rf figures/reference && cp -rL figures/$(PROFILE) figures/reference && cp runs/$(PROFILE)/manifest.json figures/reference/
 
-plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: candidates, tokens, pairs, GPU hours, requests and their cost
+plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: candidates, tokens, minutes or GPU hours, requests and their cost
 	@$(BIN)/python -m drot_utils plan "params/$(PROFILE).yaml"
 
 teacher-smoke: .venv/ready-$(TORCH)  ## notebook 1 against a real server: `transformers serve` with SmolLM2 on this machine (some minutes)

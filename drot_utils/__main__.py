@@ -136,11 +136,14 @@ def _ask(options: argparse.Namespace) -> int:
     actions = options.actions or ([] if sys.stdin.isatty() else [line for line in sys.stdin if line.strip()])
     every = ask_student(study, options.student, actions, options.n, raw=True)
     best = None if options.raw else choose_best(every, options.n)
-    taken = load_scorer(study, "critic").thresholds["distill"]
+    filtered = ""
+    if study.params.judges.filter == "critic":
+        filtered = (
+            f" In the rounds, what scored below {load_scorer(study, 'critic').thresholds['distill']:.2f} was not kept."
+        )
     note = (
         f"{options.student} of the run {options.run}, a small language model, wrote this. It is never advice: no model knows what "
-        f"is right.\nThe score is the critic's estimate of how probably a context shifts the action as asked. The rounds kept "
-        f"only contexts that scored {taken:.2f} or more.\n"
+        f"is right.\nThe score is the critic's estimate of how probably a context shifts the action as asked.{filtered}\n"
     )
     print(note, file=sys.stderr if options.json else sys.stdout)
     if options.json:
@@ -167,14 +170,15 @@ def _write_pages(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from drot_utils.report.plan import require_builtin, say_plan
-    from drot_utils.study.forecast import foresee
+    from drot_utils.study.forecast import UNKNOWN, foresee
     from drot_utils.study.graph import list_stages
     from drot_utils.study.params import load_params
 
     params = load_params(options.params_file)
     require_builtin(params)
-    print(foresee(options.params_file, params, list_stages(params))[1], end="\n\n")
-    print(say_plan(params, options.tflops, options.gpu_gib))
+    stages, line = foresee(options.params_file, params, list_stages(params))
+    print(line, end="\n\n")
+    print(say_plan(params, options.tflops, options.gpu_gib, None if line.startswith(UNKNOWN) else stages))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -41,6 +42,16 @@ def test_a_run_answers_and_is_not_written_to(run, capsys):
     for words in ("Setting a fire: more acceptable (4 written", "Telling a lie: less acceptable", "score", "rationale"):
         assert words in said
     assert Finished("smoke").work("shards").is_dir() and not Run("smoke-play").root.joinpath("stages").exists()
+
+
+def test_the_threshold_is_the_critics_and_one_filter_of_several(run, keyboard, capsys):  # noqa: F811
+    assert ask("Setting a fire") == 0
+    assert re.search(r"In the rounds, what scored below \d\.\d\d was not kept", capsys.readouterr().out)
+    parameters = keyboard.params.model_dump(mode="json")
+    parameters["judges"]["filter"] = "judges"
+    finish(run, "04_distill_base", BY_HAND, {"files": {}, "parameters": parameters})
+    assert ask("Setting a fire") == 0
+    assert "In the rounds" not in capsys.readouterr().out
 
 
 def test_programs_get_a_json_object_a_line(run, capsys, monkeypatch):

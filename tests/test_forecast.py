@@ -1,6 +1,10 @@
 """Tests of `forecast`: its arithmetic against times that are known, and what it says."""
 
+import json
+import os
 import re
+import subprocess
+from dataclasses import replace
 
 import pytest
 from conftest import write_params
@@ -92,10 +96,12 @@ def test_the_line_names_the_machine_the_time_and_the_three_longest():
     assert "about 21 minutes" in say(PLAN, AVX2, cores=2)  # a, then c beside b and d
     gpu = say(PLAN, Machine("T4", 1, True, "float32", "why", 8e12, "Warning: slow."))
     assert gpu.startswith("Warning: slow.\nT4, 1 GPU, float32 (why), 8,000 GFLOP/s measured: at least 36 minutes")
+    busy = replace(AVX2, load=5.23)
+    assert say(PLAN, busy) == f"{line} (load 5.2: other processes use the cores, and beside them it takes longer)"
     assert "about 20 hours; longest: a 20" in say([Stage("a", (), (), 72_000)], AVX2)
 
 
-LINE = r"^.+, \d+ (core|GPU)s?, \w+ \(.+\), [\d,]+ GFLOP/s measured: (about|at least) [\d,]+ \w+; longest: (\S+ [\d,]+(, |$)){3}$"
+LINE = r"^.+, \d+ (core|GPU)s?, \w+ \(.+\), [\d,]+ GFLOP/s measured: (about|at least) [\d,]+ \w+; longest: (\S+ [\d,]+(, )?){3}( \(load .+\))?$"
 
 
 def test_with_tiny_models_nothing_is_measured(monkeypatch):
@@ -110,6 +116,23 @@ def test_this_machine_is_measured():
     stages, line = foresee("params/demo.yaml", params, list_stages(params), 2)
     assert re.match(LINE, line), line
     assert all(a.seconds >= b.seconds for a, b in zip(stages, list_stages(params), strict=True))
+
+
+def test_the_measurement_has_the_environment_of_a_run(monkeypatch):
+    seen = []
+
+    def answer(command, env, **_):
+        seen.append(env)
+        return subprocess.CompletedProcess(command, 0, json.dumps(vars(AVX2)), "")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert forecast._measure("params/demo.yaml") == AVX2
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    forecast._measure("params/demo.yaml")
+    assert [env["OMP_WAIT_POLICY"] for env in seen] == ["passive", "active"]
+    assert "OMP_NUM_THREADS" not in seen[0] and seen[0]["PATH"] == os.environ["PATH"]
 
 
 def test_what_is_not_known_stops_no_run(tmp_path, monkeypatch):

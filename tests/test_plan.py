@@ -1,5 +1,7 @@
 """Tests of `plan`."""
 
+import re
+
 import pytest
 from conftest import make_adapter, make_endpoint, write_params
 
@@ -9,6 +11,7 @@ from drot_utils.method import teacher
 from drot_utils.report import plan
 from drot_utils.study import forecast
 from drot_utils.study.errors import DrotError, ModelError
+from drot_utils.study.graph import list_stages
 from drot_utils.study.params import ModelRef, Parallel, load_params
 from drot_utils.study.paths import Run
 from drot_utils.study.record import Study
@@ -53,6 +56,27 @@ def test_every_committed_profile_can_be_planned(capsys, monkeypatch):
     assert "Assumed" in out and "28 hours on 8 A6000" in out
 
 
+def test_a_profile_with_recorded_answers_is_planned_in_minutes_of_this_machine(capsys, monkeypatch):
+    machine = forecast.Machine("AVX2", 2, False, "float32", "no native bfloat16", 165e9)
+    monkeypatch.setattr(forecast, "_measure", lambda params_file: machine)
+    assert main(["plan", "params/demo.yaml"]) == 0
+    line, table = capsys.readouterr().out.split("\n\n")[:2]
+    assert re.search(r"\| train Distill_base, rows +\| +960 \|", table) and "gpu" not in table
+    names = [stage.name for stage in list_stages(load_params("params/demo.yaml"))]
+    assert [name for name in re.findall(r"^\| (\w\S+)", table, re.MULTILINE) if name in names] == names
+    minutes = float(re.search(r"\| all .* ([\d.]+) \|$", table)[1])
+    assert float(re.search(r"about (\d+) minutes", line)[1]) == pytest.approx(minutes, abs=1)
+    assert main(["plan", "params/demo.yaml", "--tflops", "100"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "gpu_hours" in out
+        and "100.00 TFLOP/s a GPU, as given" in out
+        and "kept as in the demo, 1.00 of the seeds" in out
+    )
+    monkeypatch.setattr(forecast, "SIZES", {})
+    assert main(["plan", "params/demo.yaml"]) == 1
+
+
 def test_unknown_size_says_where_to_add_it():
     params = load_params("params/demo.yaml")
     base = ModelRef(source="hub", name="someone/else", revision="a" * 40)
@@ -83,7 +107,7 @@ def test_what_is_recorded_is_not_asked_for(tmp_path):
     params = load_params("params/demo.yaml")
     table = plan.plan_requests(params)
     assert table["requests"].tolist() == [480, 240] and not table[["to_ask", "choices", "cost_usd"]].any(axis=None)
-    assert "unknown." not in plan.say_requests(params)
+    assert not table["minutes"].any() and "unknown" not in plan.say_requests(params)
     more = params.teacher.model_copy(update={"contexts_per_variance": 3})  # two are recorded
     assert plan.plan_requests(params.model_copy(update={"teacher": more}))["to_ask"].tolist() == [480, 240]
 

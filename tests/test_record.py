@@ -1,7 +1,10 @@
 """Tests of `record`."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 import weakref
 from pathlib import Path
@@ -141,6 +144,7 @@ def test_cuda_without_cuda_is_a_clear_error(study):
 def on(monkeypatch, *, native, emulated=False):
     """Let this machine, and a GPU that is not there, say what they multiply: no GPU without bfloat16, such as a T4, was at hand."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or (emulated and including_emulation)
     )
@@ -164,6 +168,12 @@ def test_dtypes_by_patched_capabilities(smoke, monkeypatch, device, native, emul
     assert found == (getattr(torch, train), getattr(torch, score), why)
 
 
+def test_a_plain_processor_can_be_imitated(smoke, monkeypatch):
+    on(monkeypatch, native=True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")  # ATEN_CPU_CAPABILITY=avx2
+    assert record.choose_dtypes(smoke.compute.model_copy(update={"dtype": "auto"}), CPU)[0] == torch.float32
+
+
 def test_a_gpu_without_bfloat16_trains_in_float32_and_scores_and_writes_in_float16(study, monkeypatch):
     # On this machine's CPU, which is told the dtypes of such a GPU.
     monkeypatch.setattr(record, "choose_dtypes", lambda *_: (torch.float32, torch.float16, "patched"))
@@ -185,7 +195,7 @@ def test_a_gpu_without_bfloat16_trains_in_float32_and_scores_and_writes_in_float
 
 def test_bfloat16_that_is_not_native_is_measured_and_warned_of(monkeypatch, tmp_path, capsys):
     rates = {torch.bfloat16: 1e9, torch.float32: 120e9}
-    monkeypatch.setattr(record, "measure_rate", lambda device, dtype: rates[dtype])
+    monkeypatch.setattr(record, "measure_rate", lambda device, dtype, busy=False: rates[dtype])
     on(monkeypatch, native=False)
     warning = record.warn_slow(CPU)
     assert warning.startswith("Warning: `compute.dtype` is bfloat16") and "120 times as slow" in warning
@@ -208,3 +218,21 @@ def test_a_rate_is_measured_in_seconds_even_where_bfloat16_is_emulated(dtype):
     began = time.perf_counter()
     assert record.measure_rate(CPU, dtype, seconds=0.1) > 1e7
     assert time.perf_counter() - began < 20  # products of 640 rows took a minute there
+
+
+def test_beside_other_processes_the_rate_is_still_the_machines(smoke, monkeypatch):
+    alone = record.measure_rate(CPU, torch.float32, busy=True, seconds=0.3)
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * os.cpu_count())]
+    try:
+        beside = record.measure_rate(CPU, torch.float32, busy=True, seconds=1.0)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert 0.3 < beside / alone < 3  # by the clock it is a tenth and less
+    study = Study(smoke, Run("smoke"), "test")
+    monkeypatch.setattr(record, "measure_rate", lambda device, dtype, busy: 2e9 if busy else 1e9)
+    for load, rate, said in ((0.1, 1e9, 0.0), (99.0, 2e9, 99.0)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        machine = record.measure_machine(study)
+        assert (machine.rate, machine.load) == (rate, said)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from drot_utils.__main__ import main
-from drot_utils.data.table import write_frame
+from drot_utils.data.table import for_reading, write_frame
 from drot_utils.report import release, site, tables
 from drot_utils.study.outputs import finish
 from drot_utils.study.paths import ROOT, Run
@@ -30,6 +30,8 @@ HOSTILE = [
     "```{raw} html\n<script>alert(5)</script>\n```",
 ]
 FIRE = "Setting a fire at a campsite"
+#: A figure.
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 #: Addresses that are no other machine's.
 OWN = ("data:", "blob:", "about:", "file:")
 
@@ -50,8 +52,16 @@ def run(candidates, actions, smoke):
     write_frame(places.astype({"x": "float32", "y": "float32"}), run.data("map"))
     tables.save_table(pd.DataFrame({"<u>name</u>": texts[:8]}), run, "table7", f"Table 7: {HOSTILE[0]}")
     book = json.loads((ROOT / "notebooks" / "05_self_distill.ipynb").read_text(encoding="utf-8"))
-    output = {"output_type": "stream", "name": "stdout", "text": "\n".join(HOSTILE)}
-    next(cell for cell in book["cells"] if cell["cell_type"] == "code")["outputs"] = [output]
+    # What real notebooks show: words, a table for reading, a figure with its words, and a data card (notebook 6).
+    card = (run.root / "data" / "export" / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
+    shown = [
+        {"text/html": for_reading(rows[["context", "rationale"]]).to_html()},
+        {"image/png": PIXEL, "text/plain": "<Figure size 1x1 with 1 Axes>"},
+        {"text/markdown": card.replace("# ", "### ", 1)},
+    ]
+    outputs = [{"output_type": "display_data", "metadata": {}, "data": data} for data in shown]
+    outputs.append({"output_type": "stream", "name": "stdout", "text": "\n".join(HOSTILE)})
+    next(cell for cell in book["cells"] if cell["cell_type"] == "code")["outputs"] = outputs
     for number in (1, 2):
         path = run.root / "notebooks" / f"05_self_distill-{number}.ipynb"
         path.parent.mkdir(exist_ok=True)
@@ -108,6 +118,12 @@ def list_problems(folder: Path) -> list[str]:
             if not goal.is_file() or (anchor and goal in pages and anchor not in pages[goal].anchors):
                 problems.append(f"{path.name} leads to {link}")
     return problems
+
+
+def check_images(folder: Path) -> None:
+    """Fail where an image on a page has no words."""
+    for page in folder.rglob("*.html"):
+        assert all(image for image in re.findall(r'<img[^>]* alt="([^"]*)"', page.read_text(encoding="utf-8"))), page
 
 
 def test_sources_are_readme_docs_what_they_link_to_and_the_run(run, tmp_path):
@@ -179,6 +195,11 @@ def test_the_pages_of_a_run_are_whole_and_ask_nobody(run, capfd, explorer):
     for page in ("tables", "notebooks/05_self_distill-1", "data/card/README"):
         text = (first.parent / f"{page}.html").read_text(encoding="utf-8")
         assert "<script>alert" not in text and "<img src=https" not in text and "<b>bold" not in text
+    assert 'class="rubric" id="delta-rules-of-thumb-made' in (
+        book := (first.parent / "notebooks/05_self_distill-1.html").read_text()
+    )
+    assert "&lt;script&gt;alert(1)" in book and "col_heading" in book  # the card, and the table, whose texts are text
+    check_images(first.parent)
     assert (
         "Writes contexts" in (first.parent / "api.html").read_text()
         or "critic" in (first.parent / "api.html").read_text()
@@ -191,8 +212,7 @@ def test_the_smoke_run_as_pages(smoke_run, monkeypatch, capfd):
     monkeypatch.setenv("DROT_OUTPUT", str(smoke_run))
     first = site.make_site("smoke")
     assert capfd.readouterr().err == "" and list_problems(first.parent) == []
-    for page in first.parent.rglob("*.html"):
-        assert all(image for image in re.findall(r'<img[^>]* alt="([^"]*)"', page.read_text(encoding="utf-8"))), page
+    check_images(first.parent)
 
 
 def test_a_page_that_loads_from_elsewhere_is_found(tmp_path):

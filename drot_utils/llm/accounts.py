@@ -94,7 +94,7 @@ class Forecast:
     prompt_tokens: int  # of what is to be asked
     completion_tokens: int | None  # None when nothing limits the answers and none are known
     cost_usd: float | None  # None when the price is not known
-    minutes: float | None  # at least, at the limits per minute; None when none are set
+    minutes: float | None  # at least, at the limits per minute; None when none are set and something is to be asked
     how: str  # what the numbers rest on, in words
 
 
@@ -118,7 +118,8 @@ def forecast(requests: list[dict[str, Any]], endpoint: Endpoint, settings: Reque
     loads += [] if completion is None else [(prompt + completion, endpoint.tokens_per_minute)]
     minutes = [load / limit for load, limit in loads if limit and endpoint.transport == "direct"]
     how = f"prompts estimated at {BYTES_A_TOKEN} bytes a token; {how}; {prices.say(endpoint.model)}"
-    return Forecast(len(requests), len(works), choices, prompt, completion, cost, max(minutes, default=None), how)
+    least = max(minutes, default=None) if works else 0.0
+    return Forecast(len(requests), len(works), choices, prompt, completion, cost, least, how)
 
 
 def count_prompt(request: dict[str, Any]) -> int:

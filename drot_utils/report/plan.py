@@ -18,21 +18,30 @@ from drot_utils.method.critic import split_gold
 from drot_utils.method.judges import ITEM, choose_shown, judge_prompt, judge_request
 from drot_utils.method.teacher import baseline_request, choose_requests, list_requests, make_request
 from drot_utils.study.errors import DataError
-from drot_utils.study.forecast import SIZES, TEST_ACTIONS, Assumed, list_work
-from drot_utils.study.graph import list_stages
+from drot_utils.study.forecast import DEMO, PAPER, SIZES, TEST_ACTIONS, list_work
+from drot_utils.study.graph import Stage, list_stages
 from drot_utils.study.params import Adapter, Endpoint, Params, Student
 from drot_utils.study.paths import Run, resolve
 
 #: What is planned for where the profile has no adapter.
 ADAPTER = Adapter(kind="lora", rank=32, alpha=64.0, dropout=0.0, target="all-linear")
 LOW_RANK = 8  # tried where the other settings do not fit
-#: What the paper reports, and what it leaves to be assumed (tokens; shares kept, of the rounds and of what enters the data set).
-PAPER = Assumed(20, 40, 60, 85 / 240, (434 / 800, 466 / 800), 578 / 2865)
 #: Operations a second and GPU that the paper's fine-tuning of SelfDistill_1 implies: 434K rows, 3 epochs, 28 hours, 8 GPUs.
 PAPER_RATE = 6 * SIZES["google/flan-t5-xl"] * 434_000 * 3 * (PAPER.prompt + PAPER.target) / (28 * 3600 * 8)
 STAND_IN, STAND_IN_CONTEXT = "Setting a fire", "at a campsite"  # the paper's first example
 MEMORY = dict.fromkeys(("weights", "gradients", "moments", "activations", "in all"), 1)
-DECIMALS = {"gpu_hours": 1, "cost_usd": 2, "minutes": 2, **MEMORY}  # as shown; none in other columns
+DECIMALS = {"gpu_hours": 1, "cost_usd": 2, "minutes": 1, **MEMORY}  # as shown; none in other columns
+
+
+def plan_stages(params: Params, stages: list[Stage]) -> pd.DataFrame:
+    """Return the minutes of each stage, from its seconds (see `foresee`), and a row for each work of it; and their sum."""
+    works, rows = list_work(params, stages), []
+    for stage in stages:
+        own = [(f"{w.what}, {w.unit}", w.count, w.tokens) for w in works if w.stage == stage.name] or [("", None, None)]
+        rows += [(stage.name, *own[0], stage.seconds / 60), *(("", *work, None) for work in own[1:])]
+    table = pd.DataFrame(rows, columns=["stage", "work", "count", "tokens", "minutes"])
+    table.loc[len(table)] = {"stage": "all", "work": "", **table[["tokens", "minutes"]].sum()}
+    return table
 
 
 def plan_run(params: Params, rate: float = PAPER_RATE) -> pd.DataFrame:
@@ -40,10 +49,10 @@ def plan_run(params: Params, rate: float = PAPER_RATE) -> pd.DataFrame:
 
     `rate` is in operations a second of one device. A model whose size is not known is a `DrotError`.
     """
-    seeds = params.corpus.seed_actions * 2
-    tokens = seeds * params.teacher.contexts_per_variance * (PAPER.prompt + PAPER.target)
+    seeds, assumed = params.corpus.seed_actions * 2, DEMO if params.teacher.recorded else PAPER
+    tokens = seeds * params.teacher.contexts_per_variance * (assumed.prompt + assumed.target)
     rows = [("teacher", "requests", seeds, tokens, 0.0)]
-    works = list_work(params, list_stages(params, ablations=False), PAPER)
+    works = list_work(params, list_stages(params, ablations=False), assumed)
     rows += [(work.what, work.unit, work.count, work.tokens, work.operations) for work in works]
     table = pd.DataFrame(rows, columns=["stage", "unit", "count", "tokens", "operations"])
     table = table.groupby(["stage", "unit"], sort=False, as_index=False).sum()
@@ -52,24 +61,39 @@ def plan_run(params: Params, rate: float = PAPER_RATE) -> pd.DataFrame:
     return table
 
 
-def say_plan(params: Params, tflops: float | None = None, gpu_gib: float | None = None) -> str:
-    """Return the plan of a run as text; GPU hours are at `tflops` of one device, or at what the paper's hours imply.
+def say_plan(
+    params: Params, tflops: float | None = None, gpu_gib: float | None = None, stages: list[Stage] | None = None
+) -> str:
+    """Return the plan of a run as text.
 
-    With `gpu_gib`, the size of a GPU's memory, it says whether the students' training fits.
+    Minutes of `stages` on this machine, where their seconds are known and the teacher's answers are recorded; else GPU hours, at
+    `tflops` of one device, or at what the paper's hours imply. With `gpu_gib`, the size of a GPU's memory, it says whether the
+    students' training fits.
     """
-    rate = tflops * 1e12 if tflops else PAPER_RATE
-    source = "as given" if tflops else "as the paper's 28 hours on 8 A6000 for 434K rows and 3 epochs imply"
-    first, second = PAPER.rounds
-    kept = f"{PAPER.seed:.2f} of the seeds, {first:.2f} and {second:.2f} of the rounds, {PAPER.dataset:.2f} of all for the data set"
+    here = stages and params.teacher.recorded and not tflops
+    table = plan_stages(params, stages) if here else plan_run(params, tflops * 1e12 if tflops else PAPER_RATE)
     return "\n".join([
-        _to_markdown(plan_run(params, rate), unknown=""),
-        f"\nAssumed: {PAPER.prompt} tokens a prompt, {PAPER.target} a candidate, {PAPER.pair} a pair; kept as in the paper, {kept};",
-        "2 operations a parameter and token forward, 6 in training (4 where an adapter is trained); "
-        f"{rate / 1e12:.2f} TFLOP/s a GPU, {source}.",
-        "Writing one token at a time reaches that rate only in large batches, and ablations are not counted.\n",
+        _to_markdown(table, unknown=""), "", _say_assumed(params, tflops, here), "",
         *([say_memory(params, gpu_gib), ""] if gpu_gib else []),
         say_requests(params),
     ])  # fmt: skip
+
+
+def _say_assumed(params: Params, tflops: float | None, here: bool) -> str:
+    whose, of = ("demo", DEMO) if params.teacher.recorded else ("paper (the minutes above: as in the demo)", PAPER)
+    first, second = of.rounds
+    text = (
+        f"Assumed: {of.prompt} tokens a prompt, {of.target} a candidate, {of.pair} a pair; kept as in the {whose}, {of.seed:.2f} of the "
+        f"seeds, {first:.2f} and {second:.2f} of the rounds, {of.dataset:.2f} of all for the data set."
+    )
+    if here:
+        return text
+    source = "as given" if tflops else "as the paper's 28 hours on 8 A6000 for 434K rows and 3 epochs imply"
+    return (
+        f"{text}\n2 operations a parameter and token forward, 6 in training (4 where an adapter is trained); "
+        f"{tflops or PAPER_RATE / 1e12:.2f} TFLOP/s a GPU, {source}.\n"
+        "Writing one token at a time reaches that rate only in large batches, and ablations are not counted."
+    )
 
 
 def _to_markdown(table: pd.DataFrame, unknown: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from drot_utils.study.errors import DrotError
 from drot_utils.study.graph import Stage
-from drot_utils.study.kernels import THREADS
+from drot_utils.study.kernels import THREADS, TUNED
 from drot_utils.study.params import Encoder, ModelRef, Params
 from drot_utils.study.paths import ROOT, resolve
 
@@ -36,6 +36,7 @@ LAYERS = {
 }  # fmt: skip
 TRAIN_ACTIONS, TEST_ACTIONS = 234_000, 6_000  # of the paper's corpus (section 4.1)
 QUESTION = 97  # tokens of the teacher's prompt, and of the judges', in the demo
+UNKNOWN = "How long it will take is not known"
 PAIRS = 10  # labelled pairs that a line of entailment groups makes
 
 
@@ -53,6 +54,8 @@ class Assumed:
 
 #: Counted in the demo: its data through its models' tokenizers, and the rows of a trial of its recipe (which keeps all of D0).
 DEMO = Assumed(17, 23, 19, 1.0, (415 / 2000, 489 / 2000), 2225 / 4864)
+#: What the paper reports, and what it leaves to be assumed.
+PAPER = Assumed(20, 40, 60, 85 / 240, (434 / 800, 466 / 800), 578 / 2865)
 #: Operations that take no machine a second worth speaking of: tiny models, whose time is that of starting notebooks.
 NEGLIGIBLE = 1e12
 #: Operations a second that are reached, as a share of the measured rate: of a student's training, an encoder's (`fit`), that of an
@@ -194,7 +197,7 @@ def _share_frozen(settings: Encoder) -> float:
 class Machine:
     """What was measured: a processor with the threads of a run, or a GPU with how many there are, and operations a second.
 
-    `warning` is empty where nothing is odd.
+    `warning` is empty where nothing is odd; `load` is 0 where no other processes use the cores.
     """
 
     name: str
@@ -204,10 +207,11 @@ class Machine:
     why: str
     rate: float
     warning: str = ""
+    load: float = 0.0
 
 
 def foresee(params_file: str | Path, params: Params, stages: list[Stage], cores: int = 1) -> tuple[list[Stage], str]:
-    """Measure this machine, which takes about two seconds and is kept nowhere, and say what stages will take on it.
+    """Measure this machine, which takes some seconds and is kept nowhere, and say what stages will take on it.
 
     With tiny models nothing is measured.
 
@@ -224,12 +228,14 @@ def foresee(params_file: str | Path, params: Params, stages: list[Stage], cores:
         machine = _measure(params_file)
         stages = expect(stages, params, machine)
     except DrotError as error:
-        return stages, f"How long it will take is not known: {' '.join(str(error).split())}"
+        return stages, f"{UNKNOWN}: {' '.join(str(error).split())}"
     return stages, say(stages, machine, cores)
 
 
 def _measure(params_file: str | Path) -> Machine:
-    environment = {name: value for name, value in os.environ.items() if name not in THREADS}  # as kernels have it
+    environment = TUNED | {
+        name: value for name, value in os.environ.items() if name not in THREADS
+    }  # as kernels have it
     command = [sys.executable, "-m", "drot_utils.study.record", str(params_file)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     if done.returncode:
@@ -256,6 +262,8 @@ def say(stages: list[Stage], machine: Machine, cores: int = 1) -> str:
         f"{machine.name}, {many}, {machine.dtype} ({machine.why}), {machine.rate / 1e9:,.0f} GFLOP/s measured: "
         f"{_say_times(stages, cores, 'at least' if machine.gpu else 'about')}"
     )
+    if machine.load:
+        line += f" (load {machine.load:.1f}: other processes use the cores, and beside them it takes longer)"
     return "\n".join(filter(None, [machine.warning, line]))
 
 

@@ -224,26 +224,29 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Tell whether a device multiplies bfloat16 natively; a T4, say, only emulates it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+    # What torch may use: less than the processor has where ATEN_CPU_CAPABILITY says so.
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
 
 
-def measure_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+def measure_rate(device: torch.device, dtype: torch.dtype, busy: bool = False, seconds: float = 2.0) -> float:
     """Return operations a second in the products of a training step of the demo's student: forward, and both backward.
 
-    The fastest of some times counts, so that another process changes little. Where bfloat16 is not native, products of few rows
-    stand for all: they would take a minute.
+    The fastest of some times counts. Where others keep the processor `busy`, not even that is what it can do alone: then the time
+    counts that its threads computed (those that wait must sleep, see `kernels.TUNED`), shared out evenly. Where bfloat16 is not
+    native, products of few rows stand for all: they would take a minute.
     """
+    clock, threads = (time.process_time, torch.get_num_threads()) if busy else (time.perf_counter, 1)
     rows = FEW if dtype == torch.bfloat16 and not multiplies_bfloat16(device) else MANY
     x, weight = (torch.ones(n, 576, device=device, dtype=dtype) for n in (rows, 1536))
     times, end = [], time.perf_counter() + seconds
     while len(times) < 2 or time.perf_counter() < end:
-        began = time.perf_counter()
+        began = clock()
         y = x @ weight.T
         _ = y @ weight, y.T @ x
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return 6 * rows * weight.numel() / min(times)
+        times.append(clock() - began)
+    return 6 * rows * weight.numel() * threads / min(times)
 
 
 def warn_slow(device: torch.device) -> str:
@@ -262,8 +265,11 @@ def measure_machine(study: Study) -> Machine:
     name, cores = name_processor(), torch.get_num_threads()
     if gpu := device.type == "cuda":
         name, cores = torch.cuda.get_device_name(), torch.cuda.device_count()
+    load = 0.0 if gpu else os.getloadavg()[0]  # of the last minute
+    load = load if load > cores / 2 else 0.0
     warning = warn_slow(device) if dtype == torch.bfloat16 else ""
-    return Machine(name, cores, gpu, str(dtype).removeprefix("torch."), why, measure_rate(device, dtype), warning)
+    rate = measure_rate(device, dtype, busy=load > 0)
+    return Machine(name, cores, gpu, str(dtype).removeprefix("torch."), why, rate, warning, load)
 
 
 def release_memory() -> None:

@@ -21,7 +21,7 @@ from drot_utils.study import outputs
 from drot_utils.study.errors import DrotError, wrap_os_error
 from drot_utils.study.forecast import finish_time, foresee
 from drot_utils.study.graph import Stage, Stamp, list_stages, refuse_braces, stamp_stages
-from drot_utils.study.kernels import THREADS, kernel_command, kernel_server
+from drot_utils.study.kernels import THREADS, TUNED, kernel_command, kernel_server
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run, exclusive, output_root, write_text
 from drot_utils.study.progress import STATUS, rate_of
@@ -328,9 +328,6 @@ def run_environment(run: Run) -> dict[str, str]:
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "HF_DATASETS_CACHE": str(cache / "datasets"),
         "HF_HOME": str(models if usable else cache / "huggingface"),
-        # Huge pages, where the kernel gives them on request: a training step takes a tenth less, as fresh memory is dear.
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-        # Threads of OpenMP that wait sleep: those that spin halve a training beside another busy process (benchmarks/contention.py).
-        "OMP_WAIT_POLICY": "passive",
+        **TUNED,
     }
     return own | {name: value for name, value in os.environ.items() if value or name not in own} | forced
