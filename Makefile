@@ -62,8 +62,8 @@ lab: .venv/ready-$(TORCH)  ## JupyterLab on the notebooks; what you run there ne
 	@OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 reference:  ## make figures/reference, which README and docs show, from the finished run of PROFILE
-	@test -f runs/$(PROFILE)/manifest.json && test -f figures/$(PROFILE)/table2.csv || { echo "no finished run: make demo"; exit 1; }
-	@rm -rf figures/reference && cp -rL figures/$(PROFILE) figures/reference && cp runs/$(PROFILE)/manifest.json figures/reference/
+	@test -f $(OUT)/runs/$(PROFILE)/manifest.json && test -f $(OUT)/figures/$(PROFILE)/table2.csv || { echo "no finished run: make demo"; exit 1; }
+	@rm -rf figures/reference && cp -rL $(OUT)/figures/$(PROFILE) figures/reference && cp $(OUT)/runs/$(PROFILE)/manifest.json figures/reference/
 
 plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: candidates, tokens, minutes or GPU hours, requests and their cost
 	@$(BIN)/python -m drot_utils plan "params/$(PROFILE).yaml"

@@ -52,19 +52,19 @@ class Assumed:
     dataset: float
 
 
-#: Counted in the demo: its data through its models' tokenizers, and the rows of a trial of its recipe (which keeps all of D0).
-DEMO = Assumed(17, 23, 19, 1.0, (415 / 2000, 489 / 2000), 2225 / 4864)
+#: Counted in the demo: its data through its models' tokenizers, and the rows that its filters kept.
+DEMO = Assumed(17, 23, 19, 956 / 960, (256 / 2000, 424 / 2000), 2028 / 4636)
 #: What the paper reports, and what it leaves to be assumed.
 PAPER = Assumed(20, 40, 60, 85 / 240, (434 / 800, 466 / 800), 578 / 2865)
 #: Operations that take no machine a second worth speaking of: tiny models, whose time is that of starting notebooks.
 NEGLIGIBLE = 1e12
 #: Operations a second that are reached, as a share of the measured rate: of a student's training, an encoder's (`fit`), that of an
 #: encoder's upper layers alone (`upper`: no embeddings to update), writing and scoring. bfloat16: benchmarks/results, and for `fit`
-#: notebook 2 of the demo, on two AVX-512 cores. float32, on two AVX2 cores: notebooks 4 and 2 of the demo, the writer in one thread,
-#: and benchmarks/critic_scoring. `upper`: all-mpnet-base-v2 above 8 frozen layers on both.
+#: notebook 2 of the demo, on two AVX-512 cores. float32: notebooks 2 to 7 of the demo on two AVX2 cores (165 GFLOP/s). `upper`:
+#: all-mpnet-base-v2 above 8 frozen layers on both.
 EFFICIENCY = {
     "bfloat16": {"train": 0.38, "fit": 0.25, "upper": 0.27, "write": 0.31, "score": 0.68},
-    "float32": {"train": 0.33, "fit": 0.32, "upper": 0.7, "write": 0.75, "score": 0.87},
+    "float32": {"train": 0.6, "fit": 0.32, "upper": 0.7, "write": 0.37, "score": 0.65},
 }
 
 
