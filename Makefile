@@ -7,6 +7,7 @@ CORES ?= 1
 TORCH ?= cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PORT ?= 8000
+OUT = $(or $(DROT_OUTPUT),.)
 
 BIN = .venv/bin
 PY ?= $(BIN)/python
@@ -46,8 +47,8 @@ atlas: .venv/ready-$(TORCH)  ## write a map of all rows of PROFILE, to search an
 	@$(BIN)/python -m drot_utils atlas --run "$(PROFILE)"
 
 serve:  ## serve site/ to this machine only: http://127.0.0.1:8000, the map at /atlas/ (PORT=8001: another port)
-	@test -d "$${DROT_OUTPUT:-.}/site" || { echo "no site yet: make site, make atlas"; exit 1; }
-	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory "$${DROT_OUTPUT:-.}/site" $(PORT)
+	@test -d "$(OUT)/site" || { echo "no site yet: make site, make atlas"; exit 1; }
+	@$(PYTHON) -m http.server --bind 127.0.0.1 --directory "$(OUT)/site" $(PORT)
 
 test: .venv/ready-$(TORCH) lint  ## lint, then the tests, including the smoke study from end to end
 	@$(PIP) --require-hashes -r requirements/site.txt
