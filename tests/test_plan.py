@@ -61,7 +61,7 @@ def test_a_profile_with_recorded_answers_is_planned_in_minutes_of_this_machine(c
     monkeypatch.setattr(forecast, "_measure", lambda params_file: machine)
     assert main(["plan", "params/demo.yaml"]) == 0
     line, table = capsys.readouterr().out.split("\n\n")[:2]
-    assert re.search(r"\| train Distill_base, rows +\| +960 \|", table) and "gpu" not in table
+    assert re.search(r"\| train Distill_base, rows +\| +956 \|", table) and "gpu" not in table
     names = [stage.name for stage in list_stages(load_params("params/demo.yaml"))]
     assert [name for name in re.findall(r"^\| (\w\S+)", table, re.MULTILINE) if name in names] == names
     minutes = float(re.search(r"\| all .* ([\d.]+) \|$", table)[1])
