@@ -125,9 +125,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _ask(options: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: threads that wait sleep
+    from drot_utils.data.table import say_contexts
     from drot_utils.method.distill import ask_student, choose_best, load_scorer
     from drot_utils.method.student import require_student
-    from drot_utils.report.tables import say_contexts
     from drot_utils.study.paths import to_json
     from drot_utils.study.record import open_run
 

@@ -10,8 +10,8 @@ from conftest import NASTY
 from test_distill import keyboard  # noqa: F401  (a fixture)
 
 from drot_utils.__main__ import main
+from drot_utils.data.table import say_contexts
 from drot_utils.method import distill
-from drot_utils.report.tables import say_contexts
 from drot_utils.study.errors import ParamsError
 from drot_utils.study.outputs import BY_HAND, Finished, finish, read_params
 from drot_utils.study.paths import Run, sha256

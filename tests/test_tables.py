@@ -235,11 +235,25 @@ def test_seeds_are_averaged_and_a_rise_that_one_turns_round_is_named():
     said = tables.compare_runs(["demo", "seed1", "seed2"], seeds=True).replace("\u00a0", " ")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in said.splitlines() if "|" in line]
     assert ["seed", "0", "1", "2"] in cells and "Warning" not in said
-    assert ["model", "Vld", "runs"] in cells and ["Distill_base", "0.38 [0.24, 0.50]", "3"] in cells
-    step = ["zero-shot base model", "Distill_base", "0.08 [-0.06, 0.20]"]
+    assert ["model", "Vld", "runs"] in cells and ["Distill_base", "0.38 [0.00, 0.81] (0.24 to 0.50)", "3"] in cells
+    step = ["zero-shot base model", "Distill_base", "0.08 [-0.17, 0.33] (-0.06 to 0.20)"]
     assert ["the critic", *step, "3", "Vld in seed2"] in cells
-    assert ["greedy", *step, "0.20 [0.20, 0.20]", "3", "by votes in seed2"] in cells
+    assert ["greedy", *step, "0.20 [0.10, 0.30] (0.20 to 0.20)", "3", "by votes in seed2"] in cells
     assert "`vld_by_votes`: of 1 run, so no spread." in said  # recorded votes: all three show the same ones
+
+
+def test_an_interval_over_seeds_covers_what_seeds_and_actions_add():
+    rng, covered, draws = np.random.default_rng(0), 0, 2000
+    for _ in range(draws):
+        actions, runs = rng.normal(0, 0.3, 200), []  # the same ones in all runs
+        for _ in range(3):
+            found = 0.2 + rng.normal(0, 0.03) + actions + rng.normal(0, 0.3, 200)
+            width = 1.96 * found.std(ddof=1) / 200**0.5
+            runs.append((found.mean(), found.mean() - width, found.mean() + width))
+        cell = tables._average(pd.DataFrame(runs), change=True)
+        low, high = (float(end) for end in cell[cell.index("[") + 1 : cell.index("]")].split(", "))
+        covered += low <= 0.2 <= high
+    assert 0.94 < covered / draws < 0.995  # it counts the noise of a run's own texts twice, so a little too wide
 
 
 def test_what_seeds_lack_and_what_else_differs_is_said():

@@ -1,11 +1,14 @@
 """The one table of the study: its columns, its checks, how it is read and written, and how it is shown."""
 
+import shutil
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pandas.io.formats.style import Styler
+from tabulate import tabulate
 
 from drot_utils.study.errors import DataError
 from drot_utils.study.paths import atomic
@@ -132,3 +135,41 @@ def for_reading(rows: pd.DataFrame, *columns: str, decimals: int = 2) -> Styler:
     left = [{"selector": "th.col_heading", "props": "text-align: left"}]
     style = shown.style.hide(axis="index").format(precision=decimals, na_rep="", escape="html")
     return style.set_properties(texts, **{"text-align": "left"}).set_table_styles(left)
+
+
+def say_contexts(every: pd.DataFrame, best: pd.DataFrame | None, width: int | None = None) -> str:
+    """Return what a student writes as tables that no text of it can break, one an action and direction.
+
+    Parameters
+    ----------
+    every : DataFrame
+        All candidates, as `distill.ask_student` returns them with `raw`.
+    best : DataFrame or None
+        Those to show (`distill.choose_best`); by default all, with what the NLI filter says of each.
+    width : int, optional
+        Columns of the terminal.
+    """
+    width, parts = width or shutil.get_terminal_size((100, 24)).columns, []
+    for (action, way), written in every.groupby(["action", "moral_variance"], sort=False):
+        same, odd = written["same_as"].notna().sum(), written["context"].isna().sum()
+        counts = f"{len(written)} written, the NLI filter drops {same} as saying the same, {odd} do not parse"
+        parts.append(f"{visible(action)}: {WAYS[way]} ({counts})")
+        shown = written if best is None else best[best["action"].eq(action) & best["moral_variance"].eq(way)]
+        table = {"score": [f"{score:.2f}" if pd.notna(score) else "" for score in shown["critic_score"]]}
+        if best is None:
+            said = zip(shown["context"].isna(), shown["same_as"].fillna(""), strict=True)
+            table["NLI filter"] = ["" if odd else f"drops it: {same}" if same else "keeps it" for odd, same in said]
+        table |= {"context": shown["context"].fillna(shown.get("raw", "")), "rationale": shown["rationale"].fillna("")}
+        cells = {name: [visible(text) for text in texts] for name, texts in table.items()}
+        room = max(12, (width - 8 - 3 * len(table)) // (len(table) - 1))
+        parts += [
+            tabulate(cells, "keys", "presto", maxcolwidths=[None, *[room] * (len(table) - 1)], disable_numparse=True),
+            "",
+        ]
+    return "\n".join(_keep_order(line) for line in "\n".join(parts).splitlines())
+
+
+def _keep_order(line: str) -> str:
+    # Where letters run from right to left, invisible left-to-right marks hold the columns in their order.
+    turns = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in line)
+    return "\u200e" + line.replace(" | ", " \u200e|\u200e ") if turns else line

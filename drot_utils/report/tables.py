@@ -1,16 +1,15 @@
 """Tables for the paper: one frame, three files (CSV for programs, LaTeX and Markdown for people)."""
 
 import re
-import shutil
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from tabulate import tabulate
+from scipy.stats import norm, t
 
-from drot_utils.data.table import DIRECTIONS, WAYS, visible
+from drot_utils.data.table import DIRECTIONS
 from drot_utils.study import graph
 from drot_utils.study.errors import DrotError
 from drot_utils.study.outputs import flatten, read_records
@@ -192,12 +191,15 @@ def _put_beside(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def average_runs(names: Sequence[str]) -> list[str]:
-    """Return table 2, what votes say, and the differences by both as means over runs [lowest, highest], as Markdown.
+    """Return table 2, what votes say, and the differences by both, as means over runs of one study, as Markdown.
 
-    A difference that has another sign in some runs than in the mean, or none, is named with these runs. A table that is the same
-    in two runs counts once: with recorded votes, all runs show what annotators said of one.
+    A cell is the mean, its 95% interval (`_average`), and the lowest and the highest run. A difference that has another sign
+    in some runs than in the mean, or none, is named with these runs. A table that is the same in two runs counts once: with
+    recorded votes, all runs show what annotators said of one.
     """
-    parts = ["Means over runs [lowest, highest]. What a run turns round is named beside: it is no rise."]
+    parts = [
+        "Means over runs [95% interval] (lowest to highest). What a run turns round is named beside: it is no rise."
+    ]
     for table, start in SEEDS.items():
         found = _read_results(names, table)
         for name, rows in [*found.items()][:0:-1]:
@@ -211,19 +213,38 @@ def average_runs(names: Sequence[str]) -> list[str]:
         first = next(iter(found.values()))
         keys = [name for name in first if not _is_number(first[name])]
         metrics = [name for name in first if name.startswith(start) and f"{name}_low" in first]
-        every = pd.concat({name: rows.set_index(keys).reindex(columns=metrics) for name, rows in found.items()})
-        every.index.names = ["run", *keys]
-        by_row = every.groupby(keys, sort=False)
-        shown = pd.concat([by_row.mean(), by_row.min().add_suffix("_low"), by_row.max().add_suffix("_high")], axis=1)
-        shown["runs"] = by_row.size()
+        every = pd.concat({name: rows.set_index(keys) for name, rows in found.items()}, names=["run"])
+        by_row = every[metrics].groupby(keys, sort=False)
+        shown = by_row.size().to_frame("runs")
+        for place, metric in enumerate(metrics):
+            values = every[[f"{metric}{end}" for end in ("", "_low", "_high")]]
+            shown.insert(place, metric, values.groupby(keys, sort=False).apply(_average, change="later" in keys))
         if "later" in keys:
-            turned = (every * by_row.transform("mean") <= 0).rename(columns=_say).rename_axis(columns="metric").stack()
-            turned = turned[turned].reset_index()
-            shown["turned round"] = (
-                (turned["metric"] + " in " + turned["run"]).groupby([turned[k] for k in keys]).agg(", ".join)
-            )
+            turned = every[metrics] * by_row.transform("mean") <= 0
+            turned = turned.rename(columns=_say).rename_axis(columns="metric").stack()
+            turned = turned[turned].reset_index().assign(said=lambda rows: rows["metric"] + " in " + rows["run"])
+            shown["turned round"] = turned.groupby(keys)["said"].agg(", ".join)
         parts.append(f"`{table}` over {', '.join(found)}:\n\n{_to_markdown(shape_table(shown.reset_index()))}")
     return parts
+
+
+def _average(values: pd.DataFrame, change: bool) -> str:
+    """Return one metric of several runs as its mean, the interval of that, and the range (the page ppi in docs/ derives it).
+
+    `values`: a row a run, the metric with the ends of its interval. A level that is a share stays within 0 and 1.
+    """
+    means, lows, highs = values.dropna().to_numpy().T
+    if (runs := len(means)) < 2:
+        return ""
+    within = np.mean(((highs - lows) / 2 / norm.ppf(0.975)) ** 2)
+    between = means.var(ddof=1) / runs
+    freedom = (runs - 1) * ((within + between) / max(between, 1e-12)) ** 2
+    width = t.ppf(0.975, freedom) * np.sqrt(within + between)
+    limits = (0, 1) if not change and highs.max() <= 1 else (-np.inf, np.inf)
+    low, high = np.clip([means.mean() - width, means.mean() + width], *limits)
+    decimals = 2 if abs(means).max() < 2 else 1
+    least, most = (_round(value, decimals) for value in (means.min(), means.max()))
+    return f"{_fold(means.mean(), low, high, decimals)} ({least} to {most})"
 
 
 def _to_markdown(frame: pd.DataFrame) -> str:
@@ -352,41 +373,3 @@ def _print(text: str) -> str:
 def _guard(row: str) -> str:
     # After the end of a row, LaTeX takes a bracket for a length and a star for a variant of the command.
     return f"{{}}{row}" if row.lstrip().startswith(("[", "*")) else row
-
-
-def say_contexts(every: pd.DataFrame, best: pd.DataFrame | None, width: int | None = None) -> str:
-    """Return what a student writes as tables that no text of it can break, one an action and direction.
-
-    Parameters
-    ----------
-    every : DataFrame
-        All candidates, as `distill.ask_student` returns them with `raw`.
-    best : DataFrame or None
-        Those to show (`distill.choose_best`); by default all, with what the NLI filter says of each.
-    width : int, optional
-        Columns of the terminal.
-    """
-    width, parts = width or shutil.get_terminal_size((100, 24)).columns, []
-    for (action, way), written in every.groupby(["action", "moral_variance"], sort=False):
-        same, odd = written["same_as"].notna().sum(), written["context"].isna().sum()
-        counts = f"{len(written)} written, the NLI filter drops {same} as saying the same, {odd} do not parse"
-        parts.append(f"{visible(action)}: {WAYS[way]} ({counts})")
-        shown = written if best is None else best[best["action"].eq(action) & best["moral_variance"].eq(way)]
-        table = {"score": [f"{score:.2f}" if pd.notna(score) else "" for score in shown["critic_score"]]}
-        if best is None:
-            said = zip(shown["context"].isna(), shown["same_as"].fillna(""), strict=True)
-            table["NLI filter"] = ["" if odd else f"drops it: {same}" if same else "keeps it" for odd, same in said]
-        table |= {"context": shown["context"].fillna(shown.get("raw", "")), "rationale": shown["rationale"].fillna("")}
-        cells = {name: [visible(text) for text in texts] for name, texts in table.items()}
-        room = max(12, (width - 8 - 3 * len(table)) // (len(table) - 1))
-        parts += [
-            tabulate(cells, "keys", "presto", maxcolwidths=[None, *[room] * (len(table) - 1)], disable_numparse=True),
-            "",
-        ]
-    return "\n".join(_keep_order(line) for line in "\n".join(parts).splitlines())
-
-
-def _keep_order(line: str) -> str:
-    # Where letters run from right to left, invisible left-to-right marks hold the columns in their order.
-    turns = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in line)
-    return "\u200e" + line.replace(" | ", " \u200e|\u200e ") if turns else line
