@@ -329,6 +329,13 @@ def test_each_student_that_repeats_itself_is_named_distill_final_too(smoke_run):
     assert [text.split(" repeats")[0] for text in record["warnings"]] == [f"Warning: {graph.label(m)}" for m in loud]
 
 
+def test_the_final_student_learns_from_the_teacher_only_what_passes_the_threshold_of_all_others(smoke_run):
+    rows = read_table(smoke_run / "runs/smoke/data/drot.parquet")
+    record = json.loads((smoke_run / "runs/smoke/manifest.json").read_text())["stages"]["06_final_dataset"]
+    passed = rows["source"].ne("teacher") | rows["critic_score"].ge(record["threshold"])
+    assert 0 < record["training"]["rows"] == passed.sum() < len(rows)
+
+
 def test_data_keep_the_schema_and_no_row_is_lost(smoke_run, smoke):
     data = smoke_run / "runs/smoke/data"
     for name in ("d0", "d1", "d2", "drot", "candidates_d0", "candidates_d1", "candidates_d2", "candidates_drot"):

@@ -272,11 +272,12 @@ class Student(Section):
 
 
 class Distill(Section):
-    """What of the students' valid candidates is kept, at most (null: all), and whether the teacher's rows stay to the end."""
+    """What of the students' valid candidates is kept, at most (null: all), and what becomes of the teacher's rows."""
 
     max_per_prompt: PositiveInt | None
     max_repeats: PositiveInt | None
     teacher_stays: bool
+    teacher_taught: bool
 
 
 class Generation(Section):
