@@ -320,9 +320,10 @@ def describe_stages(run: Run, stages: list[Stage], stamps: dict[str, Stamp], mad
             lines.append(f"{stage.name:34} {how}")
             continue
         records = [records[stage.name] for records in known if stage.name in records]
-        why = min((explain(stamp, record) for record in records), key=len, default=["has not run"])
-        if records and records[0].get("look") == stamp.look:
-            why = [f"{find_broken(run, records[0])} is not as it was written"]
+        # Of a record that cannot be taken over (a run by hand's, or its files are gone) there is nothing to explain.
+        why = min(filter(None, (explain(stamp, record) for record in records)), key=len, default=["has not run"])
+        if (own := known[0].get(stage.name)) and own.get("look") == stamp.look:
+            why = [f"{find_broken(run, own)} is not as it was written"]
         seconds = next((record["seconds"] for record in records if "seconds" in record), stage.seconds)
         total += seconds
         more = f" and {len(why) - 4} more" if len(why) > 4 else ""
