@@ -355,10 +355,9 @@ def branch_run(params_file: str, name: str, overrides: dict[str, Any]) -> Path:
         )  # fmt: skip
     all_values = base.model_dump(mode="json")
     values: dict[str, Any] = {"extends": os.path.relpath(resolve(params_file), run.root), "profile": name}
-    for section, _, key in (key.partition(".") for key in overrides):
-        if key:
-            key = key.split(".")[0]
-            values.setdefault(section, {})[key] = all_values[section][key]
+    for section, *below in (key.split(".") for key in overrides):
+        if below:
+            values.setdefault(section, {})[below[0]] = all_values[section][below[0]]
         else:
             values[section] = all_values[section]
     write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
