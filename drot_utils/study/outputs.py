@@ -221,18 +221,17 @@ def link(source: Path, target: Path) -> None:
 
 def copy_answers(source: Run, target: Run) -> None:
     """Let a run that has no answers of endpoints begin with those of another, so that they are not paid for again."""
-    answers, own = (run.root / "data" / "answers.sqlite" for run in (source, target))
-    if not answers.exists() or own.exists():
+    if not source.answers.exists() or target.answers.exists():
         return
-    with atomic(own) as temporary:
+    with atomic(target.answers) as temporary:
         try:  # with what is still in the write-ahead log, and whole while another process writes
             with (
-                closing(sqlite3.connect(f"{answers.as_uri()}?mode=ro", uri=True)) as old,
+                closing(sqlite3.connect(f"{source.answers.as_uri()}?mode=ro", uri=True)) as old,
                 closing(sqlite3.connect(temporary)) as new,
             ):
                 old.backup(new)
         except sqlite3.Error:  # a run that is read-only
-            shutil.copyfile(answers, temporary)
+            shutil.copyfile(source.answers, temporary)
 
 
 def borrow(run: Run, name: str) -> Path:
