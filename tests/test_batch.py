@@ -233,8 +233,7 @@ def test_choices_that_come_one_by_one_are_lines_of_their_own():
 
 def open_batches(works, cache, **changes):
     endpoint = make_endpoint(transport="batch", **changes)
-    accounts = Accounts(endpoint, USE, cache)
-    return batch.Batches(works, Server(endpoint, accounts), accounts)
+    return batch.Batches(works, Server(Accounts(endpoint, USE, cache)))
 
 
 def test_a_batch_is_written_down_before_it_is_sent(cache):

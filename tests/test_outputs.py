@@ -7,7 +7,7 @@ import shutil
 import pytest
 from conftest import files_and_hashes
 
-from drot_utils.llm.cache import Answer, Cache, cache_file, request_key
+from drot_utils.llm.cache import Answer, Cache, request_key
 from drot_utils.study import outputs
 from drot_utils.study.graph import Stage, Stamp
 from drot_utils.study.paths import WRITTEN, Run, atomic, output_root, replace_folder, write_text
@@ -180,10 +180,10 @@ def test_another_run_begins_with_a_copy_of_the_answers(take):
     demo, other = Run("demo"), Run("other")
     make(demo, A, "a1", "text")
     first = (make_question("one"), {0: Answer("yes")})
-    cache = Cache(cache_file(demo))  # stays open: what it wrote is still in the write-ahead log
+    cache = Cache(demo.answers)  # stays open: what it wrote is still in the write-ahead log
     cache.put([first])
     take(other, demo)
-    copy = Cache(cache_file(other))
+    copy = Cache(other.answers)
     assert copy.read([request_key(first[0])]) == cache.read([request_key(first[0])]) != {}
     copy.put([(make_question("two"), {0: Answer("no")})])
     take(other, demo)
@@ -258,6 +258,10 @@ def test_what_was_run_by_hand_is_not_taken_over():
     outputs.overlay(play, demo)
     write_text(play.data("01_a"), "tex2")  # half a notebook by hand, of the same size
     shutil.rmtree(demo.root)
+    made = {A.name: outputs.find_made(demo, A.name, "a1")}
+    assert "01_a                               runs, about 00:03: has not run" in outputs.describe_stages(
+        demo, [A], stamps(), made
+    )
     assert outputs.settle(Run("other"), [A], stamps()) == ["01_a"]
 
 
@@ -273,7 +277,7 @@ def test_a_stages_folder_without_its_data_is_nothing():
 def test_a_read_only_run_is_taken_over_from_with_its_answers():
     demo, other = Run("demo"), Run("other")
     make(demo, A, "a1", "text")
-    cache = Cache(cache_file(demo))
+    cache = Cache(demo.answers)
     cache.put([(make_question("one"), {0: Answer("yes")})])
     cache.file.close()
     places = [demo.root, *demo.root.rglob("*")]
@@ -281,7 +285,7 @@ def test_a_read_only_run_is_taken_over_from_with_its_answers():
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
         assert outputs.settle(other, [A], stamps()) == []
-        assert len(Cache(cache_file(other)).read([request_key(make_question("one"))])) == 1
+        assert len(Cache(other.answers).read([request_key(make_question("one"))])) == 1
         make(other, A, "a2", "mine")
     finally:
         for path in places:

@@ -21,7 +21,7 @@ def post(cache):
     """Post a request to an endpoint, in one try, and return what comes back."""
 
     async def ask(endpoint):
-        server = Server(endpoint, Accounts(endpoint, USE, cache))
+        server = Server(Accounts(endpoint, USE, cache))
         async with server.client:
             return await server.ask(QUESTION)
 

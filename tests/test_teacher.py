@@ -5,7 +5,7 @@ from conftest import make_endpoint
 from fault_server import FaultServer, expected_text
 
 from drot_utils.data import corpora
-from drot_utils.llm.cache import Answer, Cache, cache_file, request_key
+from drot_utils.llm.cache import Answer, Cache, request_key
 from drot_utils.method import teacher
 from drot_utils.study.errors import EndpointError
 from drot_utils.study.record import Study
@@ -29,7 +29,7 @@ def open_teacher(study):
 @pytest.fixture
 def kept(study):
     """The study's cache."""
-    return Cache(cache_file(study.run))
+    return Cache(study.run.answers)
 
 
 def test_the_key_is_the_whole_request(open_teacher):

@@ -7,7 +7,7 @@ from drot_utils.data.paper import TABLE3
 from drot_utils.data.parsing import parse_teacher
 from drot_utils.data.table import PROMPT, empty_columns
 from drot_utils.engine.writer import Written
-from drot_utils.llm.cache import Cache, cache_file
+from drot_utils.llm.cache import Cache
 from drot_utils.llm.client import ask_all
 from drot_utils.llm.replies import read_whole
 from drot_utils.method.prompts import teacher_response
@@ -88,7 +88,7 @@ def _ask_endpoint(study: Study, baseline: Respondent, chosen: pd.DataFrame) -> p
     prompts = list_prompts(chosen)
     pairs = zip(prompts["action"], prompts["moral_variance"], strict=True)
     bodies = [baseline_request(study.params, baseline.endpoint, *pair) for pair in pairs]
-    cache = Cache(cache_file(study.run))
+    cache = Cache(study.run.answers)
     answers, usage = ask_all(bodies, baseline.endpoint, study.params.requests, cache, f"{baseline.name} writes")
     usage.add_to(study.record, f"usage of {baseline.name}")
     written = [[Written(read_whole(answer), answer.completion_tokens) for answer in group] for group in answers]

@@ -305,7 +305,7 @@ class Accounts:
         if not ended:
             found = f"the first {self.thoughts} replies are empty: the model used all of `max_tokens` for thinking"
             todo = "raise `teacher.max_tokens` (a judge has 64 tokens at most), or ask a model, or let it, think less"
-            raise EndpointError(found, where=f"{self.endpoint.base_url}, model {self.endpoint.model}", todo=todo)
+            raise EndpointError(found, where=self.endpoint.where, todo=todo)
         self.thoughts = None
 
     def sum_up(self, answers: list[list[Answer]], asked: int) -> Usage:

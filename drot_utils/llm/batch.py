@@ -11,7 +11,6 @@ from typing import IO, Any
 
 from openai import types
 
-from drot_utils.llm.accounts import Accounts
 from drot_utils.llm.faults import Declined, Fault, Refusal, find_content, read_status
 from drot_utils.llm.replies import Work
 from drot_utils.llm.server import PATHS, Server
@@ -30,9 +29,9 @@ class Batches:
     handed in twice.
     """
 
-    def __init__(self, works: list[Work], server: Server, accounts: Accounts) -> None:
-        self.works, self.server, self.accounts = {work.key: work for work in works}, server, accounts
-        self.endpoint, self.cache = server.endpoint, accounts.cache
+    def __init__(self, works: list[Work], server: Server) -> None:
+        self.works, self.server, self.accounts = {work.key: work for work in works}, server, server.accounts
+        self.endpoint, self.cache = server.endpoint, self.accounts.cache
         self.path = f"/v1{PATHS[self.endpoint.kind]}"
         self.place = f"{self.endpoint.base_url} {self.path}"
         self.refusal: EndpointError | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from drot_utils.study.errors import DataError, StorageError
-from drot_utils.study.paths import Run, atomic, exclusive, file_system
+from drot_utils.study.paths import atomic, exclusive, file_system
 
 VERSION = 1
 APPLICATION = 0x64526F54  # "dRoT": marks the file as ours
@@ -180,11 +180,6 @@ class Cache:
                 raise StorageError(found, where=str(self.path), todo=todo) from error
             todo = "move the file away and import your export, if you have one (python -m drot_utils answers import)"
             raise DataError(f"is damaged, or no cache ({error})", where=str(self.path), todo=todo) from error
-
-
-def cache_file(run: Run) -> Path:
-    """Return where the cache of a run, which all its notebooks share, lies, or will."""
-    return run.root / "data" / "answers.sqlite"
 
 
 def _body(request: dict[str, Any]) -> str:

@@ -60,10 +60,11 @@ def ask_all(
     accounts = Accounts(endpoint, settings, cache)
     missing = {work.key for work in works}
     if works:
-        _check_may_ask(works, len(set(keys)), endpoint, settings, f"{what}, {cache.path}")
+        count = len(set(keys))
+        _check_may_ask(works, count, endpoint, settings, f"{what}, {cache.path}")
         accounts.open_budget([work.request for work in works])
-        with Progress(what, len(set(keys)), "requests", done=len(set(keys)) - len(works)) as progress:
-            _run_in_thread(_Asking(works, endpoint, accounts), progress)
+        with Progress(what, count, "requests", done=count - len(works)) as progress:
+            _run_in_thread(_Asking(works, accounts), progress)
     kept = cache.read(keys)
     answers = [[kept[k][n] for n in range(r.get("n", 1))] for k, r in zip(keys, requests, strict=True)]
     return answers, accounts.sum_up(answers, sum(key in missing for key in keys))
@@ -99,8 +100,8 @@ def _run_in_thread(asking: "_Asking", progress: Progress) -> None:
 class _Asking:
     """What one list of requests shares while it is asked."""
 
-    def __init__(self, works: list[Work], endpoint: Endpoint, accounts: Accounts) -> None:
-        self.works, self.turns, self.endpoint, self.accounts = works, iter(works), endpoint, accounts
+    def __init__(self, works: list[Work], accounts: Accounts) -> None:
+        self.works, self.turns, self.endpoint, self.accounts = works, iter(works), accounts.endpoint, accounts
         self.loop: asyncio.AbstractEventLoop | None = None
         self.stopping = False
         self.alone = False  # the server refuses several choices
@@ -121,10 +122,10 @@ class _Asking:
         self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
         if self.stopping:
             return
-        self.server = Server(self.endpoint, self.accounts)
+        self.server = Server(self.accounts)
         async with self.server.client:
             if self.endpoint.transport == "batch":
-                await Batches(self.works, self.server, self.accounts).ask()
+                await Batches(self.works, self.server).ask()
             else:
                 await self._ask_directly()
 
@@ -221,7 +222,7 @@ class _Asking:
             found = f"{len(self.given_up)} of {len(self.works)} requests got no answer in {self.endpoint.max_retries + 1} tries"
             found += f"; the first is {describe_request(work.request)}, at last {fault}"
             todo = "run the same command again, later or with a larger `max_retries`: what was answered is in the cache"
-        return EndpointError(found, where=self.server.where, todo=todo)
+        return EndpointError(found, where=self.endpoint.where, todo=todo)
 
 
 def _open_limit(per_minute: int | None) -> AsyncLimiter | None:

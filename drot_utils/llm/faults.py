@@ -80,11 +80,8 @@ def read_status(status: int, body: Any, endpoint: Endpoint, asked: str) -> Fault
         todo += f" (for the teacher, set `teacher.{key}` to null)" if key in Teacher.model_fields else ""
     todo = todo.replace("{key}", str(endpoint.api_key_env))
     todo += "; what was answered so far is in the cache and is not asked again"
-    found, where = (
-        f"the server refused with HTTP {status} ({said}) {asked}",
-        f"{endpoint.base_url}, model {endpoint.model}",
-    )
-    raise Refusal(found, status=status, setting=setting, where=where, todo=todo)
+    found = f"the server refused with HTTP {status} ({said}) {asked}"
+    raise Refusal(found, status=status, setting=setting, where=endpoint.where, todo=todo)
 
 
 def open_error(body: Any) -> dict[str, Any]:

@@ -35,17 +35,16 @@ class Server:
     response is looked at.
     """
 
-    def __init__(self, endpoint: Endpoint, accounts: Accounts) -> None:
-        self.endpoint, self.accounts = endpoint, accounts
-        self.where = f"{endpoint.base_url}, model {endpoint.model}"
-        self.secret = (read_key(endpoint) or "").encode()
+    def __init__(self, accounts: Accounts) -> None:
+        self.endpoint, self.accounts = accounts.endpoint, accounts
+        self.secret = (read_key(self.endpoint) or "").encode()
         self.answered = False  # a request; until then, a server that is not there is asked twice only
         self.closing = False  # set when nothing is to be tried again
         self.under_way: set[asyncio.Task] = set()  # who wait for a response, not for their next try
         self.calls: dict[asyncio.Task, tuple[float, int]] = {}  # when each began, and how many repetitions it may take
         self.client = openai.AsyncOpenAI(
             api_key=self.secret.decode() or "none",
-            base_url=endpoint.base_url,
+            base_url=self.endpoint.base_url,
             max_retries=NO_LIMIT,
             timeout=None,
             http_client=_open_http(self),
@@ -71,7 +70,7 @@ class Server:
                 raise fault from error
             found = f"the server is not to be asked again yet ({pause[0]}; {fault})"
             todo = "run the same command after it: what was answered is in the cache"
-            raise EndpointError(found, where=self.where, todo=todo) from error
+            raise EndpointError(found, where=self.endpoint.where, todo=todo) from error
 
     async def try_once(self, request: httpx2.Request, send: Any) -> httpx2.Response:
         """Send a request: one try of those that the client makes.
@@ -155,13 +154,14 @@ def _open_http(server: Server) -> httpx2.AsyncClient:
         certificates = httpx2.create_ssl_context()
     except OSError as error:
         found = f"the certificates cannot be read ({error}; set: {_list_set(*CERTIFICATES) or 'nothing'})"
-        raise EndpointError(found, where=server.where, todo="correct or unset the environment variable") from error
+        todo = "correct or unset the environment variable"
+        raise EndpointError(found, where=server.endpoint.where, todo=todo) from error
     try:
         return Http(verify=certificates, trust_env=not is_loopback(server.endpoint.base_url))
     except (ValueError, ImportError):  # `from None`: a proxy's address may hold a password
         found = f"the proxy cannot be used that stands in {_list_set(*PROXIES)}"
         todo = "give it as http://host:port (socks5:// needs the package socksio), unset it, or name this server in NO_PROXY"
-        raise EndpointError(found, where=server.where, todo=todo) from None
+        raise EndpointError(found, where=server.endpoint.where, todo=todo) from None
 
 
 def _list_set(*names: str) -> str:
@@ -184,4 +184,4 @@ def read_key(endpoint: Endpoint, why: str = "") -> str | None:
     found = "the key holds characters that no key has" if key else "there is no key to ask with"
     todo = f"set the environment variable {endpoint.api_key_env} to the key (`api_key_env: null` for a server that wants none), "
     todo += "or give recorded responses that cover these requests"
-    raise EndpointError(found + why, where=f"{endpoint.base_url}, model {endpoint.model}", todo=todo)
+    raise EndpointError(found + why, where=endpoint.where, todo=todo)

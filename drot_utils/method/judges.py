@@ -16,7 +16,7 @@ from drot_utils.data.parsing import parse_score
 from drot_utils.data.table import WAYS, write_frame
 from drot_utils.engine import load
 from drot_utils.engine.shards import Work, map_rows
-from drot_utils.llm.cache import Cache, cache_file
+from drot_utils.llm.cache import Cache
 from drot_utils.llm.client import ask_all
 from drot_utils.llm.replies import USED_UP, Answer, explain_finish, phrase_request
 from drot_utils.method.consensus import Reliability, fit_reliability, merge, merge_all
@@ -210,7 +210,7 @@ def _look_up(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFra
 def _ask_endpoint(study: Study, judge: Respondent, items: pd.DataFrame) -> pd.DataFrame:
     prompts = [judge_prompt(*item) for item in items.itertuples(index=False)]
     bodies = [judge_request(judge.endpoint, prompt, study.params.seed) for prompt in prompts]
-    cache = Cache(cache_file(study.run))
+    cache = Cache(study.run.answers)
     answers, usage = ask_all(bodies, judge.endpoint, study.params.requests, cache, f"{judge.name} judges")
     usage.add_to(study.record, f"usage of {judge.name}")
     return pd.DataFrame([{"score": _read_score(answer), "raw": answer.text or None} for (answer,) in answers])

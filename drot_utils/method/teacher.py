@@ -9,7 +9,7 @@ import pandas as pd
 from drot_utils.data.corpora import read_recorded
 from drot_utils.data.parsing import diagnose, parse_teacher
 from drot_utils.llm.accounts import Forecast, Usage, forecast
-from drot_utils.llm.cache import Answer, Cache, cache_file, request_key
+from drot_utils.llm.cache import Answer, Cache, request_key
 from drot_utils.llm.client import ask_all
 from drot_utils.llm.replies import REFUSED, derive_choice_seed, explain_finish, phrase_request, read_whole
 from drot_utils.method.prompts import teacher_prompt, teacher_response
@@ -86,7 +86,7 @@ def fill_cache(study: Study, actions: pd.DataFrame) -> int:
         group = group.sort_values("choice").head(settings.contexts_per_variance)
         texts = [teacher_response(c, r) for c, r in zip(group["context"], group["rationale"], strict=True)]
         answers.append((make_request(study.params, action, int(variance)), dict(enumerate(map(Answer, texts)))))
-    cache = Cache(cache_file(study.run))
+    cache = Cache(study.run.answers)
     kept = cache.read(request_key(request) for request, _ in answers)
     new = [(body, texts) for body, texts in answers if not texts.items() <= kept.get(request_key(body), {}).items()]
     cache.put(new, replace=True)
@@ -97,7 +97,7 @@ def plan(study: Study, actions: pd.DataFrame) -> Forecast:
     """Return what asking for these actions will take (see `accounts.Forecast`); nothing is asked."""
     params = study.params
     bodies = list_requests(params, actions["action"])
-    return forecast(bodies, params.teacher.endpoint, choose_requests(params), Cache(cache_file(study.run)))
+    return forecast(bodies, params.teacher.endpoint, choose_requests(params), Cache(study.run.answers))
 
 
 def ask(study: Study, actions: pd.DataFrame) -> Asked:
@@ -106,7 +106,7 @@ def ask(study: Study, actions: pd.DataFrame) -> Asked:
     Texts that do not parse are asked again, each `teacher.parse_retries` times at most, with seeds of their own; recorded
     ones are not, nor what the server refused for its content. `client.ask_all` says what may be raised.
     """
-    settings, requests, cache = study.params.teacher, choose_requests(study.params), Cache(cache_file(study.run))
+    settings, requests, cache = study.params.teacher, choose_requests(study.params), Cache(study.run.answers)
     bodies = list_requests(study.params, actions["action"])
     answers, usage = ask_all(bodies, settings.endpoint, requests, cache, "asking the teacher")
     prompts = [(row.action_id, row.action, variance) for row in actions.itertuples() for variance in (1, -1)]

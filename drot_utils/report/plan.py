@@ -13,7 +13,7 @@ from drot_utils.data.corpora import read_actions, read_recorded, sample_actions
 from drot_utils.data.gold import read_gold
 from drot_utils.engine.batches import RESERVE, Memory, count_memory
 from drot_utils.llm.accounts import forecast, read_prices
-from drot_utils.llm.cache import Cache, cache_file, request_key
+from drot_utils.llm.cache import Cache, request_key
 from drot_utils.method.critic import split_gold
 from drot_utils.method.judges import ITEM, choose_shown, judge_prompt, judge_request
 from drot_utils.method.teacher import baseline_request, choose_requests, list_requests, make_request
@@ -182,7 +182,7 @@ def plan_requests(params: Params) -> pd.DataFrame:
     """
     seed, test, note = _list_actions(params)
     items = _list_judged(params) if any(judge.endpoint for judge in params.judges.panel) else []
-    file = cache_file(Run(params.profile))
+    file = Run(params.profile).answers
     cache = Cache(file) if file.exists() else None
     rows, known = [], _list_recorded(params)
     for notebook, _, endpoint, bodies in _list_asked(params, seed, test, items):

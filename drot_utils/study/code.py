@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from drot_utils.study.errors import DrotError
-from drot_utils.study.paths import ROOT
+from drot_utils.study.paths import ROOT, sha256
 
 GROUND = "study"  # the room that decides no number: of the parameters the values count, not the code
 READING = "for_reading"  # what it is called with is for the reader alone
@@ -93,7 +93,7 @@ def _reach(start: Iterable[Place]) -> dict[str, str]:
         seen.add(place)
         if module.startswith(FILES):
             if (path := ROOT / module).is_file():
-                found[module] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+                found[module] = sha256(path)[:12]
             continue
         if module not in modules:
             path = _file(module)

@@ -233,9 +233,8 @@ def foresee(params_file: str | Path, params: Params, stages: list[Stage], cores:
 
 
 def _measure(params_file: str | Path) -> Machine:
-    environment = TUNED | {
-        name: value for name, value in os.environ.items() if name not in THREADS
-    }  # as kernels have it
+    # As kernels have it.
+    environment = TUNED | {name: value for name, value in os.environ.items() if name not in THREADS}
     command = [sys.executable, "-m", "drot_utils.study.record", str(params_file)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     if done.returncode:

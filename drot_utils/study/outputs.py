@@ -221,18 +221,17 @@ def link(source: Path, target: Path) -> None:
 
 def copy_answers(source: Run, target: Run) -> None:
     """Let a run that has no answers of endpoints begin with those of another, so that they are not paid for again."""
-    answers, own = (run.root / "data" / "answers.sqlite" for run in (source, target))
-    if not answers.exists() or own.exists():
+    if not source.answers.exists() or target.answers.exists():
         return
-    with atomic(own) as temporary:
+    with atomic(target.answers) as temporary:
         try:  # with what is still in the write-ahead log, and whole while another process writes
             with (
-                closing(sqlite3.connect(f"{answers.as_uri()}?mode=ro", uri=True)) as old,
+                closing(sqlite3.connect(f"{source.answers.as_uri()}?mode=ro", uri=True)) as old,
                 closing(sqlite3.connect(temporary)) as new,
             ):
                 old.backup(new)
         except sqlite3.Error:  # a run that is read-only
-            shutil.copyfile(answers, temporary)
+            shutil.copyfile(source.answers, temporary)
 
 
 def borrow(run: Run, name: str) -> Path:
@@ -320,9 +319,10 @@ def describe_stages(run: Run, stages: list[Stage], stamps: dict[str, Stamp], mad
             lines.append(f"{stage.name:34} {how}")
             continue
         records = [records[stage.name] for records in known if stage.name in records]
-        why = min((explain(stamp, record) for record in records), key=len, default=["has not run"])
-        if records and records[0].get("look") == stamp.look:
-            why = [f"{find_broken(run, records[0])} is not as it was written"]
+        # Of a record that cannot be taken over (a run by hand's, or its files are gone) there is nothing to explain.
+        why = min(filter(None, (explain(stamp, record) for record in records)), key=len, default=["has not run"])
+        if (own := known[0].get(stage.name)) and own.get("look") == stamp.look:
+            why = [f"{find_broken(run, own)} is not as it was written"]
         seconds = next((record["seconds"] for record in records if "seconds" in record), stage.seconds)
         total += seconds
         more = f" and {len(why) - 4} more" if len(why) > 4 else ""
@@ -354,10 +354,9 @@ def branch_run(params_file: str, name: str, overrides: dict[str, Any]) -> Path:
         )  # fmt: skip
     all_values = base.model_dump(mode="json")
     values: dict[str, Any] = {"extends": os.path.relpath(resolve(params_file), run.root), "profile": name}
-    for section, _, key in (key.partition(".") for key in overrides):
-        if key:
-            key = key.split(".")[0]
-            values.setdefault(section, {})[key] = all_values[section][key]
+    for section, *below in (key.split(".") for key in overrides):
+        if below:
+            values.setdefault(section, {})[below[0]] = all_values[section][below[0]]
         else:
             values[section] = all_values[section]
     write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -139,6 +139,11 @@ class Endpoint(Section):
     transport: Literal["direct", "batch"]
     names: dict[Setting, str | None] = {}
 
+    @property
+    def where(self) -> str:
+        """How errors name it."""
+        return f"{self.base_url}, model {self.model}"
+
 
 class Requests(Section):
     """All requests to endpoints: the cache's part, the price table, and what may be spent."""

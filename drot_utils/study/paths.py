@@ -81,6 +81,11 @@ class Run:
         """The record of what was run, with what, and how it went."""
         return self.root / "manifest.json"
 
+    @property
+    def answers(self) -> Path:
+        """The cache of endpoints' answers, which all notebooks share (see `llm.cache`)."""
+        return self.root / "data" / "answers.sqlite"
+
     def data(self, name: str) -> Path:
         """Return the path of a table, such as ``d0`` or ``candidates_d1``."""
         return self.root / "data" / f"{name}.parquet"
