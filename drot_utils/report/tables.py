@@ -133,11 +133,6 @@ def pivot_differences(differences: pd.DataFrame) -> pd.DataFrame:
     return order.merge(wide[names].reset_index())
 
 
-def round_table(frame: pd.DataFrame, decimals: int = 3) -> pd.DataFrame:
-    """Return `frame` as text: numbers rounded, whole numbers without a point, unknown values empty."""
-    return frame.astype(object).map(lambda value: _text(value, decimals))
-
-
 def with_intervals(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     """Return `frame` with each metric and its ``_low`` and ``_high`` columns folded into "0.41 [0.36, 0.46]"."""
     out = frame.copy()
@@ -229,7 +224,7 @@ def average_runs(names: Sequence[str]) -> list[str]:
 
 
 def _to_markdown(frame: pd.DataFrame) -> str:
-    return round_table(frame).to_markdown(index=False, disable_numparse=True)
+    return frame.astype(object).map(_text, decimals=3).to_markdown(index=False, disable_numparse=True)
 
 
 def _fold(mean: float, low: float, high: float, decimals: int) -> str:
