@@ -71,7 +71,7 @@ def share_profane(profane: pd.DataFrame) -> pd.DataFrame:
 
 
 def mask_profanity(text: str, words: list[str]) -> str:
-    """Return `text` with the middle of every listed word replaced by asterisks, as the paper prints them."""
+    """Return `text` with all but the first letter of every listed word replaced by asterisks."""
     return _pattern(words).sub(lambda match: f"{match[0][0]}{'*' * (len(match[0]) - 1)}", text)
 
 
