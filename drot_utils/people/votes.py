@@ -188,10 +188,8 @@ def read_recorded(path: str, form: Form) -> tuple[pd.DataFrame, pd.DataFrame]:
         todo = "name a file of votes in annotation.reference_votes, or null"
         raise DataError("holds no votes", where=path, todo=todo)
     refuse(table, ~table["form"].isin(FORMS), f"have a form other than {', '.join(FORMS)}", path, "form")
-    unknown = ~table["source"].str.fullmatch(SOURCE)
-    refuse(
-        table, unknown, f"have a source other than {', '.join(WRITERS)}, self_distill_1 ... and drot", path, "source"
-    )
+    unknown = f"have a source other than {', '.join(WRITERS)}, self_distill_1 ... and drot"
+    refuse(table, ~table["source"].str.fullmatch(SOURCE), unknown, path, "source")
     table = table[table["form"] == form.name]
     variance, candidate = read_whole(table, "moral_variance", path, (1, -1)), read_whole(table, "candidate", path)
     table = table.assign(moral_variance=variance.astype("int8"), candidate=candidate.astype("int32"))
