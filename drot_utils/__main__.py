@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         settle_output()
-        return options.do(options)
+        return options.do(options) or 0
     except DrotError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -30,7 +30,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m drot_utils", description="The study from the command line.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, do: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def add(name: str, do: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(do=do)
         return command
@@ -56,14 +56,12 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     ask.add_argument("--json", action="store_true", help="show each context as a JSON object, one a line")
     ask.add_argument("--raw", action="store_true", help="show all candidates, and which ones the NLI filter drops")
-    release = add("release", _release, "put the data set of a run together for others")
-    release.add_argument("--run", default="demo", help="a finished run (demo)")
-    for name, text in (
-        ("site", "write the pages of a run: site/"),
-        ("atlas", "write a map of a run's rows: site/atlas/"),
+    for name, do, text in (
+        ("release", _release, "put the data set of a run together for others"),
+        ("site", _write_site, "write the pages of a run: site/"),
+        ("atlas", _write_atlas, "write a map of a run's rows: site/atlas/"),
     ):
-        add(name, _write_pages, text).add_argument("--run", default="demo", help="a finished run (demo)")
-        commands.choices[name].set_defaults(pages=name)
+        add(name, do, text).add_argument("--run", default="demo", help="a finished run (demo)")
     stage = add("stage", _run_stage, "run one stage of a study (what each Snakemake job does)")
     stage.add_argument("stage", help="such as 02_critic or 05_self_distill-1")
     stage.add_argument("params_file")
@@ -109,21 +107,19 @@ def _run(options: argparse.Namespace) -> int:
             shutil.rmtree(Run(options.name).root)
 
 
-def _run_stage(options: argparse.Namespace) -> int:
+def _run_stage(options: argparse.Namespace) -> None:
     from drot_utils.study.runner import run_stage
 
     run_stage(options.stage, options.params_file, options.look)
-    return 0
 
 
-def _compare(options: argparse.Namespace) -> int:
+def _compare(options: argparse.Namespace) -> None:
     from drot_utils.report.tables import compare_runs
 
     print(compare_runs(options.runs, options.seeds))
-    return 0
 
 
-def _ask(options: argparse.Namespace) -> int:
+def _ask(options: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: threads that wait sleep
     from drot_utils.data.table import say_contexts
     from drot_utils.method.distill import ask_student, choose_best, load_scorer
@@ -151,24 +147,27 @@ def _ask(options: argparse.Namespace) -> int:
             print(to_json({"run": options.run, "student": options.student, **row}))
     else:
         print(say_contexts(every, best))
-    return 0
 
 
-def _release(options: argparse.Namespace) -> int:
+def _release(options: argparse.Namespace) -> None:
     from drot_utils.report.release import release_run
 
     print(release_run(options.run))
-    return 0
 
 
-def _write_pages(options: argparse.Namespace) -> int:
-    from drot_utils.report import site
+def _write_site(options: argparse.Namespace) -> None:
+    from drot_utils.report.site import make_site
 
-    print(site.make_site(options.run) if options.pages == "site" else site.make_atlas(options.run))
-    return 0
+    print(make_site(options.run))
 
 
-def _plan(options: argparse.Namespace) -> int:
+def _write_atlas(options: argparse.Namespace) -> None:
+    from drot_utils.report.site import make_atlas
+
+    print(make_atlas(options.run))
+
+
+def _plan(options: argparse.Namespace) -> None:
     from drot_utils.report.plan import require_builtin, say_plan
     from drot_utils.study.forecast import UNKNOWN, foresee
     from drot_utils.study.graph import list_stages
@@ -179,10 +178,9 @@ def _plan(options: argparse.Namespace) -> int:
     stages, line = foresee(options.params_file, params, list_stages(params))
     print(line, end="\n\n")
     print(say_plan(params, options.tflops, options.gpu_gib, None if line.startswith(UNKNOWN) else stages))
-    return 0
 
 
-def _exchange_answers(options: argparse.Namespace) -> int:
+def _exchange_answers(options: argparse.Namespace) -> None:
     from drot_utils.llm.cache import Cache, export_lines, import_lines
 
     if options.what == "export" and (len(options.files) > 1 or not options.cache.exists()):
@@ -193,7 +191,6 @@ def _exchange_answers(options: argparse.Namespace) -> int:
             print(f"{file}: {export_lines(cache, file)} answers")
         else:
             print("{}: {} answers taken over, {} were there already".format(file, *import_lines(cache, file)))
-    return 0
 
 
 if __name__ == "__main__":

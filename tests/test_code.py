@@ -93,7 +93,7 @@ def test_prose_metadata_and_outputs_of_a_notebook_do_not_count(checkout):
         ("[run.data(each).unlink() for each in kept]", True),
         ("drawn = figures.draw_flow({}, 'x')\ndrawn.set_dpi(100)", True),
         (
-            "from drot_utils.report import tables\nshort = tables.round_table(kept, 2)\nshort.to_csv(run.root / 'x')",
+            "from drot_utils.report import tables\nshort = tables.shape_table(kept, 2)\nshort.to_csv(run.root / 'x')",
             True,
         ),
     ],
@@ -113,9 +113,9 @@ def test_a_readers_own_actions_run_nothing_else_again(checkout, notebook):
 
 
 def test_code_of_the_room_report_counts_where_a_stage_works_on_what_it_returns(checkout):
-    source = "from drot_utils.report import tables\nshort = tables.round_table(kept, 2)\nshort.to_csv(run.root / 'x')"
+    source = "from drot_utils.report import tables\nshort = tables.shape_table(kept, 2)\nshort.to_csv(run.root / 'x')"
     add_cell(checkout / "notebooks" / f"{NOTEBOOK}.ipynb", source)
-    assert "report.tables.round_table" in hashes(checkout)[0] and "report.figures.draw_flow" not in hashes(checkout)[0]
+    assert "report.tables.shape_table" in hashes(checkout)[0] and "report.figures.draw_flow" not in hashes(checkout)[0]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ AGAINST = pd.DataFrame({
 
 
 def test_what_was_found_stands_on_the_interval_of_chance():
-    figure = figures.draw_against(AGAINST, "c", "distance", "t")
+    figure = figures.draw_against(AGAINST, "c", "t")
     axes = figure.axes[0]
     assert [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.containers[0]] == [(0.05, 0.15), (0.02, 0.12)]
     assert axes.lines[0].get_xdata().tolist() == [0.2, 0.1]
@@ -98,7 +98,7 @@ def test_nothing_to_draw_is_said_in_the_figure():
     drawn = [
         figures.draw_confusion(pd.DataFrame(), "t"),
         figures.draw_stacked(columns.set_index("name"), "rows", "t"),
-        figures.draw_against(AGAINST.iloc[:0], "c", "distance", "t"),
+        figures.draw_against(AGAINST.iloc[:0], "c", "t"),
         figures.draw_matrix(pd.DataFrame(), "t"),
     ]
     for k, figure in enumerate(drawn):
@@ -166,7 +166,7 @@ def test_every_kind_draws_on_small_and_odd_input():
         figures.draw_scores({"x": few}, None, "t"),
         figures.draw_lengths({"x": pd.Series(["a b", None])}, "t"),
         figures.draw_topics({"contexts": topics, "rationales": topics.iloc[:0]}, 5),
-        figures.draw_against(AGAINST, "c", "distance", "t"),
+        figures.draw_against(AGAINST, "c", "t"),
         figures.draw_differences(DIFFERENCES),
         figures.draw_grouped(pd.DataFrame({"more": [0.1, 0.2], "less": np.nan}, ["own", "time"]), "share", "t"),
         figures.draw_matrix(pd.DataFrame([[0, 1], [1, 0]], ["x", "y"], ["x", "y"]), "t"),

@@ -101,7 +101,11 @@ def test_a_student_that_repeats_itself_twice_as_often_is_a_warning():
     )
     # What collapses step by step doubles in none; notebook 7 holds each student against Distill_base.
     assert warnings(distill_base=80, self_distill_1=65, self_distill_2=55, distill_final=45) == []
-    assert len(warnings(distill_base=80, distill_final=45)) == 1
+    since = {"distill_base": 80, "self_distill_1": 65, "self_distill_2": 55, "distill_final": 45}
+    table = pd.DataFrame(since.items(), columns=["writer", "different_per_100"])
+    two, final = statistics.warn_collapse(table, "variety", since="distill_base")
+    assert "SelfDistill_2 repeats" in two and "45 of 100" in two and "20 by Distill_base" in final
+    assert final.endswith("See the table `variety`.")
     assert warnings(distill_base=99, self_distill_1=96) == [] and len(warnings(distill_base=99, self_distill_1=95)) == 1
 
 

@@ -113,12 +113,21 @@ def measure_collapse(written: dict[str, pd.DataFrame], voted: pd.DataFrame) -> p
     return pd.DataFrame(records)
 
 
-def warn_collapse(collapse: pd.DataFrame) -> list[str]:
-    """Return a warning for each student that repeats itself twice as often as the one before (see `measure_collapse`)."""
+def warn_collapse(collapse: pd.DataFrame, table: str = "collapse", since: str | None = None) -> list[str]:
+    """Return a warning for each student that repeats itself twice as often as the one before, or as the writer `since`.
+
+    Parameters
+    ----------
+    collapse : DataFrame
+        ``writer different_per_100``, as from `measure_collapse`.
+    table : str
+        Where a reader finds these numbers.
+    """
     repeated = dict(zip(collapse["writer"], 100 - collapse["different_per_100"], strict=True))
+    pairs = [(since, writer) for writer in repeated] if since else itertools.pairwise(repeated)
     return [
         f"Warning: {label(after)} repeats itself: {repeated[after]:.0f} of 100 contexts were written before, "
-        f"{repeated[before]:.0f} by {label(before)}. See the table `collapse`."
-        for before, after in itertools.pairwise(repeated)
+        f"{repeated[before]:.0f} by {label(before)}. See the table `{table}`."
+        for before, after in pairs
         if repeated[after] >= max(FEW, TOO_MANY * repeated[before]) and before != "teacher"
     ]

@@ -95,10 +95,9 @@ def draw_map(study: Study, every: list[str], sample: list[str], names: list[str]
         Some of them, and the topic of each ("" for none).
     """
     settings, few = study.params.topics, max(study.params.topics.neighbors, DIMENSIONS) + 2
-    placed = pd.DataFrame({"text": sample, "topic": names}).drop_duplicates("text", ignore_index=True)
-    vectors = embed(study, sample, settings.embedder, "embedding contexts")[
-        ~pd.Series(sample, dtype="str").duplicated()
-    ]
+    placed = pd.DataFrame({"text": sample, "topic": names}).drop_duplicates("text")
+    vectors = embed(study, sample, settings.embedder, "embedding contexts")[placed.index]
+    placed = placed.reset_index(drop=True)
     placed[["x", "y"]] = vectors[:, :2] if len(vectors) < few else _lay_out(vectors, settings, study.params.seed)
     others = pd.Series(every, dtype="str").drop_duplicates().loc[lambda texts: ~texts.isin(sample)].tolist()
     if not others:

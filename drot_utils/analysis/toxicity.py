@@ -22,14 +22,13 @@ LABELS = ("toxicity", "toxic")
 Scorer = Callable[[list[str]], np.ndarray]
 
 
-def score_toxicity(study: Study, texts: list[str], what: str = "toxicity") -> np.ndarray:
+def score_toxicity(study: Study, texts: list[str]) -> np.ndarray:
     """Score texts from 0 to 1 with the scorer that the parameters name; NaN where there is no score."""
     settings = study.params.toxicity
     recorded = sha256(resolve(settings.recorded)) if settings.scorer == "recorded" else None
-    asked = pd.DataFrame({"text": texts})
     model = load.describe_model(settings.model) if settings.scorer == "model" else None
-    key = (settings.model_dump(), recorded, model)
-    found = map_rows(study, asked, partial(_open_work, study), what, "texts", *key)
+    key, asked = (settings.model_dump(), recorded, model), pd.DataFrame({"text": texts})
+    found = map_rows(study, asked, partial(_open_work, study), "toxicity", "texts", *key)
     return found["score"].to_numpy(dtype=float, na_value=np.nan)
 
 
@@ -72,7 +71,7 @@ def share_profane(profane: pd.DataFrame) -> pd.DataFrame:
 
 
 def mask_profanity(text: str, words: list[str]) -> str:
-    """Return `text` with the middle of every listed word replaced by asterisks, as the paper prints them."""
+    """Return `text` with all but the first letter of every listed word replaced by asterisks."""
     return _pattern(words).sub(lambda match: f"{match[0][0]}{'*' * (len(match[0]) - 1)}", text)
 
 

@@ -188,10 +188,8 @@ def read_recorded(path: str, form: Form) -> tuple[pd.DataFrame, pd.DataFrame]:
         todo = "name a file of votes in annotation.reference_votes, or null"
         raise DataError("holds no votes", where=path, todo=todo)
     refuse(table, ~table["form"].isin(FORMS), f"have a form other than {', '.join(FORMS)}", path, "form")
-    unknown = ~table["source"].str.fullmatch(SOURCE)
-    refuse(
-        table, unknown, f"have a source other than {', '.join(WRITERS)}, self_distill_1 ... and drot", path, "source"
-    )
+    unknown = f"have a source other than {', '.join(WRITERS)}, self_distill_1 ... and drot"
+    refuse(table, ~table["source"].str.fullmatch(SOURCE), unknown, path, "source")
     table = table[table["form"] == form.name]
     variance, candidate = read_whole(table, "moral_variance", path, (1, -1)), read_whole(table, "candidate", path)
     table = table.assign(moral_variance=variance.astype("int8"), candidate=candidate.astype("int32"))
@@ -360,17 +358,22 @@ def measure_agreement(votes: pd.DataFrame) -> dict[str, float | int]:
     """
     from statsmodels.stats.inter_rater import fleiss_kappa
 
-    rows, columns = votes.notna().to_numpy().nonzero()
-    counts = pd.crosstab(rows, votes.to_numpy()[rows, columns])
-    given = counts.sum(axis=1)
+    given = votes.notna().sum(axis=1)
     if not (given > 1).any():
         return {"rows": 0, "annotators": votes.shape[1], "full": np.nan, "majority": np.nan, "kappa": np.nan}
     size = int(given[given > 1].mode().max())  # the larger number where two are as common
-    counts = counts[given == size].loc[:, lambda chosen: chosen.any()]
+    voted = votes[given == size]
+    counts = _count_answers(voted, sorted(set(voted.to_numpy()[voted.notna()])))
     top = counts.max(axis=1)
     kappa = float(fleiss_kappa(counts)) if counts.shape[1] > 1 else np.nan
     shares = {"full": float((top == size).mean()), "majority": float((top * 2 > size).mean())}
     return {"rows": len(counts), "annotators": size, **shares, "kappa": kappa}
+
+
+def _count_answers(votes: pd.DataFrame, answers: list[str]) -> np.ndarray:
+    """Return how often each answer was given in each row, shape (rows, answers)."""
+    given = votes.to_numpy(dtype=object)
+    return np.stack([(given == answer).sum(axis=1) for answer in answers], axis=1)
 
 
 def spread_votes(filled: pd.DataFrame, question: str) -> pd.DataFrame:
@@ -390,7 +393,7 @@ def majority(votes: pd.DataFrame, answers: list[str]) -> pd.Series:
     answers : list of str
         All codes in their order.
     """
-    counts = np.stack([votes.eq(answer).sum(axis=1) for answer in answers], axis=1)
+    counts = _count_answers(votes, answers)
     given = counts.sum(axis=1)
     median = (counts.cumsum(axis=1) * 2 >= given[:, None]).argmax(axis=1)
     return pd.Series(np.array(answers, dtype=object)[median], index=votes.index).where(given > 0)

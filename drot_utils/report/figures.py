@@ -294,29 +294,28 @@ def draw_grouped(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
     return _describe(figure, f"{title}: {_say_rows(table)}")
 
 
-def draw_against(table: pd.DataFrame, label: str, found: str, title: str) -> Figure:
-    """Draw what was found in each row as a mark, on the interval that chance gives (``expected_low expected_high``), with p-values.
+def draw_against(table: pd.DataFrame, label: str, title: str) -> Figure:
+    """Draw the distances that `bias.compare_groups` found as marks, on the intervals that chance gives, with p-values.
 
-    `table` has ``p_holm``, corrected for the number of rows.
+    `label` is the column of the groups' names.
     """
-    figure, axes = _make_axes((6.2, 1.1 + 0.3 * len(table)), xlabel=found, title=title)
+    figure, axes = _make_axes((6.2, 1.1 + 0.3 * len(table)), xlabel="distance", title=title)
     y = np.arange(len(table))
     wide = {"color": "lightgrey", "height": 0.55}
     axes.barh(
         y, table["expected_high"] - table["expected_low"], left=table["expected_low"], label="95% of chance", **wide
     )
-    axes.plot(table[found], y, "o", label="found")
+    axes.plot(table["distance"], y, "o", label="found")
     axes.set_yticks(y, table[label])
     axes.set_xlim(0, None)
     for k, p in zip(y, table["p_holm"], strict=True):
         axes.annotate(
             f"p = {p:.2f}" if p >= 0.01 else "p < .01", (1.02, k), xycoords=("axes fraction", "data"), va="center"
         )
-    _turn_to_rows(axes, table[found].count())
+    _turn_to_rows(axes, table["distance"].count())
     axes.legend(loc="upper left", bbox_to_anchor=(1.15, 1))
-    said = (
-        f"{name} {value:.3f} (p {p:.2f})" for name, value, p in table[[label, found, "p_holm"]].itertuples(index=False)
-    )
+    numbers = table[[label, "distance", "p_holm"]].itertuples(index=False)
+    said = (f"{name} {distance:.3f} (p {p:.2f})" for name, distance, p in numbers)
     return _describe(figure, f"{title}, with p-values after Holm: {', '.join(said)}")
 
 
@@ -348,11 +347,10 @@ def _make_axes(size: tuple | None = None, layout: str | None = None, **settings:
     return figure, axes
 
 
-def _say_if_empty(axes: Axes, rows: int) -> bool:
-    """Write into axes that there is nothing to draw, where there are no rows; return whether that is so."""
+def _say_if_empty(axes: Axes, rows: int) -> None:
+    """Write into axes that there is nothing to draw, where there are no rows."""
     if not rows:
         axes.text(0.5, 0.5, "There is nothing to draw.", transform=axes.transAxes, ha="center", va="center")
-    return not rows
 
 
 def _turn_to_rows(axes: Axes, rows: int) -> None:
@@ -365,7 +363,8 @@ def _turn_to_rows(axes: Axes, rows: int) -> None:
 def _draw_cells(table: pd.DataFrame, size: tuple, colours: str, ticks: dict, **settings: object) -> tuple[Figure, Axes]:
     """Draw a table as coloured cells with its names beside them; `ticks` is how the columns' are written."""
     figure, axes = _make_axes(size)
-    if not _say_if_empty(axes, table.size):
+    _say_if_empty(axes, table.size)
+    if table.size:
         axes.imshow(table, cmap=colours)
         axes.set_xticks(range(table.shape[1]), table.columns, **ticks)
         axes.set_yticks(range(table.shape[0]), table.index)

@@ -73,7 +73,7 @@ def say_plan(
     here = stages and params.teacher.recorded and not tflops
     table = plan_stages(params, stages) if here else plan_run(params, tflops * 1e12 if tflops else PAPER_RATE)
     return "\n".join([
-        _to_markdown(table, unknown=""), "", _say_assumed(params, tflops, here), "",
+        _to_markdown(table), "", _say_assumed(params, tflops, here), "",
         *([say_memory(params, gpu_gib), ""] if gpu_gib else []),
         say_requests(params),
     ])  # fmt: skip
@@ -96,7 +96,7 @@ def _say_assumed(params: Params, tflops: float | None, here: bool) -> str:
     )
 
 
-def _to_markdown(table: pd.DataFrame, unknown: str) -> str:
+def _to_markdown(table: pd.DataFrame, unknown: str = "") -> str:
     """Return a table with two columns of names and then numbers, of which those not known are written as `unknown`."""
     for column in table.columns[2:]:
         form = f"{{:,.{DECIMALS.get(column, 0)}f}}"
@@ -126,14 +126,11 @@ def plan_memory(params: Params, gpu_gib: float) -> tuple[pd.DataFrame, Student |
             what += f", shared by {parallel.processes} GPUs" * parallel.fsdp + ", gradient checkpointing" * again
             what += " (this profile)" * (settings == own)
             rows.append((what, "yes" if memory.total <= gpu_gib else "no", *vars(memory).values(), memory.total))
+            if not search or (own.gradient_checkpointing and not again):
+                continue
             for parts in range(1, own.batch_size + 1 if again else 2):
                 less = memory.activations * (1 - 1 / parts)
-                if (
-                    search
-                    and own.batch_size % parts == 0
-                    and again >= own.gradient_checkpointing
-                    and memory.total - less <= gpu_gib
-                ):
+                if own.batch_size % parts == 0 and memory.total - less <= gpu_gib:
                     steps = {"batch_size": own.batch_size // parts, "accumulate": own.accumulate * parts}
                     found.append(settings.model_copy(update=steps))
                     break
@@ -168,7 +165,7 @@ def say_memory(params: Params, gpu_gib: float) -> str:
         )
         verdict = f"The training of {base} does not fit on {gpu_gib:g} GiB. It does with {names}{shared}."
     return "\n".join([
-        f"Memory of a GPU while {base} is trained, in GiB:", "", _to_markdown(table, unknown=""), "", verdict,
+        f"Memory of a GPU while {base} is trained, in GiB:", "", _to_markdown(table), "", verdict,
         f"Counted, not measured, for the longest batch that may come ({own.batch_size} targets of {own.max_target_length} tokens "
         f"behind prompts of {own.max_prompt_length}), with {RESERVE:g} GiB for CUDA, which is assumed. A base is loaded in float32 "
         "into main memory first.",

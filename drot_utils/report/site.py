@@ -63,7 +63,8 @@ def make_site(name: str) -> Path:
     MissingInputError
         When the run has no data set, or the packages for pages are not installed.
     """
-    run, rows, folder = *_open_run(name), output_root() / "site"
+    run, rows = _open_run(name)
+    folder = output_root() / "site"
     if not all(map(importlib.util.find_spec, ("sphinx", "myst_nb", "furo", "itables"))):
         raise MissingInputError("what makes pages is not installed", where="requirements/site.txt", todo="make site")
     from sphinx.application import Sphinx

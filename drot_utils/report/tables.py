@@ -17,9 +17,11 @@ from drot_utils.study.paths import Run, write_text
 
 #: What would end a line or is no character to be printed, and what else stands for something in LaTeX and in Markdown.
 BREAK = re.compile(r"(?:[^\S ]|[\x00-\x1f\x7f])+")
-LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
-LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+LATEX = str.maketrans({
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+})  # fmt: skip
 #: What pdfLaTeX cannot print without further packages; it is written as a code point.
 PRINTED = re.compile(r"[^ -~\xa0-\u017f–—‘’“”…•€]|[ĦħĸĿŀŉŦŧſ]")
 #: Cells in words, by column.
@@ -27,7 +29,7 @@ SAID = {
     "moral_variance": DIRECTIONS, "far": {True: "far", False: ""},
     "critic": {"critic": "the critic", "critic_independent": "the independent critic"},
 }  # fmt: skip
-MARKDOWN = {"|": r"\|", "\\": r"\\"}
+MARKDOWN = str.maketrans({"|": r"\|", "\\": r"\\"})
 #: Columns in words; the start of a name says by whom.
 BY = {
     "auto_": "",
@@ -67,7 +69,8 @@ def save_table(
     shaped = shape_table(shown, decimals)
     write_text(run.figures / f"{name}.tex", _to_latex(shaped, caption, name))
     sides = ["right" if number else "left" for number in shaped.attrs["numbers"]]
-    markdown = _escape(shaped, MARKDOWN).to_markdown(index=False, disable_numparse=True, colalign=sides)
+    escaped = shaped.map(_escape, special=MARKDOWN).rename(columns=lambda name: _escape(name, MARKDOWN))
+    markdown = escaped.to_markdown(index=False, disable_numparse=True, colalign=sides)
     write_text(run.figures / f"{name}.md", f"{caption}\n\n{markdown}\n")
     return path
 
@@ -129,11 +132,6 @@ def pivot_differences(differences: pd.DataFrame) -> pd.DataFrame:
     return order.merge(wide[names].reset_index())
 
 
-def round_table(frame: pd.DataFrame, decimals: int = 3) -> pd.DataFrame:
-    """Return `frame` as text: numbers rounded, whole numbers without a point, unknown values empty."""
-    return frame.astype(object).map(lambda value: _text(value, decimals))
-
-
 def with_intervals(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     """Return `frame` with each metric and its ``_low`` and ``_high`` columns folded into "0.41 [0.36, 0.46]"."""
     out = frame.copy()
@@ -180,14 +178,13 @@ def _read_results(names: Sequence[str], table: str) -> dict[str, pd.DataFrame]:
 
 
 def _put_beside(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    side = pd.DataFrame({"model": []})
-    for name, table in found.items():
-        metrics = [column for column in table if column.startswith("auto_") and f"{column}_low" in table]
-        folded = with_intervals(table, metrics)[["model", *metrics]]
-        named = folded.rename(columns={metric: f"{metric} {name}" for metric in metrics})
-        side = side.merge(named, on="model", how="outer")
-    ordered = side.set_index("model").loc[graph.in_order(side["model"])].reset_index()
-    return ordered[["model", *sorted(ordered.columns[1:], key=lambda column: metrics.index(column.split()[0]))]]
+    """Return the automatic metrics of runs with their intervals: a row a model, the runs' columns of a metric together."""
+    table = next(iter(found.values()))
+    metrics = [column for column in table if column.startswith("auto_") and f"{column}_low" in table]
+    folded = {name: with_intervals(rows, metrics).set_index("model")[metrics] for name, rows in found.items()}
+    side = pd.concat(folded, axis=1).swaplevel(axis=1)[metrics]
+    side.columns = [" ".join(names) for names in side]
+    return side.loc[graph.in_order(side.index)].reset_index(names="model")
 
 
 def average_runs(names: Sequence[str]) -> list[str]:
@@ -248,7 +245,7 @@ def _average(values: pd.DataFrame, change: bool) -> str:
 
 
 def _to_markdown(frame: pd.DataFrame) -> str:
-    return round_table(frame).to_markdown(index=False, disable_numparse=True)
+    return frame.astype(object).map(_text, decimals=3).to_markdown(index=False, disable_numparse=True)
 
 
 def _fold(mean: float, low: float, high: float, decimals: int) -> str:
@@ -271,12 +268,8 @@ def _text(value: object, decimals: int) -> str:
     return str(value)
 
 
-def _escape(shown: pd.DataFrame, special: dict[str, str]) -> pd.DataFrame:
-    return shown.map(_replace, special=special).rename(columns=lambda name: _replace(str(name), special))
-
-
-def _replace(text: str, special: dict[str, str]) -> str:
-    return BREAK.sub(" ", text).translate(str.maketrans(special))
+def _escape(text: str, special: dict[int, str]) -> str:
+    return BREAK.sub(" ", text).translate(special)
 
 
 def _is_number(values: pd.Series) -> bool:
@@ -367,7 +360,7 @@ def _head(lines: list[str], number: bool) -> str:
 
 
 def _print(text: str) -> str:
-    return PRINTED.sub(lambda found: f"[U+{ord(found[0]):04X}]", _replace(text, LATEX))
+    return PRINTED.sub(lambda found: f"[U+{ord(found[0]):04X}]", _escape(text, LATEX))
 
 
 def _guard(row: str) -> str:
