@@ -134,7 +134,8 @@ def test_paper_profile_holds_the_papers_numbers():
     assert params.corpus.seed_actions == 60_000 and params.corpus.test_actions == 6_000
     assert params.critic.threshold_seed.value == params.critic.threshold_distill.value == 0.8
     assert params.critic.threshold_dataset.value == 0.96 and params.critic.threshold_rows is None
-    assert params.critic.mismatched == 0 and not any(params.distill.model_dump().values())
+    assert params.critic.mismatched == 0
+    assert [key for key, value in params.distill.model_dump().items() if value] == ["teacher_taught"]
     assert (params.critic.learning_rate, params.critic.batch_size, params.critic.max_steps) == (5e-6, 4, 15_000)
     assert params.student.learning_rate == 5e-5 and params.student.epochs == 3
     assert params.student.batch_size * params.student.accumulate == 64
