@@ -116,6 +116,12 @@ def test_a_rise_by_a_kinder_critic_is_none_by_votes(voted):
     assert inference.estimate_changes(voted, []).empty
 
 
+def test_each_critics_error_is_told(voted):
+    told = inference.estimate_valid(voted.assign(independent_score=voted["critic_score"] - 0.2))
+    assert (told["independent_bias"] + 0.2).tolist() == pytest.approx(told["bias"].tolist())
+    assert "independent_bias" not in inference.estimate_valid(voted)
+
+
 def test_text_that_was_not_parsed_is_not_valid_and_not_an_error_of_the_critic(voted):
     voted.loc[:19, ["context", "critic_score", "valid"]] = [None, np.nan, 0.0]
     row = inference.estimate_valid(voted).iloc[0]

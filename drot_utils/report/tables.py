@@ -33,7 +33,7 @@ MARKDOWN = str.maketrans({"|": r"\|", "\\": r"\\"})
 #: Columns in words; the start of a name says by whom.
 BY = {
     "auto_": "",
-    "independent_": "second critic: ",
+    "independent_": "independent critic: ",
     "paper_auto_": "paper: ",
     "paper_human_": "paper: ",
     "paper_": "paper: ",
