@@ -10,11 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from shutil import which
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -67,14 +68,30 @@ CUT = [
 ]  # fmt: skip
 
 
-#: The files that take the longest come first, so that no worker waits for one at the end. Of two workers, the second gets all but the
-#: first file: two of them fork from the same server.
-LONGEST = ["test_runner.py", "test_trainer.py", "test_shards.py", "test_plan.py"]
+#: The files that take the longest come first, so that no worker waits for one at the end. The worker that did test_trainer is most
+#: often the one that comes to test_shards, too: both fork from the same server.
+LONGEST = [
+    f"test_{name}.py"
+    for name in ("runner", "trainer", "seq2seq", "plan", "shards", "topics", "votes", "figures", "client", "kernels", "consensus")
+]  # fmt: skip
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than processors, as each waits a fifth of its time: for a server, a process it started, or the disk."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave the files in this order: xdist would begin with those of the most tests."""
+    """Leave the files in this order: xdist would begin with those of the most tests. Start one server of kernels for all workers.
+
+    It imports the libraries when the first of them asks.
+    """
     config.option.loadscopereorder = False
+    if not hasattr(config, "workerinput"):  # workers inherit the environment
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        place = Path(stack.enter_context(TemporaryDirectory())) / "socket"
+        os.environ |= stack.enter_context(kernel_server(place, dict(os.environ)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -96,16 +113,6 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DROT_STAGE", "")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     return tmp_path / "out"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def kernels_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One server of kernels for all tests, which imports the libraries when the first of them asks."""
-    place = tmp_path_factory.mktemp("kernels") / "socket"
-    with pytest.MonkeyPatch.context() as changed, kernel_server(place, dict(os.environ)) as served:
-        for name, value in served.items():
-            changed.setenv(name, value)
-        yield
 
 
 @pytest.fixture
@@ -383,22 +390,6 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
             signal.signal(signal.SIGXFSZ, handler)
 
     return limit
-
-
-@pytest.fixture(scope="session")
-def seq2seq_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smoke study as the paper's profile has it: seq2seq student, beams, binary critic on gold in the published form."""
-    folder = tmp_path_factory.mktemp("seq2seq")
-    params_file = write_params(
-        folder / "seq2seq.yaml", "smoke", profile="seq2seq", ablations=False, generation__method="beam",
-        student__base={"source": "random", "name": "tiny-t5"}, critic__head="binary", critic__frozen_layers=0, critic__teacher_rows=None,
-        critic__gold=[str(write_published_gold(folder / "gold.tsv"))],
-        critic__threshold_rows=None, distill__max_per_prompt=None, distill__max_repeats=None, distill__teacher_stays=False,
-        critic__independent_share=0.0, student__epochs=60, corpus__round_actions=[12], corpus__seed_actions=24,
-    )  # fmt: skip
-    done = run_study(params_file, folder, "--cores", "2", "--until", "11_human_evaluation")
-    assert done.returncode == 0, done.stderr + done.stdout[-3000:]
-    return folder
 
 
 NEEDS_TEX = pytest.mark.skipif(not which("pdflatex"), reason="pdflatex is not installed")

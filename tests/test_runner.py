@@ -432,19 +432,6 @@ def test_a_round_that_is_killed_twice_ends_with_the_same_bytes(smoke_run, tmp_pa
     assert differences(expected, files_of(output)) == []
 
 
-def test_a_seq2seq_student_beams_and_the_binary_critic_go_the_same_way(seq2seq_run):
-    from drot_utils.engine.load import load_folder
-
-    run = seq2seq_run / "runs/seq2seq"
-    model, _ = load_folder(run / "models/distill_final", "student")
-    assert model.config.is_encoder_decoder
-    rows = read_table(run / "data/candidates_d1.parquet")
-    assert rows.groupby(["action_id", "moral_variance"]).size().eq(10).all()
-    table = pd.read_csv(seq2seq_run / "figures/seq2seq/table2.csv")
-    assert "independent_vld" not in table and len(table) == 5
-    assert pd.read_csv(seq2seq_run / "figures/seq2seq/agreement.csv").empty  # the published gold holds no votes
-
-
 def test_errors_of_the_command_line(tmp_path, call):
     done = call("run", "params/none.yaml")
     assert done.returncode == 1 and "no such parameter file" in done.stderr and "Traceback" not in done.stderr

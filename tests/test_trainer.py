@@ -204,7 +204,10 @@ def test_two_processes_give_the_losses_of_one(name, study, student_rows, request
         torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
 
 
-def test_a_process_that_fails_is_a_clear_error(study, student_rows, tmp_path):
+@pytest.mark.parametrize("started", ["forked", pytest.param("launcher", marks=pytest.mark.slow)])
+def test_a_process_that_fails_is_a_clear_error(started, study, student_rows, tmp_path, request):
+    if started == "forked":
+        request.getfixturevalue("forked")
     compute = study.params.compute.model_copy(update={"parallel": Parallel(processes=2, fsdp=False)})
     settings = study.params.student.model_copy(update={"accumulate": 2})
     study.params = study.params.model_copy(update={"compute": compute, "student": settings})

@@ -123,11 +123,17 @@ def _find_obstacle(texts: list[str], settings: Settings, words: CountVectorizer)
 
 
 def _lay_out(vectors: np.ndarray, settings: Settings, seed: int) -> np.ndarray:
-    from umap import UMAP
+    # Few epochs: to look at, not to cluster.
+    return _make_umap(settings, seed, n_components=2, n_epochs=200).fit_transform(vectors)
 
-    few = {"n_neighbors": settings.neighbors, "n_components": 2, "n_epochs": 200}  # to look at, not to cluster
-    model = UMAP(**few, metric="cosine", random_state=seed, n_jobs=1)
-    return model.fit_transform(vectors)
+
+def _make_umap(settings: Settings, seed: int, **options: Any) -> Any:
+    from umap import UMAP, umap_, utils
+
+    # UMAP compiles these anew in each process, which takes 15 seconds: compiled once on a machine, they are kept.
+    for function in (utils.fast_knn_indices, umap_.smooth_knn_dist, umap_.compute_membership_strengths):
+        function.enable_caching()
+    return UMAP(n_neighbors=settings.neighbors, metric="cosine", random_state=seed, n_jobs=1, **options)
 
 
 def _cluster(
@@ -136,11 +142,9 @@ def _cluster(
     """Return a fitted BERTopic and each text's cluster, -1 for none."""
     from bertopic import BERTopic
     from hdbscan import HDBSCAN
-    from umap import UMAP
 
-    few = {"n_neighbors": settings.neighbors, "n_components": DIMENSIONS, "min_dist": 0.0, "metric": "cosine"}
     model = BERTopic(
-        umap_model=UMAP(**few, random_state=seed, n_jobs=1),
+        umap_model=_make_umap(settings, seed, n_components=DIMENSIONS, min_dist=0.0),
         hdbscan_model=HDBSCAN(min_cluster_size=settings.min_topic_size, core_dist_n_jobs=1),
         vectorizer_model=words,
     )
