@@ -13,7 +13,7 @@ def test_a_seq2seq_student_beams_and_the_binary_critic_go_the_same_way(tmp_path)
         student__base={"source": "random", "name": "tiny-t5"}, critic__head="binary", critic__frozen_layers=0, critic__teacher_rows=None,
         critic__gold=[str(write_published_gold(tmp_path / "gold.tsv"))],
         critic__threshold_rows=None, distill__max_per_prompt=None, distill__max_repeats=None, distill__teacher_stays=False,
-        critic__independent_share=0.0, student__epochs=60, corpus__round_actions=[12], corpus__seed_actions=24,
+        critic__independent_share=0.0, student__epochs=60, student__learning_rate=5e-3, corpus__round_actions=[12], corpus__seed_actions=24,
     )  # fmt: skip
     done = run_study(params_file, tmp_path, "--cores", "2", "--until", "11_human_evaluation")
     assert done.returncode == 0, done.stderr + done.stdout[-3000:]
