@@ -307,6 +307,7 @@ def _to_latex(shaped: pd.DataFrame, caption: str, name: str) -> str:
             break
         wide[k] = max(wide[k] - LETTER, words[k])
         narrow.add(k)
+    gap = 3 if sum(wide) <= room else 2
     sides = "".join(
         f"p{{{wide[k]:.0f}pt}}" if k in narrow else "r" if number else "l" for k, number in enumerate(numbers)
     )
@@ -315,7 +316,7 @@ def _to_latex(shaped: pd.DataFrame, caption: str, name: str) -> str:
         rows.append([_cell(text, stacked, k in narrow) for k, text in enumerate(cells)])
     top, *body = [f"{_guard(' & '.join(row))} \\tabularnewline" for row in rows]
     return "\n".join([
-        r"\begin{table}", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}", rf"\caption{{{_print(caption)}}}",
+        r"\begin{table}", rf"\centering\footnotesize\setlength{{\tabcolsep}}{{{gap}pt}}", rf"\caption{{{_print(caption)}}}",
         rf"\label{{tab:{name}}}", rf"\begin{{tabular}}{{@{{}}{sides}@{{}}}}", r"\toprule", top, r"\midrule", *body,
         r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
     ])  # fmt: skip
