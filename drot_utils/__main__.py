@@ -1,6 +1,7 @@
 """The study from the command line: ``python -m drot_utils run | ask | compare | release | site | atlas | plan | answers | stage``."""
 
 import argparse
+import gc
 import io
 import os
 import shutil
@@ -121,12 +122,15 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _ask(options: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: threads that wait sleep
+    gc.disable()  # a quarter of the imports' time is a search for garbage, and of the end's
     from drot_utils.data.table import say_contexts
     from drot_utils.method.distill import ask_student, choose_best, load_scorer
     from drot_utils.method.student import require_student
     from drot_utils.study.paths import to_json
     from drot_utils.study.record import open_run
 
+    gc.freeze()
+    gc.enable()
     study = open_run(options.run, "ask")
     require_student(study, options.student)
     actions = options.actions or ([] if sys.stdin.isatty() else [line for line in sys.stdin if line.strip()])

@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -14,7 +16,7 @@ from drot_utils.data.table import say_contexts
 from drot_utils.method import distill
 from drot_utils.study.errors import ParamsError
 from drot_utils.study.outputs import BY_HAND, Finished, finish, read_params
-from drot_utils.study.paths import Run, sha256
+from drot_utils.study.paths import ROOT, Run, sha256
 
 
 @pytest.fixture
@@ -42,6 +44,12 @@ def test_a_run_answers_and_is_not_written_to(run, capsys):
     for words in ("Setting a fire: more acceptable (4 written", "Telling a lie: less acceptable", "score", "rationale"):
         assert words in said
     assert Finished("smoke").work("shards").is_dir() and not Run("smoke-play").root.joinpath("stages").exists()
+
+
+def test_asking_imports_no_library_that_it_does_not_need():
+    unneeded = {"sklearn", "matplotlib", "openai", "papermill", "datasets", "peft"}
+    imports = "import sys, drot_utils.method.distill, drot_utils.data.table"
+    subprocess.run([sys.executable, "-c", f"{imports}; assert not {unneeded} & {{*sys.modules}}"], check=True, cwd=ROOT)
 
 
 def test_the_threshold_is_the_critics_and_one_filter_of_several(run, keyboard, capsys):  # noqa: F811

@@ -312,6 +312,16 @@ def test_a_training_is_borrowed_whole_or_not_at_all(monkeypatch):
     assert len(list(outputs.borrow_whole(other, "trained/k").iterdir())) == 2
 
 
+def test_a_finished_run_lends_its_work_to_its_own_reading():
+    demo = Run("demo")
+    make(demo, A, "a1", "text")
+    unpacked = write_text(demo.work("base/x") / "model.safetensors", "weights")
+    before = files_and_hashes(demo)
+    lent = outputs.borrow_whole(outputs.Finished("demo"), "base/x")
+    assert lent == Run("demo-play").work("base/x") and (lent / unpacked.name).read_text() == "weights"
+    assert files_and_hashes(demo) == before
+
+
 def test_linking_a_file_to_itself_leaves_it_and_nothing_else(tmp_path):
     source = write_text(tmp_path / "a", "x")
     outputs.link(source, tmp_path / "b")

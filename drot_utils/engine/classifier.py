@@ -169,7 +169,7 @@ def load_classifier(study: Study, folder: Path, settings: Encoder, made_by: str,
     fit_embeddings(encoder, tokenizer)
     model = PairClassifier(encoder, **head)
     try:
-        model.load_state_dict(load_file(weights))
+        model.load_state_dict(load_file(weights), assign=True)  # read when used, and the base's not at all
     except SafetensorError as error:
         raise wrap_damage(error, folder) from error
     return Classifier(model.to(study.device).eval(), tokenizer, settings.max_length, study.device, study.scoring_dtype)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import precision_recall_curve
 
 from drot_utils.data.corpora import read_actions, read_recorded
 from drot_utils.data.gold import ANNOTATORS, read_gold
@@ -285,6 +284,8 @@ def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> 
             where="critic threshold",
             todo="give the thresholds as values, or label more contexts (show more to a panel: `judges.sample`)",
         )
+    from sklearn.metrics import precision_recall_curve  # takes a second to import, and who only scores needs none
+
     precision, recall, thresholds = precision_recall_curve(valid, scores)
     precision, recall = precision[:-1], recall[:-1]
     if rule.recall is not None:

@@ -32,7 +32,7 @@ SMALL = 1_000_000  # bytes: a smaller file is copied into another run, as editor
 
 @dataclass(frozen=True)
 class Finished(Run):
-    """A run that is only read: what speeds up the next reading goes to the run by hand."""
+    """A run that is only read: what speeds up the next reading goes to the run by hand, with links to what the run has."""
 
     def work(self, name: str) -> Path:
         """Return a directory of the run by hand (see `Run.work`)."""
@@ -276,8 +276,9 @@ def _link_all(source: Path, target: Path) -> None:
 def other_runs(run: Run) -> Iterator[Run]:
     """Yield the other runs below the same output folder."""
     for folder in sorted(path.parent for path in (output_root() / "runs").glob("*/stages")):
-        if folder.name != run.profile:
-            yield Run(folder.name)
+        other = Run(folder.name)
+        if other.work("") != run.work(""):  # a run that is only read lends to the reading: see `Finished`
+            yield other
 
 
 def overlay(run: Run, base: Run) -> None:
