@@ -211,13 +211,14 @@ def average_runs(names: Sequence[str]) -> list[str]:
         keys = [name for name in first if not _is_number(first[name])]
         metrics = [name for name in first if name.startswith(start) and f"{name}_low" in first]
         every = pd.concat({name: rows.set_index(keys) for name, rows in found.items()}, names=["run"])
-        by_row = every[metrics].groupby(keys, sort=False)
-        shown = by_row.size().to_frame("runs")
-        for place, metric in enumerate(metrics):
-            values = every[[f"{metric}{end}" for end in ("", "_low", "_high")]]
-            shown.insert(place, metric, values.groupby(keys, sort=False).apply(_average, change="later" in keys))
+        by_row = every.groupby(keys, sort=False)
+        cells = {
+            metric: by_row[[f"{metric}{end}" for end in ("", "_low", "_high")]].apply(_average, change="later" in keys)
+            for metric in metrics
+        }
+        shown = pd.DataFrame({**cells, "runs": by_row.size()})
         if "later" in keys:
-            turned = every[metrics] * by_row.transform("mean") <= 0
+            turned = every[metrics] * by_row[metrics].transform("mean") <= 0
             turned = turned.rename(columns=_say).rename_axis(columns="metric").stack()
             turned = turned[turned].reset_index().assign(said=lambda rows: rows["metric"] + " in " + rows["run"])
             shown["turned round"] = turned.groupby(keys)["said"].agg(", ".join)
@@ -307,7 +308,7 @@ def _to_latex(shaped: pd.DataFrame, caption: str, name: str) -> str:
             break
         wide[k] = max(wide[k] - LETTER, words[k])
         narrow.add(k)
-    gap = 3 if sum(wide) <= room else 2
+    gap = 3 if sum(wide) <= room else 2  # the last resort: columns nearer to each other
     sides = "".join(
         f"p{{{wide[k]:.0f}pt}}" if k in narrow else "r" if number else "l" for k, number in enumerate(numbers)
     )
