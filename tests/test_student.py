@@ -20,7 +20,10 @@ from drot_utils.study.paths import WRITTEN, Run
 def test_raw_text_is_kept_when_it_does_not_parse():
     prompts = pd.DataFrame({"action_id": ["a"], "action": ["Lying"], "moral_variance": [1]})
     rows = student.to_rows(
-        prompts, [[Written("nonsense", 2), Written("Update: x. Explanation: y.", 7)]], "s", parse_student
+        prompts,
+        [[Written("nonsense", 2), Written("Update: x. Explanation: y.", 7)]],
+        "s",
+        lambda text: parse_student(text.text),
     )
     assert rows["context"].fillna("null").tolist() == ["null", "x"] and rows["raw"].tolist() == [
         "nonsense",
@@ -45,6 +48,37 @@ def test_writing_is_resumable_and_counted(student_on_disk, actions):
     pd.testing.assert_frame_equal(student.write_contexts(study, "distill_base", some, "round_1", 3, "nucleus"), rows)
     other = student.write_contexts(study, "distill_base", some, "round_2", 3, "nucleus")
     assert not other["raw"].equals(rows["raw"])
+
+
+def test_what_a_student_did_not_end_does_not_parse(student_on_disk):
+    _, _, read = student.open_author(student_on_disk, "distill_base")
+    text = "Update: at night. Explanation: others are as"
+    assert read(Written(text, 9)).context == "at night" and read(Written(text, 9, whole=False)) is None
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
+@pytest.mark.parametrize("method", ["greedy", "nucleus", "beam"])
+def test_a_text_is_whole_where_its_writer_ended_it(name, method):
+    model, tokenizer = build_tiny(name)
+    author = writer.Writer(model, tokenizer, torch.device("cpu"), torch.float32, 32, 6, 8)
+    prompts = [f"Action: {word}" for word in ("a", "fire at", "the door of", "my own house")]
+    for texts in author.write(prompts, 1 if method == "greedy" else 4, method, seed=3):
+        for text in texts:
+            assert text.whole or text.tokens == 6
+    author.ends = torch.arange(model.config.vocab_size)
+    if method != "beam":
+        assert all(t.whole and t.tokens == 1 for t in author.write(prompts, 1, method)[0])
+    author.ends = torch.tensor([model.config.vocab_size])
+    assert not any(t.whole for texts in author.write(prompts, 1, method) for t in texts)
+
+
+def test_a_target_that_is_cut_has_no_end(smoke, student_rows):
+    _, tokenizer = build_tiny("tiny-llama")
+    for limit in (8, 512):
+        settings = smoke.student.model_copy(update={"max_target_length": limit})
+        for example in student.make_examples(student_rows, tokenizer, settings, seq2seq=False):
+            for target in example.targets:
+                assert len(target) <= limit and (target[-1] == tokenizer.eos_token_id) == (limit == 512)
 
 
 def test_base_model_is_asked_the_teachers_prompt(study):

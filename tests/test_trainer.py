@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import CPU, fit_student, make_adapter
 
-from drot_utils.engine import trainer
+from drot_utils.engine import load, trainer
 from drot_utils.engine.batches import batch_loss
 from drot_utils.engine.load import build_tiny, load_folder, round_weights
 from drot_utils.engine.trainer import MasterWeights
@@ -303,6 +303,22 @@ def kill_round(study, rows, name, monkeypatch, **changes):
         train_round(study, rows, name, **changes)
     (place,) = study.run.work("checkpoints").glob(f"*/{trainer.CHECKPOINT}")
     return place
+
+
+def test_a_trained_model_that_could_not_be_saved_is_not_trained_again(study, student_rows, monkeypatch):
+    def full(*args, **options):
+        raise StorageError("the disk is full", where="models", todo="free some space")
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError):
+        patch.setattr(load, "save_model", full)
+        train_round(study, student_rows, "round")
+    steps, real = [], trainer.batch_loss
+    monkeypatch.setattr(trainer, "batch_loss", lambda *args: steps.append(1) or real(*args))
+    train_round(study, student_rows, "round")
+    assert len(steps) == 2, "the last step's batches are all that is done again"
+    assert not list(study.run.work("checkpoints").iterdir())
+    train_round(study, student_rows, "round")
+    assert len(steps) == 2 and read_training(study, "round")["steps"] > 2
 
 
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-t5"])

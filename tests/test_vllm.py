@@ -12,6 +12,7 @@ from drot_utils.method import student
 from drot_utils.study.errors import DrotError, ModelError
 
 SIZES = (torch.float32, 16, 8, 4)
+ENDS = ("stop", "length", "stop")
 
 
 class FakeEngine:
@@ -25,7 +26,8 @@ class FakeEngine:
         return [
             SimpleNamespace(
                 outputs=[
-                    SimpleNamespace(token_ids=tuple(prompt["prompt_token_ids"][-1:] * (k + 1))) for k in range(asked.n)
+                    SimpleNamespace(token_ids=tuple(prompt["prompt_token_ids"][-1:] * (k + 1)), finish_reason=ENDS[k])
+                    for k in range(asked.n)
                 ]
             )
             for prompt, asked in zip(prompts, settings, strict=True)
@@ -34,7 +36,10 @@ class FakeEngine:
     def beam_search(self, prompts, settings):
         return [
             SimpleNamespace(
-                sequences=[SimpleNamespace(tokens=prompt["prompt_token_ids"] * 2) for _ in range(settings.beam_width)]
+                sequences=[
+                    SimpleNamespace(tokens=prompt["prompt_token_ids"] * 2, finish_reason="stop")
+                    for _ in range(settings.beam_width)
+                ]
             )
             for prompt in prompts
         ]
@@ -60,7 +65,7 @@ def test_results_are_those_of_the_other_writer_in_kind(fake, folder):
     writer = VllmWriter(folder, *SIZES)
     written = writer.write(["Action: a fire", "Action: a lie"], 3, "nucleus", top_p=0.9, temperature=0.7, seed=1)
     assert [len(group) for group in written] == [3, 3] and isinstance(written[0][0], Written)
-    assert [candidate.tokens for candidate in written[0]] == [1, 2, 3]
+    assert [(candidate.tokens, candidate.whole) for candidate in written[0]] == [(1, True), (2, False), (3, True)]
     one, other = writer.engine.settings
     assert (one.top_p, one.temperature, one.max_tokens, one.n) == (0.9, 0.7, 8, 3) and one.seed != other.seed
     assert writer.engine.options["dtype"] == "float32" and writer.engine.options["max_model_len"] == 24

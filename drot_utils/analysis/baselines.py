@@ -92,5 +92,5 @@ def _ask_endpoint(study: Study, baseline: Respondent, chosen: pd.DataFrame) -> p
     answers, usage = ask_all(bodies, baseline.endpoint, study.params.requests, cache, f"{baseline.name} writes")
     usage.add_to(study.record, f"usage of {baseline.name}")
     written = [[Written(read_whole(answer), answer.completion_tokens) for answer in group] for group in answers]
-    rows = to_rows(prompts, written, baseline.name, parse_teacher)
+    rows = to_rows(prompts, written, baseline.name, lambda text: parse_teacher(text.text))
     return empty_columns(rows.assign(raw=[answer.text for group in answers for answer in group]))

@@ -64,7 +64,8 @@ def train(
     ----------
     work : Path
         Where a checkpoint is kept every ``student.checkpoint_minutes``; a killed training continues from it and ends
-        with the same weights. Its name must change with the rows, the settings and the first weights.
+        with the same weights. Its name must change with the rows, the settings and the first weights. Whoever has kept the
+        trained model deletes it.
     steps : int, optional
         Optimizer steps instead of epochs.
 
@@ -147,8 +148,6 @@ def train(
                 save_checkpoint(work, optimizer, result, write=rank == 0)
                 saved = time.monotonic()
     accelerator.wait_for_everyone()
-    if rank == 0:
-        (work / CHECKPOINT).unlink(missing_ok=True)
     weights.put_back()
     if adapted:
         merge_adapter(adapted)

@@ -26,10 +26,11 @@ Prompt = str | list[int]
 
 @dataclass(frozen=True)
 class Written:
-    """One candidate: its text and the number of tokens it took (the end token counted)."""
+    """One candidate: its text, the number of tokens it took (the end token counted), and whether its writer ended it."""
 
     text: str
     tokens: int
+    whole: bool = True
 
 
 def encode_prompts(
@@ -119,7 +120,8 @@ class Writer:
                 max_new_tokens=self.max_new_tokens, slots=self.batch_size,
             )  # fmt: skip
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        written = [Written(text.strip(), len(row)) for text, row in zip(texts, rows, strict=True)]
+        ends = set(self.ends.tolist())
+        written = [Written(t.strip(), len(row), row[-1] in ends) for t, row in zip(texts, rows, strict=True)]
         place = {i: k * n for k, i in enumerate(order)}
         return [written[place[i] : place[i] + n] for i in range(len(prompts))]
 
@@ -272,13 +274,13 @@ class VllmWriter:
         if method == "beam":
             settings = self.vllm.sampling_params.BeamSearchParams(beam_width=max(2, n), max_tokens=self.max_new_tokens)
             found = zip(ids, self.engine.beam_search(asked, settings), strict=True)
-            rows = [[beam.tokens[len(prompt) :] for beam in output.sequences[:n]] for prompt, output in found]
+            rows = [[(beam.tokens[len(prompt) :], beam) for beam in output.sequences[:n]] for prompt, output in found]
         else:
             if method == "greedy":
                 temperature, top_p = 0.0, 1.0
             common = {"n": n, "max_tokens": self.max_new_tokens, "temperature": temperature, "top_p": top_p}
             settings = [self.vllm.SamplingParams(seed=derive_seed(seed, "vllm", i), **common) for i in range(len(ids))]
             found = self.engine.generate(asked, settings, use_tqdm=False)
-            rows = [[list(choice.token_ids) for choice in output.outputs] for output in found]
+            rows = [[(list(choice.token_ids), choice) for choice in output.outputs] for output in found]
         decode = partial(self.tokenizer.decode, skip_special_tokens=True)
-        return [[Written(decode(row).strip(), len(row)) for row in group] for group in rows]
+        return [[Written(decode(r).strip(), len(r), by.finish_reason == "stop") for r, by in group] for group in rows]

@@ -6,6 +6,7 @@ Run as a module, it is one of the processes that share a training (see `launch`)
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,6 +37,10 @@ from drot_utils.study.paths import WRITTEN, Run, require, sha256, to_json, write
 from drot_utils.study.record import Study, release_memory
 
 MADE_BY = {"distill_base": "04_distill_base", "distill_final": "06_final_dataset"}
+#: Settings that `fine_tune` is given one by one, or that change no weight: a change to another student's trains none again.
+PACE = {
+    "learning_rate", "round_learning_rate", "epochs", "round_epochs", "final_epochs", "final_from", "checkpoint_minutes",
+}  # fmt: skip
 
 
 def fine_tune(
@@ -66,8 +71,8 @@ def fine_tune(
     params = study.params
     origin = sha256(study.run.model(start) / "model.safetensors") if start else load.describe_model(params.student.base)
     key = fingerprint(
-        rows[[*PROMPT, "context", "rationale"]], origin, params.student.model_dump(), learning_rate, epochs, steps,
-        params.seed, str(study.dtype), params.compute.compile,
+        rows[[*PROMPT, "context", "rationale"]], origin, params.student.model_dump(exclude=PACE), learning_rate, epochs,
+        steps, params.seed, str(study.dtype), params.compute.compile,
         hash_code("engine.trainer.train", "engine.load.load_model", "method.student.make_examples"),
     )  # fmt: skip
     if not take_model(study.run, name, "training.json", key):
@@ -98,15 +103,16 @@ def learn(study: Study, rows: pd.DataFrame, name: str, *, key: str, start: str |
     else:
         model, tokenizer = load.load_model(params.student.base, "student", run)
     seq2seq = model.config.is_encoder_decoder
-    done = trainer.train(
-        study, model, make_examples(rows, tokenizer, params.student, seq2seq), run.work("checkpoints") / key, **pace,
-        what=f"training {name}",
-    )  # fmt: skip
+    work, examples = run.work("checkpoints") / key, make_examples(rows, tokenizer, params.student, seq2seq)
+    done = trainer.train(study, model, examples, work, **pace, what=f"training {name}")
     notes = {
         "training.json": to_json({**vars(done), "start": start, "fingerprint": key}),
         "README.md": student_card(name, start, len(rows), done.steps, seq2seq, params),
     }
-    load.save_model(model, tokenizer, run.model(name), study.dtype, notes, write=PartialState().is_main_process)
+    first = PartialState().is_main_process
+    load.save_model(model, tokenizer, run.model(name), study.dtype, notes, write=first)
+    if first:  # not before: what cannot be saved, as on a full disk, need not be trained again
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def make_examples(
@@ -121,7 +127,9 @@ def make_examples(
         targets = []
         for context, rationale in zip(group["context"], group["rationale"], strict=True):
             ids = tokenizer(student_target(context, rationale), add_special_tokens=False)["input_ids"]
-            targets.append([*ids[: settings.max_target_length - 1], tokenizer.eos_token_id])
+            targets.append(
+                [*ids, tokenizer.eos_token_id][: settings.max_target_length]
+            )  # a text that is cut has no end
         examples += [Example(prompt, targets[i : i + MOST_TARGETS]) for i in range(0, len(targets), MOST_TARGETS)]
     return examples
 
@@ -230,7 +238,7 @@ def find_cut(study: Study, name: str, actions: list[str]) -> list[str]:
 
 def open_author(
     study: Study, name: str, zero_shot: ModelRef | None = None
-) -> tuple[Writer | VllmWriter, Callable[[str, int], Prompt], Callable[[str], Parsed | None]]:
+) -> tuple[Writer | VllmWriter, Callable[[str, int], Prompt], Callable[[Written], Parsed | None]]:
     """Load one of the run's students, or a model that answers the teacher's prompt zero-shot (section 5.1).
 
     Returns
@@ -245,14 +253,20 @@ def open_author(
         model, tokenizer = load.load_model(zero_shot, "student", study.run)
         longest = params.teacher.max_tokens or generation.max_new_tokens
         writer = Writer(model, tokenizer, *place, 512, longest, generation.batch_size)
-        return writer, lambda *prompt: encode_question(tokenizer, teacher_prompt(*prompt)), parse_teacher
+        return (
+            writer,
+            lambda *prompt: encode_question(tokenizer, teacher_prompt(*prompt)),
+            lambda text: parse_teacher(text.text),
+        )
     folder = _weights(study, name).parent
     sizes = (params.student.max_prompt_length, generation.max_new_tokens, generation.batch_size)
     if generation.engine == "vllm":
         writer = VllmWriter(folder, study.scoring_dtype, *sizes)
     else:
         writer = Writer(*load.load_folder(folder, "student"), *place, *sizes)
-    return writer, partial(student_source, seq2seq=writer.seq2seq), parse_student
+    # A student has learnt where to end: what it did not end is cut off, in its rationale or before.
+    ask = partial(student_source, seq2seq=writer.seq2seq)
+    return writer, ask, lambda text: parse_student(text.text) if text.whole else None
 
 
 def _weights(study: Study, name: str) -> Path:
@@ -271,13 +285,13 @@ def _open_writing(study: Study, name: str, n: int, method: str, zero_shot: Model
 
 
 def to_rows(
-    prompts: pd.DataFrame, written: list[list[Written]], source: str, parse: Callable[[str], Parsed | None]
+    prompts: pd.DataFrame, written: list[list[Written]], source: str, parse: Callable[[Written], Parsed | None]
 ) -> pd.DataFrame:
     """Put written texts into the table of the study; a text that does not parse keeps its raw form only."""
     rows = []
     for prompt, group in zip(prompts.itertuples(), written, strict=True):
         for candidate, text in enumerate(group):
-            parsed = parse(text.text)
+            parsed = parse(text)
             read = (parsed.context, parsed.rationale) if parsed else (None, None)
             who = (prompt.action_id, prompt.action, prompt.moral_variance, candidate, source)
             rows.append((*who, *read, text.text, text.tokens))
