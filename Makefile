@@ -101,8 +101,10 @@ lock: .venv/ready-$(TORCH)  ## renew the locks from requirements/*.in
 	cd requirements && ../$(BIN)/pip-compile --quiet --generate-hashes --strip-extras \
 	  --no-emit-index-url --no-emit-find-links site.in -o site.txt
 
-clean:  ## remove the run of PROFILE (demo by default); its figures and tables stay
-	rm -rf runs/$(PROFILE)
+clean:  ## remove the run of PROFILE (demo by default); what was paid for or filled by people stays, and figures and tables
+	@test -n "$(PROFILE)" || { echo "expected the name of a run: make clean PROFILE=demo"; exit 2; }
+	@test ! -d "$(OUT)/runs/$(PROFILE)" || find "$(OUT)/runs/$(PROFILE)" -type f ! -path '*/data/answers.sqlite*' ! -path '*/data/forms/*' -delete
+	@test ! -d "$(OUT)/runs/$(PROFILE)" || find "$(OUT)/runs/$(PROFILE)" -type d -empty -delete
 
 # The environment: pinned, hash-checked. When a lock changes, its packages are installed again.
 .venv/ready-$(TORCH): $(LOCKS) pyproject.toml
@@ -123,5 +125,8 @@ packages:
 torch-cpu:
 	@$(PIP) --no-index torch==2.13.0 2>/dev/null || $(PIP) --index-url $(TORCH_INDEX) torch==2.13.0
 
+# pip takes a CPU build for the same version, and would leave it.
 torch-cuda:
+	@$(PY) -c 'import torch, sys; sys.exit(torch.version.cuda is None)' 2>/dev/null || $(PY) -m pip uninstall -qq --yes torch
 	@$(PY) -m pip install -qq torch==2.13.0
+	@$(PY) -c 'import torch, sys; sys.exit(0 if torch.version.cuda else "the torch that pip found has no CUDA: see its index and find-links")'

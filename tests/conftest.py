@@ -22,6 +22,7 @@ from unittest.mock import patch
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as a run sets it; torch reads it when it is imported
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -36,6 +37,7 @@ from drot_utils.engine import shards, trainer
 from drot_utils.engine.load import build_tiny
 from drot_utils.llm.cache import Cache
 from drot_utils.method import student
+from drot_utils.method.nli import filter_unique
 from drot_utils.method.student import make_examples
 from drot_utils.people import exchange, forms
 from drot_utils.study import outputs
@@ -404,3 +406,8 @@ def typeset(paths: list[Path], folder: Path) -> list[str]:
     subprocess.run(command, cwd=folder, capture_output=True, check=False)
     log = (folder / "all.log").read_text(encoding="utf-8", errors="replace")
     return re.findall(r"^(?:!|Overfull \\hbox|LaTeX Warning: Float too large).*|undefined.*", log, re.MULTILINE)
+
+
+def all_new(groups):
+    """The NLI filter of a model to which no context entails another one."""
+    return filter_unique(groups, lambda premises, hypotheses: np.zeros(len(premises)), 0.5)

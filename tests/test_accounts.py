@@ -71,6 +71,18 @@ def test_earlier_answers_stay_unless_they_are_to_be_replaced(cache):
         assert cache.read([work.key])[work.key][0].text == expected
 
 
+def test_a_budget_is_that_of_all_notebooks_that_share_the_cache(cache):
+    one, other = (open_accounts(cache, limit=0.0001) for _ in range(2))
+    for accounts in (one, other):
+        accounts.check_budget()
+    work = open_work()
+    while one.billed < 0.0001:
+        one.take(work, work.outgoing(), REPLY)
+    for accounts in (one, other):
+        with pytest.raises(BudgetError, match="is spent"):
+            accounts.check_budget()
+
+
 def test_a_budget_needs_limited_answers(cache):
     unlimited = {name: value for name, value in REQUEST.items() if name != "max_tokens"}
     with pytest.raises(BudgetError, match=r"nothing limits the answers"):

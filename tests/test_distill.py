@@ -15,12 +15,14 @@ from drot_utils.analysis import statistics
 from drot_utils.data import corpora, table
 from drot_utils.data.gold import read_gold
 from drot_utils.data.parsing import Parsed
-from drot_utils.engine import load
+from drot_utils.engine import load, writer
+from drot_utils.engine.writer import Written
 from drot_utils.method import critic, distill, nli, student
 from drot_utils.method.nli import filter_unique
 from drot_utils.report import release
 from drot_utils.study.errors import DataError, MissingInputError
 from drot_utils.study.outputs import BY_HAND, finish
+from drot_utils.study.params import Threshold
 from drot_utils.study.paths import write_text
 
 
@@ -241,14 +243,27 @@ def test_scorers_are_whom_the_parameters_name(study, monkeypatch):
         evaluation = study.params.evaluation.model_copy(update={"critic": evaluates})
         study.params = study.params.model_copy(update={"judges": section, "evaluation": evaluation})
         found = distill.load_scorers(study)
-        assert [o.score(None) for o in found.values()] == critics and list(found) == ["auto_", "independent_"]
+        second = "filter" if evaluates == "independent" else "independent"
+        assert [o.score(None) for o in found.values()] == critics and [*found] == ["auto_", f"{second}_"]
         assert [o.label.endswith("that filtered") for o in found.values()].count(True) == (evaluates != "judges")
     (study.run.model("critic_independent") / "settings.json").unlink()
     with pytest.raises(MissingInputError, match="02_critic"):
         distill.load_scorers(study)  # names it first
     evaluation = study.params.evaluation.model_copy(update={"critic": "same"})
-    study.params = study.params.model_copy(update={"evaluation": evaluation})
+    alone = study.params.critic.model_copy(update={"independent_share": 0.0})  # a folder of an earlier run may be there
+    study.params = study.params.model_copy(update={"evaluation": evaluation, "critic": alone})
     assert list(distill.load_scorers(study)) == ["auto_"]
+
+
+def test_thresholds_by_other_rules_are_refused(study):
+    rules = critic.list_rules(study.params.critic)
+    record = {"thresholds": {"distill": 0.5}, "rules": rules}
+    write_text(study.run.model("critic") / "settings.json", json.dumps(record))
+    assert distill.load_scorer(study).thresholds == {"distill": 0.5}
+    changed = study.params.critic.model_copy(update={"threshold_distill": Threshold(value=0.9)})
+    study.params = study.params.model_copy(update={"critic": changed})
+    with pytest.raises(DataError, match=r"(?s)read off by other rules.*run 02_critic with these parameters first"):
+        distill.load_scorer(study)
 
 
 def test_what_another_critic_scored_is_named(study):
@@ -289,6 +304,7 @@ def keyboard(study, actions, smoke, monkeypatch):
         return None if text[:1] in "aeiou" else Parsed(text[:20].strip() or "none", text[20:40])
 
     monkeypatch.setattr(student, "parse_student", parse)
+    monkeypatch.setattr(writer, "Written", lambda text, tokens, whole: Written(text, tokens))  # it never learnt to end
     monkeypatch.setattr(distill, "load_panel", lambda study: pytest.fail("asked the panel"))
     return study
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import all_new
 from sklearn.metrics import roc_auc_score
 
 from drot_utils.analysis import evaluation
@@ -24,7 +25,7 @@ def test_unique_valid_ones_are_counted_a_prompt(rows):
     ten = pd.DataFrame({
         "action_id": ["a"] * 4, "moral_variance": [1, 1, 1, -1], "candidate": [0, 1, 2, 0], "context": ["x", "x", "w", "y"],
     })  # fmt: skip
-    table = evaluation.score_sampled(ten, np.array([0.9, 0.9, 0.9, 0.1]), 0.6, lambda p, h: np.zeros(len(p)), 0.5)
+    table = evaluation.score_sampled(ten, np.array([0.9, 0.9, 0.9, 0.1]), 0.6, all_new)
     assert table.loc["a"].tolist() == [1.5, 1.0]  # 3 and 0 valid, 2 and 0 of them different
 
 
@@ -36,7 +37,7 @@ def test_a_context_that_no_judge_scored_is_not_invalid(rows):
     )
     for known, n_vld in ((8, 8), (4, 8), (3, np.nan)):
         scores = np.array([0.9] * known + [np.nan] * (10 - known))
-        found = evaluation.score_sampled(ten, scores, 0.6, lambda p, h: np.zeros(len(p)), 0.5).loc["a"]
+        found = evaluation.score_sampled(ten, scores, 0.6, all_new).loc["a"]
         assert found.tolist() == pytest.approx([n_vld, 8 if known == 8 else np.nan], nan_ok=True)
 
 
@@ -106,7 +107,7 @@ def test_a_score_at_the_threshold_is_valid(rows):
     table = evaluation.score_greedy(rows, np.array([0.6, 0.5, np.nan, 0.6]), 0.6)
     assert table["vld"].tolist() == [0.5, 0.5]
     ten = rows.assign(context=["x", "y", "z", "w"])
-    found = evaluation.score_sampled(ten, np.array([1.0, 0, 0, 0]), 1.0, lambda p, h: np.zeros(len(p)), 0.5)
+    found = evaluation.score_sampled(ten, np.array([1.0, 0, 0, 0]), 1.0, all_new)
     assert found["n_vld"].tolist() == [0.5, 0.0]
     assert evaluation.bootstrap_metrics(np.array([True]), np.array([1.0]), 1.0, 5, 0)["accuracy"] == 1
 
@@ -143,7 +144,7 @@ def test_a_model_without_a_context_is_not_valid_and_has_no_average(candidates):
     rows = candidates.assign(context=pd.Series([None] * 6, dtype="str"))
     scores = np.full(6, np.nan)
     table = evaluation.score_greedy(rows, scores, 0.5)
-    table = table.join(evaluation.score_sampled(rows, scores, 0.5, lambda *pairs: pytest.fail("asked"), 0.5))
+    table = table.join(evaluation.score_sampled(rows, scores, 0.5, all_new))
     assert (table[["vld", "n_vld", "n_unq_vld"]] == 0).all(axis=None) and table["avg"].isna().all()
     summary = evaluation.summarize({"base": table}, 20, 0).iloc[0]
     assert summary["auto_vld"] == 0 and pd.isna(summary["auto_avg"]) and pd.isna(summary["auto_avg_low"])
@@ -172,12 +173,7 @@ def test_table2_has_the_papers_order_and_its_numbers(rows):
     greedy = dict.fromkeys(("distill_final", "teacher", "base"), rows)
     samples = {"base": rows.assign(candidate=0)}
     found = evaluation.score_models(
-        lambda part: np.where(part["context"].isna(), np.nan, 0.9),
-        0.5,
-        greedy,
-        samples,
-        lambda p, h: np.zeros(len(p)),
-        0.5,
+        lambda part: np.where(part["context"].isna(), np.nan, 0.9), 0.5, greedy, samples, all_new
     )
     assert found["base"].columns.tolist() == evaluation.METRICS and found["teacher"]["vld"].tolist() == [1, 0.5]
     train_rows = {"distill_final": 7, "teacher": None, "base": None}

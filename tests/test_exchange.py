@@ -16,6 +16,7 @@ from test_mturk import batch, flat
 from test_potato import state
 
 from drot_utils.people import exchange, forms
+from drot_utils.people.forms import CRITIC_FORM
 from drot_utils.people.spreadsheet import read_csv
 from drot_utils.people.votes import spread_votes
 from drot_utils.study.errors import DataError, ParamsError
@@ -117,10 +118,17 @@ def test_an_annotator_in_two_files(key, tmp_path):
         read(tmp_path, key)
 
 
+def test_a_folder_may_hold_another_form_only(key, tmp_path):
+    fill(tmp_path, "ann", ALL_YES)
+    filled = tmp_path / "filled"
+    (filled / f"{FORM.name}-ann.csv").replace(filled / f"{CRITIC_FORM.name}-ann.csv")
+    assert read(tmp_path, key)[0].empty
+
+
 def test_nothing_is_overlooked(key, tmp_path):
     folder = tmp_path / "filled"
     folder.mkdir()
-    with pytest.raises(DataError, match=r"no filled form named evaluation_form-<annotator>.csv"):
+    with pytest.raises(DataError, match=r"no filled form, such as evaluation_form-<annotator>.csv"):
         read(tmp_path, key)
     fill(tmp_path, "ann", ALL_YES)
     for name in (f"{FORM.name}.csv", f"{FORM.name}_key.csv"):  # copied with the rest
@@ -231,7 +239,7 @@ def test_the_exported_folder_itself_may_be_filled(key, tmp_path):
 def test_all_rejected_is_no_filled_form(key, tmp_path):
     (tmp_path / "filled").mkdir()
     batch(key, [flat(ALL_YES)] * 5, status="Rejected").to_csv(tmp_path / "filled" / "b.csv", index=False)
-    with pytest.raises(DataError, match="no results of a tool for it"):
+    with pytest.raises(DataError, match="no results of a tool"):
         read(tmp_path, key)
 
 

@@ -259,7 +259,7 @@ def test_what_was_run_by_hand_is_not_taken_over():
     write_text(play.data("01_a"), "tex2")  # half a notebook by hand, of the same size
     shutil.rmtree(demo.root)
     made = {A.name: outputs.find_made(demo, A.name, "a1")}
-    assert "01_a                               runs, about 00:03: has not run" in outputs.describe_stages(
+    assert "01_a                               runs, about 00:01: has not run" in outputs.describe_stages(
         demo, [A], stamps(), made
     )
     assert outputs.settle(Run("other"), [A], stamps()) == ["01_a"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -207,8 +208,8 @@ def test_runs_side_by_side(monkeypatch):
         tables.compare_runs(["demo", "smoke"])
 
 
-def make_seeds(**rises):
-    """Write what three runs found: by critic and by votes, `rises` of Vld from one round to the next."""
+def make_seeds(own, **rises):
+    """Write what runs found: by critic and by votes, on `own` contexts or others', `rises` of Vld from one round to the next."""
     for seed, (name, rise) in enumerate(rises.items()):
         run = Run(name)
         ends = {"auto_vld_low": 0.1, "auto_vld_high": 0.9}
@@ -226,20 +227,24 @@ def make_seeds(**rises):
         }
         for table, rows in found.items():
             write_text(run.figures / f"{table}.csv", rows.to_csv(index=False))
+        outputs.finish(run, "11_human_evaluation", name, {"files": {}, "votes": {"own": name in own}})
         parameters = {"seed": seed, "annotation": {"filled": name}}
         outputs.finish(run, "07_evaluation", name, {"files": {}, "inputs": {"parameters": parameters}})
 
 
 def test_seeds_are_averaged_and_a_rise_that_one_turns_round_is_named():
-    make_seeds(demo=0.2, seed1=0.1, seed2=-0.06)
+    make_seeds({"demo", "seed2"}, demo=0.2, seed1=0.1, seed2=-0.06)
     said = tables.compare_runs(["demo", "seed1", "seed2"], seeds=True).replace("\u00a0", " ")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in said.splitlines() if "|" in line]
     assert ["seed", "0", "1", "2"] in cells and "Warning" not in said
     assert ["model", "Vld", "runs"] in cells and ["Distill_base", "0.38 [0.00, 0.81] (0.24 to 0.50)", "3"] in cells
     step = ["zero-shot base model", "Distill_base", "0.08 [-0.17, 0.33] (-0.06 to 0.20)"]
     assert ["the critic", *step, "3", "Vld in seed2"] in cells
-    assert ["greedy", *step, "0.20 [0.10, 0.30] (0.20 to 0.20)", "3", "by votes in seed2"] in cells
-    assert "`vld_by_votes`: of 1 run, so no spread." in said  # recorded votes: all three show the same ones
+    # Seed 1 shows what annotators said of another run.
+    votes = next(row for row in cells if row[0] == "greedy" and row[-1] == "by votes in seed2")
+    assert votes[4:6] == ["0.20 [0.10, 0.30] (0.20 to 0.20)", "2"] and "`vld_by_votes` over demo, seed2:" in said
+    shutil.rmtree(Run("seed2").root)
+    assert "`vld_by_votes`: of 1 run, so no spread." in tables.compare_runs(["demo", "seed1"], seeds=True)
 
 
 def test_an_interval_over_seeds_covers_what_seeds_and_actions_add():
@@ -257,7 +262,7 @@ def test_an_interval_over_seeds_covers_what_seeds_and_actions_add():
 
 
 def test_what_seeds_lack_and_what_else_differs_is_said():
-    make_seeds(demo=0.2, seed1=0.1)
+    make_seeds({"demo", "seed1"}, demo=0.2, seed1=0.1)
     (Run("demo").figures / "vld_by_votes.csv").unlink()
     (Run("seed1").figures / "vld_by_votes.csv").unlink()
     record = {"files": {}, "inputs": {"parameters": {"nli": {"threshold": 0.4}}}}

@@ -79,10 +79,11 @@ def test_no_texts_have_no_profanity():
 
 
 def test_shares_have_wilson_intervals():
-    shares = toxicity.share_profane(pd.DataFrame({"action": [True, False], "context": [False, False]})).set_index(
-        "text"
-    )
+    found = pd.DataFrame({"action": [True, False], "context": [False, False]})
+    shares = toxicity.share_profane(found, 2).set_index("text")
     assert shares["found"].tolist() == [1, 0] and shares["percent"].tolist() == [50, 0]
     assert (
         shares["percent_low"].tolist() == pytest.approx([9.45, 0], abs=0.01) and shares["percent_high"]["context"] > 60
     )
+    alike = toxicity.share_profane(pd.concat([found] * 100), 2).set_index("text")
+    assert alike["percent_high"].equals(shares["percent_high"])  # a hundred texts of two actions tell what two tell

@@ -6,13 +6,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ALL_YES, FORM, fill, write_params
+from conftest import ALL_YES, FORM, all_new, fill, write_params
 
 from drot_utils.analysis.evaluation import ENDS, METRICS
 from drot_utils.analysis.inference import estimate_valid
 from drot_utils.data.gold import read_gold, read_votes
 from drot_utils.data.table import write_candidates
-from drot_utils.method import nli
+from drot_utils.method import distill, nli
 from drot_utils.people import exchange, votes
 from drot_utils.people.forms import CONTENT_FORM, CRITIC_FORM, make_key
 from drot_utils.people.spreadsheet import read_csv
@@ -82,7 +82,7 @@ def test_table4_and_table2_from_filled_forms(key, tmp_path):
     assert table.loc[("Context", "weakening"), ["valid_pct", "significant_pct", "slight_pct"]].tolist() == [50, 0, 100]
     assert table.loc[("Context", "all"), "rows"] == 5 and table.loc[("Rationale", "all"), "language_pct"] == 100
     both = pd.concat([judged, judged.assign(set="sampled")])
-    row = human_table2(both, lambda p, h: np.zeros(len(p)), 0.5).iloc[0]
+    row = human_table2(both, all_new).iloc[0]
     assert row["human_vld"] == pytest.approx(4 / 5) and row["human_defease"] == pytest.approx((3 + 0.5) / 5)
     assert row["human_n_vld"] == 2 and list(row.index) == ["model", *HUMAN_COLUMNS]
 
@@ -94,13 +94,8 @@ def as_invalid(rows):
 
 def test_unparsed_rows_count_as_not_valid(candidates):
     rows = as_invalid(candidates[candidates["context"].isna()].assign(set="greedy"))
-    row = human_table2(rows, lambda p, h: np.zeros(len(p)), 0.5).iloc[0]
+    row = human_table2(rows, all_new).iloc[0]
     assert row["human_vld"] == 0 and row["human_defease"] == 0 and np.isnan(row["human_lan"])
-
-
-def never(premises, hypotheses):
-    """No context entails another one."""
-    return np.zeros(len(premises))
 
 
 def ten(valid, **changes):
@@ -123,22 +118,22 @@ def ten(valid, **changes):
     ],
 )  # fmt: skip
 def test_what_nobody_answered_is_not_invalid(valid, n_vld, n_unq_vld):
-    found = human_table2(ten(valid), never, 0.5).iloc[0]
+    found = human_table2(ten(valid), all_new).iloc[0]
     assert found[["human_n_vld", "human_n_unq_vld"]].tolist() == pytest.approx([n_vld, n_unq_vld], nan_ok=True)
-    both = human_table2(pd.concat([ten(valid), ten(["Y"] * 10, action_id="b")]), never, 0.5)
+    both = human_table2(pd.concat([ten(valid), ten(["Y"] * 10, action_id="b")]), all_new)
     assert both.loc[0, "human_n_unq_vld"] == pytest.approx(10 if np.isnan(n_unq_vld) else (n_unq_vld + 10) / 2)
 
 
 def test_what_was_not_parsed_is_invalid_and_what_was_skipped_is_not():
     valid = ten(["Y", "S", "N", "Y", None, None, None, None, "-", "-"])[:8]
     unparsed = as_invalid(ten(None, context=None)[8:])
-    found = human_table2(pd.concat([valid, unparsed]), never, 0.5).iloc[0]
+    found = human_table2(pd.concat([valid, unparsed]), all_new).iloc[0]
     assert found["human_n_vld"] == pytest.approx(6) and np.isnan(found["human_n_unq_vld"])
-    found = human_table2(pd.concat([valid, unparsed]).assign(set="greedy"), never, 0.5).iloc[0]
+    found = human_table2(pd.concat([valid, unparsed]).assign(set="greedy"), all_new).iloc[0]
     assert found["human_vld"] == pytest.approx(0.6) and found["human_defease"] == pytest.approx(0.5)
     assert found["human_rows"] == 4
     nobody = pd.concat([valid.assign(q2=None), unparsed]).assign(set="greedy")
-    assert np.isnan(human_table2(nobody, never, 0.5).loc[0, "human_vld"])
+    assert np.isnan(human_table2(nobody, all_new).loc[0, "human_vld"])
 
 
 def test_the_rounds_and_table2_say_the_same():
@@ -150,7 +145,7 @@ def test_the_rounds_and_table2_say_the_same():
     rows.loc[rows["action_id"].isin(["b", "c"]) & (rows["candidate"] == 9), "context"] = None
     rows.loc[(rows["action_id"] == "b") & (rows["candidate"] == 9), "q2"] = "N"
     rows["valid"] = rows["q2"].map({"Y": 1.0, "S": 1.0, "N": 0.0}).astype(float)
-    human = human_table2(rows, never, 0.5)
+    human = human_table2(rows, all_new)
     levels = estimate_valid(rows.assign(critic_score=np.nan))
     known = votes.join_levels(pd.DataFrame({"model": ["teacher"]}), human, levels).iloc[0]
     assert known["human_vld"] == pytest.approx(human["human_vld"].iloc[0]) == pytest.approx(4 / 7 * 28 / 30)
@@ -196,7 +191,9 @@ def run_notebook(tmp_path, monkeypatch, rows, filled, recorded=None, *, nobody=F
     }
     run.figures.mkdir(parents=True)
     pd.DataFrame({"model": ["teacher"], **numbers}).to_csv(run.figures / "table2.csv", index=False)
-    monkeypatch.setattr(nli, "load_nli", lambda study: never)
+    monkeypatch.setattr(nli, "filter_groups", lambda study, groups: all_new(groups))
+    opinion = distill.Scorer("the critic that filtered", None, {})
+    monkeypatch.setattr(distill, "load_scorers", lambda study: {"auto_": opinion})
     monkeypatch.setattr(figures, "save_figure", lambda *_: None)  # writing them takes longer than all the rest
     monkeypatch.setenv(outputs.BATCH, "11_human_evaluation")
     cells = json.loads((NOTEBOOKS / "11_human_evaluation.ipynb").read_text(encoding="utf-8"))["cells"]

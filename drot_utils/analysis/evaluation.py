@@ -8,7 +8,7 @@ import pandas as pd
 from drot_utils.data.gold import count_valid
 from drot_utils.data.paper import TABLE2
 from drot_utils.data.table import PROMPT, make_table
-from drot_utils.method.nli import Entails, filter_unique
+from drot_utils.method.nli import FindUnique
 from drot_utils.study.graph import in_order
 
 METRICS = ["vld", "avg", "n_vld", "n_unq_vld"]
@@ -22,18 +22,17 @@ def score_models(
     threshold: float,
     greedy: dict[str, pd.DataFrame],
     samples: dict[str, pd.DataFrame],
-    entails: Entails,
-    nli_threshold: float,
+    find_unique: FindUnique,
 ) -> dict[str, pd.DataFrame]:
     """Return each model's `METRICS` by ``action_id``: of its greedy contexts, and of its samples where there are some.
 
-    `score` is a critic's or a panel's; `greedy` and `samples` are what each model wrote.
+    `score` is a critic's or a panel's; `greedy` and `samples` are what each model wrote; `find_unique` is the NLI filter.
     """
     out = {}
     for name, rows in greedy.items():
         out[name] = score_greedy(rows, score(rows), threshold)
         if (ten := samples.get(name)) is not None:
-            out[name] = out[name].join(score_sampled(ten, score(ten), threshold, entails, nli_threshold))
+            out[name] = out[name].join(score_sampled(ten, score(ten), threshold, find_unique))
     return out
 
 
@@ -52,9 +51,7 @@ def score_greedy(rows: pd.DataFrame, scores: np.ndarray, threshold: float) -> pd
     return frame.groupby("action_id").mean()
 
 
-def score_sampled(
-    rows: pd.DataFrame, scores: np.ndarray, threshold: float, entails: Entails, nli_threshold: float
-) -> pd.DataFrame:
+def score_sampled(rows: pd.DataFrame, scores: np.ndarray, threshold: float, find_unique: FindUnique) -> pd.DataFrame:
     """Return #Vld and #Unq.Vld out of a prompt's candidates, as ``n_vld`` and ``n_unq_vld`` by ``action_id`` (section 4.2).
 
     A valid context is unique if the paper's filter accepts it among the valid ones of its prompt. A context without a score
@@ -64,7 +61,7 @@ def score_sampled(
     valid = rows.assign(valid=_valid(rows, scores, threshold))
     prompts = [prompt for _, prompt in valid.groupby(PROMPT, sort=False)]
     groups = [p.loc[p["valid"] == 1, "context"].tolist() for p in prompts]
-    kept = filter_unique(groups, entails, nli_threshold, what="unique contexts").kept
+    kept = find_unique(groups).kept
     keys = [p["action_id"].iloc[0] for p in prompts]
     count = [count_valid(p["valid"], p["context"].notna(), least=0.5) for p in prompts]
     unique = [sum(k) if p["valid"].notna().all() else np.nan for k, p in zip(kept, prompts, strict=True)]

@@ -60,14 +60,17 @@ def has_profanity(texts: pd.Series, words: list[str]) -> pd.Series:
     return texts.fillna("").str.contains(_pattern(words))
 
 
-def share_profane(profane: pd.DataFrame) -> pd.DataFrame:
-    """Return how many texts of each kind (a column of `has_profanity`) are profane, with 95% Wilson intervals in per cent."""
+def share_profane(profane: pd.DataFrame, actions: int) -> pd.DataFrame:
+    """Return how many texts of each kind (a column of `has_profanity`) are profane, with 95% Wilson intervals in per cent.
+
+    Texts about one action are alike, so the intervals are as wide as if each of the `actions` had one: at most too wide.
+    """
     from statsmodels.stats.proportion import proportion_confint
 
     shares = pd.DataFrame({"text": list(profane), "rows": len(profane), "found": profane.sum().to_numpy()})
-    low, high = proportion_confint(shares["found"], shares["rows"], method="wilson")
-    percent = 100 * shares["found"] / shares["rows"]
-    return shares.assign(percent=percent, percent_low=100 * low, percent_high=100 * high)
+    share = shares["found"] / shares["rows"]
+    low, high = proportion_confint(share * actions, actions, method="wilson")
+    return shares.assign(percent=100 * share, percent_low=100 * low, percent_high=100 * high)
 
 
 def mask_profanity(text: str, words: list[str]) -> str:

@@ -31,7 +31,7 @@ CANDIDATES = pa.schema(
     ]
 )
 #: Of what is written for test actions: with the score of the second critic, where there is one (notebook 7).
-SCORED = CANDIDATES.append(pa.field("independent_score", pa.float64()))
+SCORED = CANDIDATES.append(pa.field("independent_score", pa.float64())).append(pa.field("filter_score", pa.float64()))
 KEY = ["action_id", "moral_variance", "candidate", "source"]
 PROMPT = ["action_id", "moral_variance"]
 #: What a moral variance is called where people read it.

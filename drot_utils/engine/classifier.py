@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from drot_utils.engine.load import describe_model, fit_embeddings, load_model, round_weights
 from drot_utils.engine.shards import fingerprint
 from drot_utils.study.code import hash_code
-from drot_utils.study.errors import ModelError, wrap_damage
+from drot_utils.study.errors import DataError, ModelError, wrap_damage
 from drot_utils.study.outputs import borrow_whole
 from drot_utils.study.params import Encoder
 from drot_utils.study.paths import replace_folder, require, to_json
@@ -317,7 +317,16 @@ def train_classifier(
         Weight of each class in the training loss.
     head
         Arguments of `PairClassifier`.
+
+    Raises
+    ------
+    DataError
+        When `train` or `dev` is empty.
     """
+    for part, (_, labels) in {"to learn from": train, "to choose the checkpoint by": dev}.items():
+        if not len(labels):
+            todo = "label more actions, or split them otherwise (docs/layout.md says what each file needs)"
+            raise DataError(f"there is no row {part}", where=what, todo=todo)
     device, dtype = study.device, study.dtype
     key = fingerprint(
         [(texts, labels.tolist()) for texts, labels in (train, dev)], settings.model_dump(include=set(Encoder.model_fields)),

@@ -202,7 +202,6 @@ class Accounts:
         self.spent: float | None = 0.0
         self.done = 0  # requests of which nothing is missing any more
         self.note = ""  # what there is to say while nothing seems to happen
-        self.billed = 0.0  # in the cache's life, as far as a budget asks for it
         self.thoughts: int | None = 0  # replies that were thought away; None once one was not
         refused = NO_LENGTH in cache.list_ignored(endpoint.model)
         self.lengths = [*reversed(LENGTHS)] if refused else [*LENGTHS]
@@ -217,7 +216,6 @@ class Accounts:
                 todo = "add it there, or to a table of your own that `requests.prices` names, or set `requests.budget_usd: null`"
                 found = f"a budget is set, but the price of {model} ({transport}) is not known"
                 raise BudgetError(found, where=self.prices.where, todo=todo)
-        self.billed = sum(self.prices.cost(*line) for line in spent)
         cost = forecast(requests, self.endpoint, self.settings, self.cache).cost_usd
         if cost is None:
             todo = "give the requests `max_tokens`, or set `requests.budget_usd: null`"
@@ -227,11 +225,16 @@ class Accounts:
             todo = "raise the budget, or ask for less (fewer actions, fewer choices, a smaller max_tokens); nothing was asked"
             raise BudgetError(found, where="requests.budget_usd", todo=todo)
 
+    @property
+    def billed(self) -> float:
+        """What was billed in the cache's life, by other notebooks that share it too."""
+        return sum(self.prices.cost(*line) or 0.0 for line in self.cache.list_spent())
+
     def check_budget(self) -> None:
         """Stop with a `BudgetError` when the budget is spent; what is under way then may pass it."""
         limit = self.settings.budget_usd
-        if limit is not None and self.billed >= limit:
-            found = f"the budget of ${limit:,.2f} is spent (${self.billed:,.4f}, and what was under way)"
+        if limit is not None and (billed := self.billed) >= limit:
+            found = f"the budget of ${limit:,.2f} is spent (${billed:,.4f}, and what was under way)"
             todo = "raise the budget and run the same command again: what was answered is in the cache"
             raise BudgetError(found, where="requests.budget_usd", todo=todo)
 
@@ -331,4 +334,3 @@ class Accounts:
 
     def _bill(self, entry: str, prompt: int, completion: int | None) -> None:
         self.cache.enter(*self.who, entry, prompt, completion or 0)
-        self.billed += self.prices.cost(*self.who, prompt, completion or 0) or 0.0

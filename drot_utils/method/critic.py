@@ -23,6 +23,8 @@ from drot_utils.study.params import Threshold
 from drot_utils.study.paths import require, sha256
 from drot_utils.study.record import Study
 
+#: What the critic's thresholds are for: the teacher's contexts, those of the rounds, and the data set.
+USES = ("seed", "distill", "dataset")
 ACTION_TOKEN, POSITIVE_TOKEN, NEGATIVE_TOKEN = "[ACTION]", "[POS]", "[NEG]"
 
 
@@ -110,6 +112,10 @@ def read_parts(study: Study) -> pd.DataFrame:
     """
     settings, actions, seed = study.params.critic, read_actions(study.params.corpus.actions), study.params.seed
     gold = split_gold(read_gold(settings.gold, actions), settings, seed)
+    if missing := [part for part in ("train", "dev", "test") if not gold["part"].eq(part).any()]:
+        found = f"the gold has no row of {' and none of '.join(missing)}"
+        todo = "label more actions; dev and test hold only rows on which three annotators agree"
+        raise DataError(found, where=", ".join(settings.gold), todo=todo)
     if not settings.teacher_rows:
         return gold
     recorded = read_recorded(settings.teacher_rows, actions)
@@ -301,12 +307,17 @@ def choose_threshold(valid: np.ndarray, scores: np.ndarray, rule: Threshold) -> 
     return float(thresholds[reached].min())
 
 
+def list_rules(settings: Settings) -> dict[str, Any]:
+    """Return what thresholds are read off by and from, as it is kept beside them."""
+    return settings.model_dump(mode="json", include={"threshold_rows", *(f"threshold_{name}" for name in USES)})
+
+
 def choose_thresholds(settings: Settings, valid: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """Apply the rules of the parameters: ``seed`` for the teacher's contexts, ``distill`` for the students', ``dataset``.
 
     For who filters: where no row reaches one of them, nothing would be kept, and that is a `DataError`.
     """
-    rules = {name: getattr(settings, f"threshold_{name}") for name in ("seed", "distill", "dataset")}
+    rules = {name: getattr(settings, f"threshold_{name}") for name in USES}
     thresholds = {name: choose_threshold(valid, scores, rule) for name, rule in rules.items()}
     if (highest := max(thresholds.values())) > scores.max():
         raise DataError(

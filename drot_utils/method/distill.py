@@ -14,7 +14,7 @@ import pandas as pd
 
 from drot_utils.data.table import PROMPT
 from drot_utils.engine.shards import fingerprint
-from drot_utils.method.critic import score_contexts
+from drot_utils.method.critic import list_rules, score_contexts
 from drot_utils.method.judges import load_panel
 from drot_utils.method.nli import filter_groups
 from drot_utils.method.student import find_cut, write_contexts
@@ -40,26 +40,32 @@ class Scorer:
 def load_scorer(study: Study, name: str | None = None) -> Scorer:
     """Load a critic (``critic``, ``critic_independent``) or the panel (``judges``); by default, who filters."""
     name = name or study.params.judges.filter
-    path = require(study.run.model(name) / "settings.json", "12_judges" if name == "judges" else "02_critic")
+    made_by = "12_judges" if name == "judges" else "02_critic"
+    path = require(study.run.model(name) / "settings.json", made_by)
     score = load_panel(study).score if name == "judges" else partial(score_contexts, study, name)
     label = NAMES[name] + " that filtered" * (name == study.params.judges.filter)
     record = json.loads(path.read_text(encoding="utf-8"))  # a critic's has its losses
+    rules = list_rules(study.params.critic)
+    if (found := record.pop("rules", rules)) != rules:  # by hand: a run's stages would have run again
+        todo = f"run {made_by} with these parameters first"
+        raise DataError(
+            f"its thresholds were read off by other rules: {found}, not {rules}", where=str(path), todo=todo
+        )
     return Scorer(label, score, record.pop("thresholds"), fingerprint(name, record))
 
 
 def load_scorers(study: Study) -> dict[str, Scorer]:
     """Load those who score the students (section 4), by the prefix of their columns in table 2.
 
-    ``auto_`` is whom `evaluation.critic` names. ``independent_`` is a second one, where there is one: the independent
-    critic, or, where that one is the first or does not exist, who filtered.
+    ``auto_`` is whom `evaluation.critic` names. A second one is ``independent_``, the independent critic, or, where that one
+    is the first or there is none, ``filter_``: who filtered, if that is not the first.
     """
     params = study.params
-    chosen = {"same": params.judges.filter, "independent": "critic_independent", "judges": "judges"}
-    first = chosen[params.evaluation.critic]
-    others = [name for name in ("critic_independent", params.judges.filter) if name != first]
-    second = [name for name in others if (study.run.model(name) / "settings.json").exists()][:1]
-    names = zip(("auto_", "independent_"), [first, *second], strict=False)
-    return {prefix: load_scorer(study, name) for prefix, name in names}
+    by = {"same": params.judges.filter, "independent": "critic_independent", "judges": "judges"}
+    first = by[params.evaluation.critic]
+    others = {"independent_": "critic_independent" if params.critic.independent_share else first, "filter_": by["same"]}
+    second = [(prefix, name) for prefix, name in others.items() if name != first][:1]
+    return {prefix: load_scorer(study, name) for prefix, name in [("auto_", first), *second]}
 
 
 Found = tuple[dict[str, pd.Series], dict[str, pd.Series]]

@@ -20,7 +20,7 @@ from drot_utils.llm.cache import Cache
 from drot_utils.llm.client import ask_all
 from drot_utils.llm.replies import USED_UP, Answer, explain_finish, phrase_request
 from drot_utils.method.consensus import Reliability, fit_reliability, merge, merge_all
-from drot_utils.method.critic import choose_thresholds, score_contexts
+from drot_utils.method.critic import choose_thresholds, list_rules, score_contexts
 from drot_utils.study.errors import DataError, ModelError
 from drot_utils.study.params import Endpoint, Params, Respondent
 from drot_utils.study.paths import require, to_json, write_text
@@ -91,6 +91,7 @@ class Panel:
             "panel": [_describe(judge) for judge in self.study.params.judges.panel],
             "reliability": {**vars(self.reliability), "sigma": self.reliability.sigma.to_dict()},
             "thresholds": thresholds,
+            "rules": list_rules(self.study.params.critic),
         }
         write_text(self.study.run.model("judges") / "settings.json", to_json(values, indent=2, sort_keys=True))
         write_frame(answers, self.study.run.data("judgments"))
@@ -136,7 +137,7 @@ def gather_scores(study: Study, shown: pd.DataFrame, answers: pd.DataFrame) -> p
     """Return everybody's scores of the contexts shown, a column each: the annotators, the judges, the run's critics."""
     scores = shown[ANNOTATORS].join(spread(answers, shown.index))
     for name, label in (("critic", "the critic"), ("critic_independent", "the independent critic")):
-        if (study.run.model(name) / "settings.json").exists():
+        if name == "critic" or study.params.critic.independent_share:
             scores[label] = score_contexts(study, name, shown)
     return scores.dropna(axis=1, how="all")
 

@@ -1,7 +1,7 @@
 """The NLI filter: which contexts say something new? (section 3.2)"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -30,7 +30,7 @@ class Filtered:
     """Decisions of the filter, and what they cost."""
 
     blocked_by: list[list[int | None]]  # for each candidate, the accepted one that says the same; None where it is kept
-    pairs_asked: int = 0
+    pairs_asked: int = field(default=0, compare=False)  # where it is counted
 
     @property
     def kept(self) -> list[list[bool]]:
@@ -41,6 +41,10 @@ class Filtered:
     def pairs_possible(self) -> int:
         """How many ordered pairs of candidates there are."""
         return sum(len(group) * (len(group) - 1) for group in self.blocked_by)
+
+
+#: The filter with its model: says of groups of contexts which ones say something new (`filter_groups` of a study).
+FindUnique = Callable[[Sequence[Sequence[str]]], Filtered]
 
 
 def filter_unique(
@@ -203,7 +207,7 @@ def filter_groups(study: Study, groups: Sequence[Sequence[str]]) -> Filtered:
     key = (settings.threshold, weights, load.describe_model(settings.base), settings.max_length)
     found = map_rows(study, asked, partial(_open_filter, study), "NLI filter", "groups", *key)
     blocked_by = [[None if j < 0 else int(j) for j in group] for group in found["blocked_by"]]
-    return Filtered(blocked_by, int(found["asked"].sum()))
+    return Filtered(blocked_by)
 
 
 def _open_filter(study: Study) -> Work:
@@ -212,7 +216,6 @@ def _open_filter(study: Study) -> Work:
     def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
         filtered = filter_unique([list(group) for group in part["contexts"]], nli, study.params.nli.threshold)
         blocked_by = [[-1 if j is None else j for j in group] for group in filtered.blocked_by]
-        asked = [filtered.pairs_asked, *[0] * (len(part) - 1)][: len(part)]  # of the whole shard
-        return pd.DataFrame({"blocked_by": blocked_by, "asked": asked})
+        return pd.DataFrame({"blocked_by": blocked_by})
 
     return work

@@ -61,9 +61,10 @@ def baseline_request(params: Params, endpoint: Endpoint, action: str, moral_vari
     return phrase_request(endpoint, teacher_prompt(action, moral_variance), **settings)
 
 
-def list_requests(params: Params, actions: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the requests for actions, in both directions."""
-    return [make_request(params, action, variance) for action in actions for variance in (1, -1)]
+def list_requests(params: Params, actions: Iterable[str], n: int | None = None) -> list[dict[str, Any]]:
+    """Return the requests for actions, in both directions, for `n` choices each (`teacher.contexts_per_variance`)."""
+    few = {} if n is None else {"n": n}
+    return [make_request(params, action, variance) | few for action in actions for variance in (1, -1)]
 
 
 def choose_requests(params: Params) -> Requests:
@@ -100,17 +101,18 @@ def plan(study: Study, actions: pd.DataFrame) -> Forecast:
     return forecast(bodies, params.teacher.endpoint, choose_requests(params), Cache(study.run.answers))
 
 
-def ask(study: Study, actions: pd.DataFrame) -> Asked:
-    """Ask for the contexts of all actions in both directions; what is in the cache is not asked.
+def ask(study: Study, actions: pd.DataFrame, n: int | None = None) -> Asked:
+    """Ask for the contexts of all actions in both directions, `n` of each (default: `teacher.contexts_per_variance`).
 
+    What is in the cache is not asked; the first choices are the same whatever `n` is.
     Texts that do not parse are asked again, each `teacher.parse_retries` times at most, with seeds of their own; recorded
     ones are not, nor what the server refused for its content. `client.ask_all` says what may be raised.
     """
     settings, requests, cache = study.params.teacher, choose_requests(study.params), Cache(study.run.answers)
-    bodies = list_requests(study.params, actions["action"])
+    n = n or settings.contexts_per_variance
+    bodies = list_requests(study.params, actions["action"], n)
     answers, usage = ask_all(bodies, settings.endpoint, requests, cache, "asking the teacher")
     prompts = [(row.action_id, row.action, variance) for row in actions.itertuples() for variance in (1, -1)]
-    n = settings.contexts_per_variance
     rows = [_to_row((*prompts[k // n], k % n), answers[k // n][k % n]) for k in range(len(prompts) * n)]
     unparsed = [{**row, "attempt": 0} for row in rows if row["context"] is None]
     for attempt in range(1, 1 if settings.recorded else settings.parse_retries + 1):

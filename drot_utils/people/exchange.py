@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from drot_utils.people import labelstudio, mturk, potato, spreadsheet
-from drot_utils.people.forms import EVALUATION_FORM, FORMS, Form, check_votes, form_of, make_key
+from drot_utils.people.forms import FORMS, Form, check_votes, form_of, make_key
 from drot_utils.people.votes import is_written, read_recorded
 from drot_utils.study.errors import DataError, ParamsError
 from drot_utils.study.params import Annotation
@@ -84,9 +84,7 @@ def find_votes(form: Form, settings: Annotation, key: pd.DataFrame, written: pd.
         All that this run wrote, as for `votes.is_written`.
     """
     if settings.filled:
-        filled, counts = read_filled(
-            form, settings.filled, key[key["row_id"].notna()], required=form is EVALUATION_FORM
-        )
+        filled, counts = read_filled(form, settings.filled, key[key["row_id"].notna()])
         if len(filled):
             return Votes(filled, key, True, counts)
     if settings.reference_votes is None:
@@ -136,9 +134,7 @@ def export_form(
     return key
 
 
-def read_filled(
-    form: Form, folder: str | Path, key: pd.DataFrame, *, required: bool = True
-) -> tuple[pd.DataFrame, dict[str, int | list[str]]]:
+def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int | list[str]]]:
     """Read all filled forms in a folder and in those below it, whatever tools they come from.
 
     Parameters
@@ -147,8 +143,6 @@ def read_filled(
         Relative to the checkout; what it may hold is in docs/annotation.md.
     key : DataFrame
         As `export_form` returned it.
-    required : bool
-        Whether it is an error that nobody filled this form.
 
     Returns
     -------
@@ -160,7 +154,7 @@ def read_filled(
     Raises
     ------
     DataError
-        No filled form, a file that may be one but cannot be read, and what `forms.check_votes` refuses.
+        No filled form of any kind, a file that may be one but cannot be read, and what `forms.check_votes` refuses.
     """
     folder, questions = resolve(folder), list(form.questions)
     read = {path.relative_to(folder).as_posix(): _read(form, path) for path in files_below(folder)}
@@ -171,8 +165,8 @@ def read_filled(
         votes[name] = votes[name].map(question.normalize)
     other = votes["row_id"].map(form_of).isin(set(FORMS) - {form.name})
     ours = votes[~other]
-    if ours.empty and required:
-        found = f"no filled form named {form.name}-<annotator>.csv, and no results of a tool for it"
+    if votes.empty and not any(spreadsheet.is_named(FORMS[name], folder / path) for name in FORMS for path in read):
+        found = f"no filled form, such as {form.name}-<annotator>.csv, and no results of a tool"
         raise DataError(found, where=str(folder), todo="copy the filled forms there")
     again = ours.duplicated(["row_id", "annotator", *questions])
     once = ours[~again]

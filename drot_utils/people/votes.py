@@ -7,7 +7,7 @@ from drot_utils.data.corpora import read_tsv, read_whole, refuse
 from drot_utils.data.gold import count_valid
 from drot_utils.data.paper import TABLE2, TABLE4
 from drot_utils.data.table import DIRECTIONS, KEY, PROMPT, read_table
-from drot_utils.method.nli import Entails, filter_unique
+from drot_utils.method.nli import FindUnique
 from drot_utils.people.forms import CONTENT_FORM, CRITIC_FORM, EVALUATION_FORM, FORMS, Form, check_votes
 from drot_utils.study.errors import DataError
 from drot_utils.study.graph import VARIANTS, WRITERS, in_order
@@ -54,7 +54,7 @@ def make_table4(judged: pd.DataFrame | None) -> pd.DataFrame:
     return pd.DataFrame(ours, columns=["type", "polarity", *SHARES]).merge(TABLE4, on=["type", "polarity"])
 
 
-def fill_table2(judged: pd.DataFrame | None, drawn: pd.DataFrame, entails: Entails, threshold: float) -> pd.DataFrame:
+def fill_table2(judged: pd.DataFrame | None, drawn: pd.DataFrame, find_unique: FindUnique) -> pd.DataFrame:
     """Return the human columns of table 2: people's answers on the models of `drawn`, and the paper's.
 
     Parameters
@@ -73,13 +73,12 @@ def fill_table2(judged: pd.DataFrame | None, drawn: pd.DataFrame, entails: Entai
     if judged is None:
         table = table.reindex(columns=["model", *HUMAN_COLUMNS])
     else:
-        table = table.merge(
-            human_table2(judged[judged["set"].isin(["greedy", "sampled"])], entails, threshold), on="model", how="left"
-        )
+        shown = judged[judged["set"].isin(["greedy", "sampled"])]
+        table = table.merge(human_table2(shown, find_unique), on="model", how="left")
     return table.merge(TABLE2[["model", *PAPER_HUMAN]], on="model", how="left")
 
 
-def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd.DataFrame:
+def human_table2(judged: pd.DataFrame, find_unique: FindUnique) -> pd.DataFrame:
     """Return ``model`` and `HUMAN_COLUMNS`, people's of table 2, from judged rows of the sets ``greedy`` and ``sampled``.
 
     Defeasibility is (significant + slight / 2) / all (section 4.2). Of a prompt's sampled contexts, those that people
@@ -102,7 +101,7 @@ def human_table2(judged: pd.DataFrame, entails: Entails, threshold: float) -> pd
         written = greedy["context"].notna()
         prompts = [prompt for _, prompt in sampled.sort_values("candidate").groupby(PROMPT)]
         groups = [p.loc[p["valid"] == 1, "context"].tolist() for p in prompts if p["valid"].notna().all()]
-        unique = filter_unique(groups, entails, threshold, what="unique contexts").kept
+        unique = find_unique(groups).kept
         count = count_valid(sampled["valid"], sampled["context"].notna())
         out.append({
             "model": model,

@@ -34,6 +34,7 @@ MARKDOWN = str.maketrans({"|": r"\|", "\\": r"\\"})
 BY = {
     "auto_": "",
     "independent_": "independent critic: ",
+    "filter_": "who filtered: ",
     "paper_auto_": "paper: ",
     "paper_human_": "paper: ",
     "paper_": "paper: ",
@@ -117,7 +118,7 @@ def shorten_table2(table2: pd.DataFrame) -> pd.DataFrame:
     """Return what a paper shows of table 2: all metrics by the critic in charge, Vld by the second one, and the paper's numbers."""
     ends = ("", "_low", "_high")
     ours = [f"auto_{metric}{end}" for metric in ("vld", "avg", "n_vld", "n_unq_vld") for end in ends]
-    second = [f"independent_vld{end}" for end in ends]
+    second = [f"{by}_vld{end}" for by in ("independent", "filter") for end in ends]
     columns = ["model", "train_rows", *ours, *second, "paper_auto_vld", "paper_auto_n_unq_vld"]
     return table2[[name for name in columns if name in table2]]
 
@@ -191,17 +192,14 @@ def average_runs(names: Sequence[str]) -> list[str]:
     """Return table 2, what votes say, and the differences by both, as means over runs of one study, as Markdown.
 
     A cell is the mean, its 95% interval (`_average`), and the lowest and the highest run. A difference that has another sign
-    in some runs than in the mean, or none, is named with these runs. A table that is the same in two runs counts once: with
-    recorded votes, all runs show what annotators said of one.
+    in some runs than in the mean, or none, is named with these runs. Tables of votes count where the votes are on a run's own
+    contexts: with recorded votes, all runs show what annotators said of one.
     """
     parts = [
         "Means over runs [95% interval] (lowest to highest). What a run turns round is named beside: it is no rise."
     ]
     for table, start in SEEDS.items():
-        found = _read_results(names, table)
-        for name, rows in [*found.items()][:0:-1]:
-            if any(rows.equals(other) for run, other in found.items() if run != name):
-                del found[name]
+        found = _read_results([name for name in names if _has_own(name, table)], table)
         if len(found) < 2:
             parts.append(f"`{table}`: of {len(found) or 'no'} run, so no spread.")
             continue
@@ -224,6 +222,11 @@ def average_runs(names: Sequence[str]) -> list[str]:
             shown["turned round"] = turned.groupby(keys)["said"].agg(", ".join)
         parts.append(f"`{table}` over {', '.join(found)}:\n\n{_to_markdown(shape_table(shown.reset_index()))}")
     return parts
+
+
+def _has_own(name: str, table: str) -> bool:
+    votes = read_records(Run(name)).get("11_human_evaluation", {}).get("votes", {})
+    return not table.endswith("by_votes") or votes.get("own", False)
 
 
 def _average(values: pd.DataFrame, change: bool) -> str:

@@ -324,10 +324,9 @@ def describe_stages(run: Run, stages: list[Stage], stamps: dict[str, Stamp], mad
         why = min(filter(None, (explain(stamp, record) for record in records)), key=len, default=["has not run"])
         if (own := known[0].get(stage.name)) and own.get("look") == stamp.look:
             why = [f"{find_broken(run, own)} is not as it was written"]
-        seconds = next((record["seconds"] for record in records if "seconds" in record), stage.seconds)
-        total += seconds
+        total += stage.seconds  # not a record's: what it had in its shards took no time
         more = f" and {len(why) - 4} more" if len(why) > 4 else ""
-        lines.append(f"{stage.name:34} runs, about {tqdm.format_interval(seconds)}: {'; '.join(why[:4])}{more}")
+        lines.append(f"{stage.name:34} runs, about {tqdm.format_interval(stage.seconds)}: {'; '.join(why[:4])}{more}")
     return "\n".join([*lines, f"about {tqdm.format_interval(total)} in all" if total else "nothing to run"])
 
 

@@ -214,7 +214,7 @@ class Critic(Encoder):
     teacher_rows: str | None
     mismatched: Annotated[float, Field(ge=0)]
     splits: Annotated[list[OpenShare], Field(min_length=3, max_length=3)]
-    independent_share: Share
+    independent_share: Annotated[float, Field(ge=0, lt=1)]
     threshold_rows: str | None
     threshold_seed: Threshold
     threshold_distill: Threshold
@@ -544,7 +544,7 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"unknown key `{key}`{_suggest(name)}"
     if problem["type"] == "missing":
         return f"missing key `{key}`"
-    found = "" if name in SECRETIVE else f" (found {problem['input']!r})"
+    found = "" if name in SECRETIVE or isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
     return f"`{key}`: {problem['msg'].removeprefix('Value error, ')}{found}"
 
 
