@@ -13,6 +13,7 @@ BIN = .venv/bin
 PY ?= $(BIN)/python
 PIP = $(PY) -m pip --disable-pip-version-check install -qq --no-deps
 BENCHMARKS = sampling training critic_scoring nli_filter statistics read_corpus topics overhead teacher contention
+AVERAGED = table2 differences vld_by_votes differences_by_votes  # over seeds
 LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
 
 .DEFAULT_GOAL = help
@@ -62,9 +63,12 @@ lint: .venv/ready-$(TORCH)  ## ruff, and no outputs in committed notebooks
 lab: .venv/ready-$(TORCH)  ## JupyterLab on the notebooks; what you run there never changes a batch run
 	@OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
-reference:  ## make figures/reference, which README and docs show, from the finished run of PROFILE
+reference: .venv/ready-$(TORCH)  ## make figures/reference, which README and docs show, from the finished run of PROFILE; SEEDS="seed1 seed2": with these beside
 	@test -f $(OUT)/runs/$(PROFILE)/manifest.json && test -f $(OUT)/figures/$(PROFILE)/table2.csv || { echo "no finished run: make demo"; exit 1; }
 	@rm -rf figures/reference && cp -rL $(OUT)/figures/$(PROFILE) figures/reference && cp $(OUT)/runs/$(PROFILE)/manifest.json figures/reference/
+	@for seed in $(SEEDS); do mkdir figures/reference/$$seed && for table in $(AVERAGED); do \
+	  cp $(OUT)/figures/$$seed/$$table.csv figures/reference/$$seed/ || exit 1; done; done
+	@test -z "$(SEEDS)" || $(BIN)/python -m drot_utils compare --seeds $(PROFILE) $(SEEDS) > figures/reference/seeds.md
 
 plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: candidates, tokens, minutes or GPU hours, requests and their cost
 	@$(BIN)/python -m drot_utils plan "params/$(PROFILE).yaml"

@@ -265,8 +265,9 @@ def test_what_seeds_lack_and_what_else_differs_is_said():
     make_seeds({"demo", "seed1"}, demo=0.2, seed1=0.1)
     (Run("demo").figures / "vld_by_votes.csv").unlink()
     (Run("seed1").figures / "vld_by_votes.csv").unlink()
-    record = {"files": {}, "inputs": {"parameters": {"nli": {"threshold": 0.4}}}}
-    outputs.finish(Run("seed1"), "03_nli_filter", "x", record)
+    for name, threshold in (("demo", 0.5), ("seed1", 0.4)):
+        parameters = {"nli": {"threshold": threshold}, name: "is only in one"}
+        outputs.finish(Run(name), "03_nli_filter", "x", {"files": {}, "inputs": {"parameters": parameters}})
     said = tables.compare_runs(["demo", "seed1"], seeds=True)
     assert "`vld_by_votes`: of no run, so no spread." in said and "turned round |" not in said
     assert "Warning: the spread is not that of seeds alone: nli.threshold differ, too." in said

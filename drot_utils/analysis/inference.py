@@ -146,8 +146,9 @@ def estimate_valid(rows: pd.DataFrame) -> pd.DataFrame:
                 found |= _name(name, estimate_mean(group[column].to_numpy() - valid, actions, ends=(-1.0, 1.0)))
         judged = group.loc[group["valid"].notna(), "critic_score"]
         out.append({**found, "critic_avg": judged.mean(), "votes_to_halve": powered[3]})
-    order = {name: number for number, name in enumerate(in_order({row["model"] for row in out} - {"drot"}))}
-    return pd.DataFrame(sorted(out, key=lambda row: order.get(row["model"], len(order))))
+    sets, models = (list(dict.fromkeys(row[name] for row in out)) for name in ("set", "model"))
+    models = [*in_order({*models} - {"drot"}), "drot"]
+    return pd.DataFrame(sorted(out, key=lambda row: (sets.index(row["set"]), models.index(row["model"]))))
 
 
 def estimate_changes(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:

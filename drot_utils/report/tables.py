@@ -166,7 +166,8 @@ def compare_runs(names: Sequence[str], seeds: bool = False) -> str:
             for key, value in flatten(record.get("inputs", {}).get("parameters", {})).items():
                 if not key.startswith("stage."):
                     differ.setdefault(key, {})[name] = str(value)
-    different = pd.DataFrame({k: v for k, v in differ.items() if len({v.get(n) for n in names}) > 1}).T
+    # What a run does not say, as it was stopped before the stage that reads it, does not differ.
+    different = pd.DataFrame({k: v for k, v in differ.items() if len(set(v.values())) > 1}).T
     more = [key for key in different.index if key != "seed" and not key.startswith("annotation.")]
     warning = [f"Warning: the spread is not that of seeds alone: {', '.join(more)} differ, too."] * bool(seeds and more)
     parts = average_runs(names) if seeds else [_to_markdown(_put_beside(found))]
