@@ -97,8 +97,7 @@ def main() -> int:
     rng = random.Random(arguments.seed)
     until = ["--until", arguments.until] if arguments.until else []
     with tempfile.TemporaryDirectory() as folder:
-        values = yaml.safe_load((ROOT / "params/smoke.yaml").read_text(encoding="utf-8"))
-        values["ablations"] = arguments.until is None
+        values = {"extends": str(ROOT / "params/smoke.yaml"), "ablations": arguments.until is None}
         params_file = Path(folder) / "chaos.yaml"
         params_file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         whole = Path(folder) / "whole"

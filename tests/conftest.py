@@ -304,7 +304,7 @@ def run_cells(notebook: str, params_file: Path | str, *, by_hand: bool = False, 
 
 def write_params(path: Path, base: str, **changes: object) -> Path:
     """Write a copy of a committed profile with some values changed (dotted keys)."""
-    values = yaml.safe_load((ROOT / "params" / f"{base}.yaml").read_text(encoding="utf-8"))
+    values = load_params(f"params/{base}.yaml").model_dump(mode="json")
     for key, value in changes.items():
         *sections, last = key.split("__")
         place = values
