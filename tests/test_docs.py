@@ -1,7 +1,10 @@
 """The README and the pages in docs/: links lead somewhere, files and commands exist, numbers are those of the tables."""
 
+import ast
 import csv
+import json
 import re
+import shlex
 
 import pandas as pd
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from drot_utils.__main__ import main
 from drot_utils.report import tables
 from drot_utils.study import graph, paths
+from drot_utils.study.params import load_params, read_overrides
 from drot_utils.study.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -153,3 +157,17 @@ def split(line):
     """Return the cells of a Markdown table's line, however wide they are."""
     line = re.sub("--+", "--", line)
     return [cell.strip().replace("\u00a0", " ") for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
+
+
+def test_what_notebooks_tell_to_try_can_be_tried():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = " ".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        (by_hand,) = re.findall(r"overrides\s=\s(\{.*?\})", text, re.DOTALL)
+        (file, sets) = re.search(r"(params/\w+\.yaml)((?:\s+--set\s+(?:'[^']+'|\S+))+)", text).groups()
+        given = [*shlex.split(sets)[1::2]]
+        assert (
+            load_params(file, ast.literal_eval(by_hand))
+            != load_params(file)
+            != load_params(file, read_overrides(given))
+        )

@@ -44,7 +44,7 @@ def test_a_run_s_note_ends_every_caption():
 
 def test_intervals_fold_into_one_cell():
     frame = pd.DataFrame({"vld": [0.41, np.nan], "vld_low": [0.361, np.nan], "vld_high": [0.46, np.nan]})
-    assert tables.with_intervals(frame, ["vld"])["vld"].tolist() == ["0.41 [0.36, 0.46]", ""]
+    assert tables.shape_table(frame)["Vld"].tolist() == ["0.41 [0.36, 0.46]", ""]
 
 
 NASTY = [
@@ -182,7 +182,7 @@ def test_captions_in_notebooks_have_no_number():
 
 def test_an_unknown_interval_is_left_out():
     frame = pd.DataFrame({"vld": [0.41], "vld_low": [np.nan], "vld_high": [np.nan]})
-    assert tables.with_intervals(frame, ["vld"])["vld"].tolist() == ["0.41"]
+    assert tables.shape_table(frame)["Vld"].tolist() == ["0.41"]
 
 
 def test_runs_side_by_side(monkeypatch):
@@ -198,11 +198,11 @@ def test_runs_side_by_side(monkeypatch):
         "|:--------------|:-------|:--------|",
         "| nli.threshold | 0.5    | 0.4     |",
         "",
-        "| model          | auto_vld demo     | auto_vld nli04    |",
-        "|:---------------|:------------------|:------------------|",
-        "| base           | 0.50 [0.40, 0.60] | 0.60 [0.50, 0.70] |",
-        "| self_distill_1 |                   | 0.60 [0.50, 0.70] |",
-        "| distill_final  | 0.50 [0.40, 0.60] | 0.60 [0.50, 0.70] |",
+        "| model                | Vld demo          | Vld nli04         |",
+        "|:---------------------|:------------------|:------------------|",
+        "| zero-shot base model | 0.50 [0.40, 0.60] | 0.60 [0.50, 0.70] |",
+        "| SelfDistill_1        |                   | 0.60 [0.50, 0.70] |",
+        "| Distill_final        | 0.50 [0.40, 0.60] | 0.60 [0.50, 0.70] |",
     ]
     with pytest.raises(DrotError, match=r"(?s)no table 2.*choose among: demo, nli04"):
         tables.compare_runs(["demo", "smoke"])

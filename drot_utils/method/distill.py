@@ -74,12 +74,12 @@ Found = tuple[dict[str, pd.Series], dict[str, pd.Series]]
 Filter = Callable[[pd.DataFrame, Study, pd.Series], Found]
 
 
-def find_unparsed(rows: pd.DataFrame, study: Study, threshold: pd.Series) -> Found:
+def find_unparsed(rows: pd.DataFrame, study: Study, limits: pd.Series) -> Found:
     """Drop what has no context."""
     return {}, {"unparsed": rows["context"].isna()}
 
 
-def find_repeats(rows: pd.DataFrame, study: Study, threshold: pd.Series) -> Found:
+def find_repeats(rows: pd.DataFrame, study: Study, limits: pd.Series) -> Found:
     """Set ``nli_kept``: does a context say something that no accepted earlier one of its group says? (MUTUALNLI)"""
     groups, contexts = rows.groupby(PROMPT, sort=False).indices.values(), rows["context"].to_numpy()
     filtered = filter_groups(study, [contexts[index].tolist() for index in groups])
@@ -89,19 +89,19 @@ def find_repeats(rows: pd.DataFrame, study: Study, threshold: pd.Series) -> Foun
     return {"nli_kept": kept}, {"nli": ~kept}
 
 
-def find_invalid(rows: pd.DataFrame, study: Study, threshold: pd.Series) -> Found:
-    """Drop what scores below the threshold (FILTER), and what has no score, as when a judge's answer cannot be read."""
+def find_invalid(rows: pd.DataFrame, study: Study, limits: pd.Series) -> Found:
+    """Drop what scores below its limit, the threshold (FILTER), and what has no score, as when a judge's answer cannot be read."""
     score = rows["critic_score"]
-    return {}, {"unscored": score.isna(), "critic": score < threshold}
+    return {}, {"unscored": score.isna(), "critic": score < limits}
 
 
-def find_surplus(rows: pd.DataFrame, study: Study, threshold: pd.Series) -> Found:
+def find_surplus(rows: pd.DataFrame, study: Study, limits: pd.Series) -> Found:
     """Drop what is not among the best of its prompt (`distill.max_per_prompt`): kept rows would crowd on easy prompts."""
     best_first = rows.sort_values("critic_score", ascending=False, kind="stable")
     return {}, {"per_prompt": _beyond(best_first, study.params.distill.max_per_prompt, [rows[name] for name in PROMPT])}
 
 
-def find_stock(rows: pd.DataFrame, study: Study, threshold: pd.Series) -> Found:
+def find_stock(rows: pd.DataFrame, study: Study, limits: pd.Series) -> Found:
     """Drop what a writer wrote more often than `distill.max_repeats`, whatever the case, so that no text is learnt for all.
 
     Which of them stay is drawn by the seed.

@@ -133,16 +133,6 @@ def pivot_differences(differences: pd.DataFrame) -> pd.DataFrame:
     return order.merge(wide[names].reset_index())
 
 
-def with_intervals(frame: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """Return `frame` with each metric and its ``_low`` and ``_high`` columns folded into "0.41 [0.36, 0.46]"."""
-    out = frame.copy()
-    for metric in metrics:
-        ends = [f"{metric}_low", f"{metric}_high"]
-        out[metric] = [_fold(*values, 2) for values in frame[[metric, *ends]].itertuples(index=False)]
-        out = out.drop(columns=ends)
-    return out
-
-
 def compare_runs(names: Sequence[str], seeds: bool = False) -> str:
     """Return what differs in the parameters of finished runs, and table 2's automatic metrics side by side, as Markdown.
 
@@ -181,12 +171,15 @@ def _read_results(names: Sequence[str], table: str) -> dict[str, pd.DataFrame]:
 
 def _put_beside(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the automatic metrics of runs with their intervals: a row a model, the runs' columns of a metric together."""
-    table = next(iter(found.values()))
-    metrics = [column for column in table if column.startswith("auto_") and f"{column}_low" in table]
-    folded = {name: with_intervals(rows, metrics).set_index("model")[metrics] for name, rows in found.items()}
-    side = pd.concat(folded, axis=1).swaplevel(axis=1)[metrics]
+    models = graph.in_order(set().union(*(rows["model"] for rows in found.values())))
+    shaped = {
+        name: shape_table(rows[[c for c in rows if c == "model" or c.startswith("auto_")]]).set_index("model")
+        for name, rows in found.items()
+    }
+    side = pd.concat(shaped, axis=1).reindex(map(graph.label, models)).fillna("").swaplevel(axis=1)
+    side = side[next(iter(shaped.values())).columns]
     side.columns = [" ".join(names) for names in side]
-    return side.loc[graph.in_order(side.index)].reset_index(names="model")
+    return side.reset_index(names="model")
 
 
 def average_runs(names: Sequence[str]) -> list[str]:
