@@ -13,7 +13,7 @@ BIN = .venv/bin
 PY ?= $(BIN)/python
 PIP = $(PY) -m pip --disable-pip-version-check install -qq --no-deps
 BENCHMARKS = sampling training critic_scoring nli_filter statistics read_corpus topics overhead teacher contention
-AVERAGED = table2 differences vld_by_votes differences_by_votes  # over seeds
+AVERAGED = table2 differences vld_by_votes differences_by_votes variety  # what README and docs say of several seeds
 LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
 
 .DEFAULT_GOAL = help
@@ -65,10 +65,12 @@ lab: .venv/ready-$(TORCH)  ## JupyterLab on the notebooks; what you run there ne
 
 reference: .venv/ready-$(TORCH)  ## make figures/reference, which README and docs show, from the finished run of PROFILE; SEEDS="seed1 seed2": with these beside
 	@test -f $(OUT)/runs/$(PROFILE)/manifest.json && test -f $(OUT)/figures/$(PROFILE)/table2.csv || { echo "no finished run: make demo"; exit 1; }
-	@rm -rf figures/reference && cp -rL $(OUT)/figures/$(PROFILE) figures/reference && cp $(OUT)/runs/$(PROFILE)/manifest.json figures/reference/
-	@for seed in $(SEEDS); do mkdir figures/reference/$$seed && for table in $(AVERAGED); do \
-	  cp $(OUT)/figures/$$seed/$$table.csv figures/reference/$$seed/ || exit 1; done; done
-	@test -z "$(SEEDS)" || $(BIN)/python -m drot_utils compare --seeds $(PROFILE) $(SEEDS) > figures/reference/seeds.md
+	@rm -rf figures/.reference && cp -rL $(OUT)/figures/$(PROFILE) figures/.reference && cp $(OUT)/runs/$(PROFILE)/manifest.json figures/.reference/
+	@for seed in $(SEEDS); do mkdir figures/.reference/$$seed && for table in $(AVERAGED); do \
+	  cp $(OUT)/figures/$$seed/$$table.csv figures/.reference/$$seed/ || exit 1; done || exit 1; done
+	@test -z "$(SEEDS)" || $(BIN)/python -m drot_utils compare --seeds $(PROFILE) $(SEEDS) > figures/.reference/seeds.md
+	@test -n "$(SEEDS)" || echo "without SEEDS: README's means over seeds are not renewed, and have no table"
+	@rm -rf figures/reference && mv figures/.reference figures/reference
 
 plan: .venv/ready-$(TORCH)  ## what a run of PROFILE will take: candidates, tokens, minutes or GPU hours, requests and their cost
 	@$(BIN)/python -m drot_utils plan "params/$(PROFILE).yaml"
@@ -107,7 +109,7 @@ lock: .venv/ready-$(TORCH)  ## renew the locks from requirements/*.in
 
 clean:  ## remove the run of PROFILE (demo by default); what was paid for or filled by people stays, and figures and tables
 	@test -n "$(PROFILE)" || { echo "expected the name of a run: make clean PROFILE=demo"; exit 2; }
-	@test ! -d "$(OUT)/runs/$(PROFILE)" || find "$(OUT)/runs/$(PROFILE)" -type f ! -path '*/data/answers.sqlite*' ! -path '*/data/forms/*' -delete
+	@test ! -d "$(OUT)/runs/$(PROFILE)" || find "$(OUT)/runs/$(PROFILE)" ! -type d ! -path '*/data/answers.sqlite*' ! -path '*/data/forms/*' -delete
 	@test ! -d "$(OUT)/runs/$(PROFILE)" || find "$(OUT)/runs/$(PROFILE)" -type d -empty -delete
 
 # The environment: pinned, hash-checked. When a lock changes, its packages are installed again.

@@ -262,7 +262,9 @@ def test_thresholds_by_other_rules_are_refused(study):
     assert distill.load_scorer(study).thresholds == {"distill": 0.5}
     changed = study.params.critic.model_copy(update={"threshold_distill": Threshold(value=0.9)})
     study.params = study.params.model_copy(update={"critic": changed})
-    with pytest.raises(DataError, match=r"(?s)read off by other rules.*run 02_critic with these parameters first"):
+    with pytest.raises(
+        DataError, match=r"(?s)other values of critic.threshold_distill\n.*run 02_critic with these parameters first"
+    ):
         distill.load_scorer(study)
 
 
@@ -280,7 +282,7 @@ def test_what_another_critic_scored_is_named(study):
     now = train(0.4, 0.8)
     finish(study.run, stages[0], BY_HAND, {"files": {}, "scored_by": now.known_by})
     (said,) = distill.warn_mixed(study, now, stages)
-    assert "another critic scored the rows of 05_self_distill-1: run" in said
+    assert "another critic scored the rows of 05_self_distill-1. Run these" in said
 
 
 ACTIONS = ["Telling a lie", "Setting a fire"]

@@ -242,9 +242,12 @@ def test_seeds_are_averaged_and_a_rise_that_one_turns_round_is_named():
     assert ["the critic", *step, "3", "Vld in seed2"] in cells
     # Seed 1 shows what annotators said of another run.
     votes = next(row for row in cells if row[0] == "greedy" and row[-1] == "by votes in seed2")
-    assert votes[4:6] == ["0.20 [0.10, 0.30] (0.20 to 0.20)", "2"] and "`vld_by_votes` over demo, seed2:" in said
+    assert (
+        votes[4:6] == ["0.20 [0.10, 0.30] (0.20 to 0.20)", "2"]
+        and "`vld_by_votes` over demo, seed2 (seed1: no votes on its own contexts):" in said
+    )
     shutil.rmtree(Run("seed2").root)
-    assert "`vld_by_votes`: of 1 run, so no spread." in tables.compare_runs(["demo", "seed1"], seeds=True)
+    assert "`vld_by_votes`: of 1 run, so no spread (seed1: " in tables.compare_runs(["demo", "seed1"], seeds=True)
 
 
 def test_an_interval_over_seeds_covers_what_seeds_and_actions_add():
@@ -266,10 +269,17 @@ def test_what_seeds_lack_and_what_else_differs_is_said():
     (Run("demo").figures / "vld_by_votes.csv").unlink()
     (Run("seed1").figures / "vld_by_votes.csv").unlink()
     for name, threshold in (("demo", 0.5), ("seed1", 0.4)):
-        parameters = {"nli": {"threshold": threshold}, name: "is only in one"}
+        adapter = {"rank": 8} if name == "demo" else None
+        parameters = {"nli": {"threshold": threshold}, "student": {"adapter": adapter}, name: {"read": "by none else"}}
         outputs.finish(Run(name), "03_nli_filter", "x", {"files": {}, "inputs": {"parameters": parameters}})
     said = tables.compare_runs(["demo", "seed1"], seeds=True)
-    assert "`vld_by_votes`: of no run, so no spread." in said and "turned round |" not in said
-    assert "Warning: the spread is not that of seeds alone: nli.threshold differ, too." in said
+    assert (
+        "`vld_by_votes`: of no run, so no spread (demo, seed1: no votes on its own contexts)." in said
+        and "turned round |" not in said
+    )
+    assert (
+        "Warning: the spread is not that of seeds alone: nli.threshold, student.adapter.rank, student.adapter differ, too."
+        in said
+    )
     with pytest.raises(DrotError, match="no table 2"):
         tables.compare_runs(["demo", "seed3"], seeds=True)

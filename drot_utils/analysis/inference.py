@@ -9,7 +9,7 @@ from drot_utils.analysis.evaluation import ENDS
 from drot_utils.study.graph import in_order
 
 #: Whose errors `estimate_valid` tells.
-BIASED = {"bias": "critic_score", "independent_bias": "independent_score"}
+BIASED = {"bias": "critic_score", "independent_bias": "independent_score", "filter_bias": "filter_score"}
 
 
 def estimate_mean(
@@ -122,7 +122,7 @@ def estimate_valid(rows: pd.DataFrame) -> pd.DataFrame:
     ----------
     rows : DataFrame
         ``set``, `table.KEY`, ``context`` (null where nothing was parsed, which is not valid), ``critic_score`` (null there, or
-        in all rows) and ``valid``: 1, 0, or null where nobody voted. ``independent_score``, if it is there, is as ``critic_score``.
+        in all rows) and ``valid``: 1, 0, or null where nobody voted. ``independent_score`` and ``filter_score``, where there are some, are as ``critic_score``.
 
     Returns
     -------
@@ -130,7 +130,7 @@ def estimate_valid(rows: pd.DataFrame) -> pd.DataFrame:
         ``set model rows parsed voted`` (contexts that parsed; and were voted on); ``different_valid``, how many different ones
         (case-folded) were judged valid; ``votes_vld``, ``ppi_vld`` and ``bias`` with the ends of their intervals
         (`estimate_mean`); ``critic_avg``, the mean score of the voted contexts; ``votes_to_halve``. The bias is score minus vote, over the
-        voted contexts; ``independent_bias`` is that of the independent critic.
+        voted contexts; ``independent_bias`` and ``filter_bias`` are those of the second critic.
     """
     out = []
     for (part, model), group in rows.groupby(["set", "source"], sort=False):
@@ -142,7 +142,7 @@ def estimate_valid(rows: pd.DataFrame) -> pd.DataFrame:
         powered = estimate_mean(valid, actions, np.nan_to_num(score), written=written)
         found |= _name("votes_vld", estimate_mean(valid, actions, written=written)) | _name("ppi_vld", powered)
         for name, column in BIASED.items():
-            if column in group:
+            if name == "bias" or (column in rows and rows[column].notna().any()):
                 found |= _name(name, estimate_mean(group[column].to_numpy() - valid, actions, ends=(-1.0, 1.0)))
         judged = group.loc[group["valid"].notna(), "critic_score"]
         out.append({**found, "critic_avg": judged.mean(), "votes_to_halve": powered[3]})

@@ -295,19 +295,13 @@ class Fit:
 
 
 def train_classifier(
-    study: Study,
-    settings: Encoder,
-    train: Labelled,
-    dev: Labelled,
-    *,
-    tokens: tuple[str, ...] = (),
-    class_weights: list[float] | None = None,
-    what: str = "training",
-    **head: Any,
-) -> tuple[Classifier, Fit]:
+    study: Study, settings: Encoder, train: Labelled, dev: Labelled, *, tokens: tuple[str, ...] = (),
+    class_weights: list[float] | None = None, what: str = "training", **head: Any,
+) -> tuple[Classifier, Fit]:  # fmt: skip
     """Fine-tune with AdamW and a linear schedule, and keep the weights of the lowest dev loss (early stopping).
 
-    What was trained before on the same texts and labels, from the same weights with the same settings, is loaded.
+    What was trained before on the same texts and labels, from the same weights with the same settings, is loaded. Without rows
+    in `train` or `dev` it raises a `DataError`.
 
     Parameters
     ----------
@@ -317,16 +311,10 @@ def train_classifier(
         Weight of each class in the training loss.
     head
         Arguments of `PairClassifier`.
-
-    Raises
-    ------
-    DataError
-        When `train` or `dev` is empty.
     """
     for part, (_, labels) in {"to learn from": train, "to choose the checkpoint by": dev}.items():
         if not len(labels):
-            todo = "label more actions, or split them otherwise (docs/layout.md says what each file needs)"
-            raise DataError(f"there is no row {part}", where=what, todo=todo)
+            raise DataError(f"there is no row {part}", where=what, todo="label more, or split otherwise")
     device, dtype = study.device, study.dtype
     key = fingerprint(
         [(texts, labels.tolist()) for texts, labels in (train, dev)], settings.model_dump(include=set(Encoder.model_fields)),

@@ -307,7 +307,7 @@ class Accounts:
         )
         if not ended:
             found = f"the first {self.thoughts} replies are empty: the model used all of `max_tokens` for thinking"
-            todo = "raise `teacher.max_tokens` (a judge has 64 tokens at most), or ask a model, or let it, think less"
+            todo = "raise `teacher.max_tokens` (a judge has 64 tokens at most), set less thinking, or use another model"
             raise EndpointError(found, where=self.endpoint.where, todo=todo)
         self.thoughts = None
 

@@ -246,5 +246,7 @@ def _read_answer(request: Any, choice: Any, **values: Any) -> tuple[dict[str, An
     if wrong := [
         name for name, value in vars(answer).items() if isinstance(value, bool) or not isinstance(value, types[name])
     ]:
-        raise ValueError(f"expected a text `text`, texts or null, and whole numbers or null, not this `{wrong[0]}`")
+        raise ValueError(
+            f"`{wrong[0]}` must be text (`text`), a whole number or null (the tokens), or text or null (all others)"
+        )
     return request, {choice: answer}

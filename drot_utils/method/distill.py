@@ -47,10 +47,9 @@ def load_scorer(study: Study, name: str | None = None) -> Scorer:
     record = json.loads(path.read_text(encoding="utf-8"))  # a critic's has its losses
     rules = list_rules(study.params.critic)
     if (found := record.pop("rules", rules)) != rules:  # by hand: a run's stages would have run again
-        todo = f"run {made_by} with these parameters first"
-        raise DataError(
-            f"its thresholds were read off by other rules: {found}, not {rules}", where=str(path), todo=todo
-        )
+        other = {f"critic.{key}": value for key, value in rules.items() if found.get(key) != value}
+        todo = f"run {made_by} with these parameters first, or take them back"
+        raise DataError(f"its thresholds were made with other values of {', '.join(other)}", where=str(path), todo=todo)
     return Scorer(label, score, record.pop("thresholds"), fingerprint(name, record))
 
 
@@ -179,7 +178,7 @@ def warn_mixed(study: Study, scorer: Scorer, stages: Sequence[str]) -> list[str]
     """
     records = read_records(study.run)
     others = [name for name in stages if records.get(name, {}).get("scored_by", scorer.known_by) != scorer.known_by]
-    said = f"Warning: another critic scored the rows of {', '.join(others)}: run these again, then this notebook."
+    said = f"Warning: another critic scored the rows of {', '.join(others)}. Run these notebooks again, then this one."
     return [said] if others else []
 
 

@@ -90,7 +90,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     for number, row in rows.items():
         if any(row[len(header) :]):
             found = f"{len(row)} cells, but the header has {len(header)}"
-            quote = "put text that holds the delimiter into quotes, and nothing beside the form's columns"
+            quote = "put quotes around text that contains the delimiter, and add no columns to those of the form"
             raise DataError(found, where=f"{path}, line {number}", todo=quote)
     cells = [row[: len(header)] + [""] * (len(header) - len(row)) for row in rows.values()]
     table = pd.DataFrame(cells[1:], index=list(rows)[1:], columns=header, dtype="str")

@@ -184,20 +184,19 @@ def plan_requests(params: Params) -> pd.DataFrame:
     rows, known = [], _list_recorded(params)
     for notebook, _, endpoint, bodies in _list_asked(params, seed, test, items):
         settings = choose_requests(params) if endpoint is params.teacher.endpoint else params.requests
-        unknown = [body for body in bodies if not known or request_key(body) not in known]
+        unknown = [body for body in bodies if not known or known.get(request_key(body), 0) < body.get("n", 1)]
         found = replace(forecast(unknown, endpoint, settings, cache), requests=len(bodies))
         rows.append({"notebook": notebook, "model": endpoint.model, **vars(found), "how": found.how + note})
     return pd.DataFrame(rows)
 
 
-def _list_recorded(params: Params) -> set[str]:
-    """Return the keys of the teacher's requests that recorded responses answer."""
+def _list_recorded(params: Params) -> dict[str, int]:
+    """Return how many choices are recorded, by the key of the teacher's request."""
     if not params.teacher.recorded:
-        return set()
+        return {}
     recorded = read_recorded(params.teacher.recorded, read_actions(params.corpus.actions))
     choices = recorded.groupby(["action", "moral_variance"]).size()
-    whole = choices.index[choices >= params.teacher.contexts_per_variance]
-    return {request_key(make_request(params, action, int(variance))) for action, variance in whole}
+    return {request_key(make_request(params, action, int(way))): int(n) for (action, way), n in choices.items()}
 
 
 def require_builtin(params: Params) -> None:
@@ -217,7 +216,7 @@ def say_requests(params: Params) -> str:
     if params.teacher.recorded:
         lines.append(f"Nobody is asked for what {params.teacher.recorded} has: its responses fill the cache.")
     if any(judge.endpoint for judge in judges.panel) and "judges" in (judges.filter, params.evaluation.critic):
-        lines.append("Not in the table: what judges are asked instead of the critic, once for each context and judge.")
+        lines.append("Not in the table: requests to judges in place of the critic, one for each context and judge.")
     limit, budget = "No budget is set.", params.requests.budget_usd
     if budget is not None:
         limit = f"The run begins nothing that is forecast to cost more than ${budget:,.2f} in all, and stops when that is spent."
@@ -241,8 +240,8 @@ def _list_asked(
     params: Params, seed: list[str], test: list[str], items: list[tuple[str, int, str]]
 ) -> Iterator[tuple[str, str, Endpoint, list[dict[str, Any]]]]:
     """Yield who is asked what: the notebook, the name, the endpoint, and the requests."""
-    for notebook, actions in (("01 seed generation", seed), ("07 evaluation", test)):
-        yield notebook, "teacher", params.teacher.endpoint, list_requests(params, actions)
+    for notebook, actions, n in (("01 seed generation", seed, None), ("07 evaluation", test, 1)):
+        yield notebook, "teacher", params.teacher.endpoint, list_requests(params, actions, n)
     prompts = [(a, v) for a in test[: params.evaluation.baseline_actions or len(test)] for v in (1, -1)]
     for baseline in params.evaluation.baselines:
         if end := baseline.endpoint:

@@ -133,7 +133,7 @@ def data_card(place: Path, kept: pd.DataFrame, params: Params, threshold: float)
         "profile": params.profile, "rows": f"{len(kept):,}", "actions": f"{kept['action'].nunique():,}",
         "writers": _as_text(", ".join(sorted(kept["source"].unique())) or "nobody"), "critic": _describe_filter(params),
         "builtin": is_builtin(params), "labels": say_labels(params), "threshold": f"{threshold:.2f}", "seed": params.seed,
-        "caps": " At most a few of one prompt, and of one phrase, were then kept." if limits.max_per_prompt or limits.max_repeats else "",
+        "caps": " After that, at most a few contexts of one prompt, and at most a few copies of one context, were kept." if limits.max_per_prompt or limits.max_repeats else "",
         "stays": " (the teacher's rows have a threshold of their own)" if limits.teacher_stays else "",
         "sample": drawn.astype(str).map(_as_text).to_numpy().tolist(), "tables": tables,
         "manifest": (place / "manifest.json").exists(),

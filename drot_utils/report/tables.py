@@ -146,18 +146,22 @@ def compare_runs(names: Sequence[str], seeds: bool = False) -> str:
     DrotError
         For a run without a table 2.
     """
-    differ, found = {}, _read_results(names, "table2")
+    told, found = {}, _read_results(names, "table2")
     for name in names:
         if name not in found:
             there = sorted(path.parent.name for path in Run(name).figures.parent.glob("*/table2.csv"))
             there = ", ".join(there) or "none yet"
             raise DrotError("this run has no table 2", where=name, todo=f"finish it, or choose among: {there}")
-        for record in read_records(Run(name)).values():
-            for key, value in flatten(record.get("inputs", {}).get("parameters", {})).items():
-                if not key.startswith("stage."):
-                    differ.setdefault(key, {})[name] = str(value)
-    # What a run does not say, as it was stopped before the stage that reads it, does not differ.
-    different = pd.DataFrame({k: v for k, v in differ.items() if len(set(v.values())) > 1}).T
+        records = [record.get("inputs", {}).get("parameters", {}) for record in read_records(Run(name)).values()]
+        told[name] = {key: str(value) for each in records for key, value in flatten(each).items()}
+    # A run that was stopped before the stages that read a section says nothing of it, and so does not differ.
+    sections = {name: {key.partition(".")[0] for key in said} for name, said in told.items()}
+    differ = {}
+    for key in dict.fromkeys(key for said in told.values() for key in said if not key.startswith("stage.")):
+        values = {name: said.get(key) for name, said in told.items() if key.partition(".")[0] in sections[name]}
+        if len(set(values.values())) > 1:
+            differ[key] = values
+    different = pd.DataFrame(differ).T
     more = [key for key in different.index if key != "seed" and not key.startswith("annotation.")]
     warning = [f"Warning: the spread is not that of seeds alone: {', '.join(more)} differ, too."] * bool(seeds and more)
     parts = average_runs(names) if seeds else [_to_markdown(_put_beside(found))]
@@ -190,12 +194,15 @@ def average_runs(names: Sequence[str]) -> list[str]:
     contexts: with recorded votes, all runs show what annotators said of one.
     """
     parts = [
-        "Means over runs [95% interval] (lowest to highest). What a run turns round is named beside: it is no rise."
+        "Means over runs [95% interval] (lowest to highest). If a difference has another sign in some "
+        "runs than in the mean, or none, these runs are named beside it, and it does not count as a rise."
     ]
     for table, start in SEEDS.items():
         found = _read_results([name for name in names if _has_own(name, table)], table)
+        left_out = [name for name in names if name not in found]
+        without = f" ({', '.join(left_out)}: no votes on its own contexts)" if left_out else ""
         if len(found) < 2:
-            parts.append(f"`{table}`: of {len(found) or 'no'} run, so no spread.")
+            parts.append(f"`{table}`: of {len(found) or 'no'} run, so no spread{without}.")
             continue
         if table == "differences":
             found = {name: pivot_differences(rows) for name, rows in found.items()}
@@ -214,7 +221,7 @@ def average_runs(names: Sequence[str]) -> list[str]:
             turned = turned.rename(columns=_say).rename_axis(columns="metric").stack()
             turned = turned[turned].reset_index().assign(said=lambda rows: rows["metric"] + " in " + rows["run"])
             shown["turned round"] = turned.groupby(keys)["said"].agg(", ".join)
-        parts.append(f"`{table}` over {', '.join(found)}:\n\n{_to_markdown(shape_table(shown.reset_index()))}")
+        parts.append(f"`{table}` over {', '.join(found)}{without}:\n\n{_to_markdown(shape_table(shown.reset_index()))}")
     return parts
 
 
