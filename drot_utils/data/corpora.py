@@ -255,6 +255,11 @@ def read_split(run: Run) -> dict[str, pd.DataFrame]:
     return {name: part.drop(columns="part").reset_index(drop=True) for name, part in rows.groupby("part", sort=False)}
 
 
-def is_builtin(params: Params) -> bool:
-    """Return whether a run is made of the built-in, machine-written data."""
-    return params.corpus.actions.startswith("data/demo/")
+def is_builtin(*paths: str | None) -> bool:
+    """Return whether all these files are of the built-in, machine-written data; one that is null is not."""
+    return all(path is not None and path.startswith("data/demo/") for path in paths)
+
+
+def is_all_builtin(params: Params) -> bool:
+    """Return whether the actions, the teacher's responses and the critic's labels of a run are."""
+    return is_builtin(params.corpus.actions, params.teacher.recorded, *params.critic.gold)

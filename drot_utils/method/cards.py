@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
 
-from drot_utils.data.corpora import is_builtin
+from drot_utils.data.corpora import is_all_builtin, is_builtin
 from drot_utils.method.critic import HEADS
 from drot_utils.method.prompts import student_source
 from drot_utils.study.params import ModelRef, Params
@@ -18,7 +18,7 @@ EXAMPLE = {"action": "Setting a fire", "context": "In a dry field", "paraphrase"
 
 def say_labels(params: Params) -> str:
     """Say who labelled what the critic learnt from."""
-    if is_builtin(params):
+    if is_builtin(*params.critic.gold):
         return "The critic's labels were written by language models that followed written instructions, not by people."
     return f"The critic's labels are those of {', '.join(params.critic.gold)}."
 
@@ -28,7 +28,7 @@ def student_card(name: str, start: str | None, rows: int, steps: int, seq2seq: b
     base, adapter = params.student.base, params.student.adapter
     more, less = (student_source(EXAMPLE["action"], way, seq2seq) for way in (1, -1))
     return _fill(
-        "student", name, params, is_builtin(params), base, more.strip(), less.strip(), labels=say_labels(params),
+        "student", name, params, is_all_builtin(params), base, more.strip(), less.strip(), labels=say_labels(params),
         start=start or base.name, rows=f"{rows:,}", steps=f"{steps:,}",
         rank=adapter and adapter.rank, seq2seq=seq2seq, prompt=repr(less), generation=params.generation,
         auto="AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM",
@@ -42,7 +42,7 @@ def write_critic_card(study: Study, name: str) -> Path:
     first, second = head.texts(asked)
     texts = ["\n".join(pair) for pair in zip(first, second, strict=True)] if second else first
     card = _fill(
-        "critic", name, study.params, is_builtin(study.params), settings.base, *texts, labels=say_labels(study.params),
+        "critic", name, study.params, is_all_builtin(study.params), settings.base, *texts, labels=say_labels(study.params),
         head=settings.head, classes=head.classes,
     )  # fmt: skip
     return write_text(study.run.model(name) / "README.md", card)
@@ -52,7 +52,7 @@ def write_entailment_card(study: Study) -> Path:
     """Write the card of the entailment model beside its weights."""
     settings, pair = study.params.nli, [EXAMPLE["context"], EXAMPLE["paraphrase"]]
     texts = ["\n".join(pair), "\n".join(reversed(pair))]
-    builtin = (settings.groups or "").startswith("data/demo/")
+    builtin = is_builtin(settings.groups)
     card = _fill("entailment", "nli", study.params, builtin, settings.base, *texts, threshold=settings.threshold)
     return write_text(study.run.model("nli") / "README.md", card)
 
@@ -61,8 +61,9 @@ def _fill(
     kind: str, name: str, params: Params, builtin: bool, base: ModelRef, more: str, less: str, **texts: Any
 ) -> str:
     tasks = {"student": "text2text-generation" if texts.get("seq2seq") else "text-generation"}
+    free = builtin and base.source in ("package", "random")
     header = ModelCardData(
-        language="en", license="apache-2.0" if builtin else "other", license_name=None if builtin else "of-base-and-data",
+        language="en", license="apache-2.0" if free else "other", license_name=None if free else "of-base-and-data",
         pipeline_tag=tasks.get(kind, "text-classification"), library_name="transformers" if kind == "student" else None,
         base_model=base.name if base.source == "hub" else None,
         tags=["defeasible-reasoning", "moral-reasoning", "self-distillation"],

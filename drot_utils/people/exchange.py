@@ -168,8 +168,9 @@ def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.D
     if votes.empty and not any(spreadsheet.is_named(FORMS[name], folder / path) for name in FORMS for path in read):
         found = f"no filled form, such as {form.name}-<annotator>.csv, and no results of a tool"
         raise DataError(found, where=str(folder), todo="copy the filled forms there")
-    again = ours.duplicated(["row_id", "annotator", *questions])
-    once = ours[~again]
+    blank = ours[questions].eq("").all(axis=1)
+    again = ours[~blank].duplicated(["row_id", "annotator", *questions])
+    once = ours[~blank][~again]
     check_votes(once, form, key)
     table = once[["row_id", "annotator", *questions]].replace("", None).reset_index(drop=True)
     return table, {
@@ -177,9 +178,10 @@ def read_filled(form: Form, folder: str | Path, key: pd.DataFrame) -> tuple[pd.D
         "votes": len(table),
         "annotators": table["annotator"].nunique(),
         "unanswered": int(table[questions].isna().sum().sum()),
+        "blank": int(blank.sum()),
         "other_form": int(other.sum()),
         "repeated": int(again.sum()),
-        "copies": sorted(set(ours["file"]) - set(once["file"])),
+        "copies": sorted(set(ours.loc[~blank, "file"]) - set(once["file"])),
         "not_read": [name for name, votes in read.items() if not votes],
         **{why: int((found["left_out"] == why).sum()) for why in LEFT_OUT},
     }

@@ -143,13 +143,15 @@ def join_valid(written: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return written.merge(judged[[*columns, "valid", *EVALUATION_FORM.questions]], on=columns, how="left")
 
 
-def join_levels(table2: pd.DataFrame, human: pd.DataFrame, levels: pd.DataFrame) -> pd.DataFrame:
+def join_levels(table2: pd.DataFrame, human: pd.DataFrame, levels: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """Return table 2 with what `figures.draw_rounds` draws of the votes: ``human_vld``, ``human_n_vld``, ``human_n_unq_vld``.
 
-    The first two have intervals, from `inference.estimate_valid` (`levels`); of ten samples, ten times the share are valid.
+    The first two have intervals, from `inference.estimate_valid` (`levels`). A prompt has as many samples as `rows`, what was
+    asked about, says: of ten, ten times the share are valid.
     """
+    samples = rows.loc[rows["set"] == "sampled", "candidate"].max() + 1
     table = table2.merge(human[["model", "human_n_unq_vld"]], on="model", how="left")
-    for part, name, scale in (("greedy", "human_vld", 1), ("sampled", "human_n_vld", 10)):
+    for part, name, scale in (("greedy", "human_vld", 1), ("sampled", "human_n_vld", samples)):
         rows = levels[levels["set"] == part].set_index("model").filter(regex="^votes_vld") * scale
         rows.columns = rows.columns.str.replace("votes_vld", name)
         table = table.merge(rows, on="model", how="left")
@@ -381,10 +383,11 @@ def spread_votes(filled: pd.DataFrame, question: str) -> pd.DataFrame:
 
 
 def majority(votes: pd.DataFrame, answers: list[str]) -> pd.Series:
-    """Return the majority answer of each row, null where nobody answered.
+    """Return the majority answer of each row, null where nobody answered, and where as many say no as do not.
 
     It is the median of the ordered answers, which is the answer of more than half of the votes where there is one; of yes,
-    somewhat and no once each, it is somewhat. The paper does not say what it does with such rows.
+    somewhat and no once each, it is somewhat. Where there are two medians, it is the weaker one, or null if that is the last
+    answer (no). The paper does not say what it does with such rows.
 
     Parameters
     ----------
@@ -394,5 +397,7 @@ def majority(votes: pd.DataFrame, answers: list[str]) -> pd.Series:
     """
     counts = _count_answers(votes, answers)
     given = counts.sum(axis=1)
-    median = (counts.cumsum(axis=1) * 2 >= given[:, None]).argmax(axis=1)
-    return pd.Series(np.array(answers, dtype=object)[median], index=votes.index).where(given > 0)
+    twice = counts.cumsum(axis=1) * 2
+    lower, upper = (of.argmax(axis=1) for of in (twice >= given[:, None], twice > given[:, None]))
+    split = (lower != upper) & (upper == len(answers) - 1)
+    return pd.Series(np.array(answers, dtype=object)[upper], index=votes.index).where((given > 0) & ~split)

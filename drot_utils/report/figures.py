@@ -309,6 +309,8 @@ def draw_against(table: pd.DataFrame, label: str, title: str) -> Figure:
     axes.set_yticks(y, table[label])
     axes.set_xlim(0, None)
     for k, p in zip(y, table["p_holm"], strict=True):
+        if np.isnan(p):
+            continue
         axes.annotate(
             f"p = {p:.2f}" if p >= 0.01 else "p < .01", (1.02, k), xycoords=("axes fraction", "data"), va="center"
         )

@@ -15,7 +15,7 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from drot_utils import __version__
-from drot_utils.data.corpora import is_builtin, read_actions
+from drot_utils.data.corpora import is_all_builtin, is_builtin, read_actions
 from drot_utils.data.table import CANDIDATES, read_table, visible
 from drot_utils.method.cards import say_labels
 from drot_utils.method.distill import load_scorer
@@ -24,6 +24,7 @@ from drot_utils.study.params import Params, read_yaml
 from drot_utils.study.paths import ROOT, Run, replace_folder, require, resolve, sha256
 from drot_utils.study.record import Study
 
+STAYS = " (the teacher's rows have a threshold of their own)"
 TEMPLATE, METADATA, WORDS = "data/cards/dataset.md", "data/cards/croissant.json", "data/cards/columns.yaml"
 COLUMNS = ["action", "moral_variance", "context", "rationale", "critic_score", "source"]
 #: How Croissant calls Arrow's types.
@@ -107,7 +108,7 @@ def data_card(place: Path, kept: pd.DataFrame, params: Params, threshold: float)
         license=_licence(params)[0], language=["en"], pretty_name=f"delta-Rules-of-Thumb ({params.profile} run)",
         size_categories=[size_category(sum(sizes.values()))], task_categories=["text-generation"],
         annotations_creators=["machine-generated"], language_creators=["machine-generated"],
-        source_datasets=["original" if is_builtin(params) else "extended|other-social-chem-101"],
+        source_datasets=["original" if is_builtin(params.corpus.actions) else "extended|other-social-chem-101"],
         tags=["synthetic", "defeasible-reasoning", "moral-reasoning", "commonsense"],
         configs=[
             {"config_name": name, "data_files": [{"split": "train", "path": f"{name}.parquet"}], "default": name == "d-rot"}
@@ -126,15 +127,13 @@ def data_card(place: Path, kept: pd.DataFrame, params: Params, threshold: float)
         }
         for name, file in files.items()
     }  # fmt: skip
-    limits = params.distill
     drawn = kept.sample(min(6, len(kept)), random_state=params.seed)[COLUMNS[:5]]
     drawn["critic_score"] = drawn["critic_score"].map("{:.2f}".format)
     texts = {
         "profile": params.profile, "rows": f"{len(kept):,}", "actions": f"{kept['action'].nunique():,}",
         "writers": _as_text(", ".join(sorted(kept["source"].unique())) or "nobody"), "critic": _describe_filter(params),
-        "builtin": is_builtin(params), "labels": say_labels(params), "threshold": f"{threshold:.2f}", "seed": params.seed,
-        "caps": " After that, at most a few contexts of one prompt, and at most a few copies of one context, were kept." if limits.max_per_prompt or limits.max_repeats else "",
-        "stays": " (the teacher's rows have a threshold of their own)" if limits.teacher_stays else "",
+        "builtin": is_all_builtin(params), "labels": say_labels(params), "threshold": f"{threshold:.2f}", "seed": params.seed,
+        "stays": STAYS if params.distill.teacher_stays else "", "caps": _say_caps(params),
         "sample": drawn.astype(str).map(_as_text).to_numpy().tolist(), "tables": tables,
         "manifest": (place / "manifest.json").exists(),
     }  # fmt: skip
@@ -178,6 +177,9 @@ def describe(place: Path, params: Params) -> dict[str, Any]:
         "name": f"delta-Rules-of-Thumb-{params.profile}", "version": __version__, "license": _licence(params)[2],
         "description": "Contexts that make everyday actions more or less acceptable, with rationales: machine-written, "
         "descriptive, never advice.",
+        "rai:dataPreprocessingProtocol": "Texts that do not parse, contexts that say the same as an earlier one for their action "
+        f"and direction, and contexts below the critic's threshold{STAYS if params.distill.teacher_stays else ''} are dropped from "
+        f"d-rot and flagged in candidates.{_say_caps(params)}",
         "rai:dataAnnotationProtocol": f"A critic scored each row. {say_labels(params)}",
         **({"datePublished": written[:10]} if written else {}),
         "distribution": files, "recordSet": records,
@@ -220,12 +222,19 @@ def _as_text(text: str) -> str:
     )
 
 
+def _say_caps(params: Params) -> str:
+    """Say what was kept, at most, of what students wrote."""
+    limits = {"of one prompt": params.distill.max_per_prompt, "with the same text": params.distill.max_repeats}
+    said = [f"at most {most} contexts {of}" for of, most in limits.items() if most]
+    return f" Of what one student wrote, {' and '.join(said)} were then kept." if said else ""
+
+
 def _of_action(column: str) -> str:
     return f"of the action, as in its corpus ({column.replace('_', '-')})"
 
 
 def _licence(params: Params) -> tuple[str, str, str]:
-    kind, long = ("by", "Attribution") if is_builtin(params) else ("by-sa", "Attribution-ShareAlike")
+    kind, long = ("by", "Attribution") if is_builtin(params.corpus.actions) else ("by-sa", "Attribution-ShareAlike")
     link = f"https://creativecommons.org/licenses/{kind}/4.0/"
     return f"cc-{kind}-4.0", f"Creative Commons {long} 4.0 International: {link}legalcode", link
 

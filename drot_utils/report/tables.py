@@ -233,20 +233,21 @@ def _has_own(name: str, table: str) -> bool:
 def _average(values: pd.DataFrame, change: bool) -> str:
     """Return one metric of several runs as its mean, the interval of that, and the range (the page ppi in docs/ derives it).
 
-    `values`: a row a run, the metric with the ends of its interval. A level that is a share stays within 0 and 1.
+    `values`: a row a run, the metric with the ends of its interval. It stays within its scale: shares within 1, numbers of ten samples within 10.
     """
     means, lows, highs = values.dropna().to_numpy().T
     if (runs := len(means)) < 2:
         return ""
-    within = np.mean(((highs - lows) / 2 / norm.ppf(0.975)) ** 2)
+    # An end that the scale has cut off says too little: the other one is as far.
+    within = np.mean((np.maximum(highs - means, means - lows) / norm.ppf(0.975)) ** 2)
     between = means.var(ddof=1) / runs
     freedom = (runs - 1) * ((within + between) / max(between, 1e-12)) ** 2
     width = t.ppf(0.975, freedom) * np.sqrt(within + between)
-    limits = (0, 1) if not change and highs.max() <= 1 else (-np.inf, np.inf)
-    low, high = np.clip([means.mean() - width, means.mean() + width], *limits)
+    most = 10 if "n_" in str(values.columns[0]) else 1
+    low, high = np.clip([means.mean() - width, means.mean() + width], -most if change else 0, most)
     decimals = 2 if abs(means).max() < 2 else 1
-    least, most = (_round(value, decimals) for value in (means.min(), means.max()))
-    return f"{_fold(means.mean(), low, high, decimals)} ({least} to {most})"
+    lowest, highest = (_round(value, decimals) for value in (means.min(), means.max()))
+    return f"{_fold(means.mean(), low, high, decimals)} ({lowest} to {highest})"
 
 
 def _to_markdown(frame: pd.DataFrame) -> str:
@@ -347,7 +348,7 @@ def _longest_word(text: str) -> float:
 
 def _cell(text: str, stacked: bool, narrow: bool) -> str:
     if found := INTERVAL.fullmatch(text):
-        value, interval = found[1], _short(found[2])
+        value, interval = _print(found[1]), _print(_short(found[2]))
         below = rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{value}\\[-3pt]{{\tiny {interval}}}\end{{tabular}}"
         return below if stacked else rf"{value} {{\tiny {interval}}}"
     # A long word may be broken; in a narrow column lines are ragged.
