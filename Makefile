@@ -17,7 +17,8 @@ AVERAGED = table2 differences vld_by_votes differences_by_votes variety  # what 
 LOCKS = requirements/core.txt requirements/models.txt requirements/dev.txt
 
 .DEFAULT_GOAL = help
-export ACTION  # for `ask`, as it is: the shell must not read it
+override ACTION := $(value ACTION)
+export ACTION  # for `ask`, as it is: neither make nor the shell must read it
 
 .PHONY: help demo smoke ablations ask release test lint lab reference plan teacher-smoke bench chaos extras annotate site atlas serve slow lock clean
 
@@ -64,10 +65,10 @@ lab: .venv/ready-$(TORCH)  ## JupyterLab on the notebooks; what you run there ne
 	@OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 reference: .venv/ready-$(TORCH)  ## make figures/reference, which README and docs show, from the finished run of PROFILE; SEEDS="seed1 seed2": with these beside
-	@test -f $(OUT)/runs/$(PROFILE)/manifest.json && test -f $(OUT)/figures/$(PROFILE)/table2.csv || { echo "no finished run: make demo"; exit 1; }
-	@rm -rf figures/.reference && cp -rL $(OUT)/figures/$(PROFILE) figures/.reference && cp $(OUT)/runs/$(PROFILE)/manifest.json figures/.reference/
+	@test -f "$(OUT)/runs/$(PROFILE)/manifest.json" && test -f "$(OUT)/figures/$(PROFILE)/table2.csv" || { echo "no finished run: make demo"; exit 1; }
+	@rm -rf figures/.reference && cp -rL "$(OUT)/figures/$(PROFILE)" figures/.reference && cp "$(OUT)/runs/$(PROFILE)/manifest.json" figures/.reference/
 	@for seed in $(SEEDS); do mkdir figures/.reference/$$seed && for table in $(AVERAGED); do \
-	  cp $(OUT)/figures/$$seed/$$table.csv figures/.reference/$$seed/ || exit 1; done || exit 1; done
+	  cp "$(OUT)/figures/$$seed/$$table.csv" figures/.reference/$$seed/ || exit 1; done || exit 1; done
 	@test -z "$(SEEDS)" || $(BIN)/python -m drot_utils compare --seeds $(PROFILE) $(SEEDS) > figures/.reference/seeds.md
 	@test -n "$(SEEDS)" || echo "without SEEDS: README's means over seeds are not renewed, and have no table"
 	@rm -rf figures/reference && mv figures/.reference figures/reference
@@ -108,7 +109,7 @@ lock: .venv/ready-$(TORCH)  ## renew the locks from requirements/*.in
 	  --no-emit-index-url --no-emit-find-links site.in -o site.txt
 
 clean:  ## remove the run of PROFILE (demo by default); what was paid for or filled by people stays, and figures and tables
-	@test -n "$(PROFILE)" || { echo "expected the name of a run: make clean PROFILE=demo"; exit 2; }
+	@case "$(PROFILE)" in ""|.|..|*/*) echo "expected the name of a run: make clean PROFILE=demo"; exit 2;; esac
 	@test ! -d "$(OUT)/runs/$(PROFILE)" || find "$(OUT)/runs/$(PROFILE)" ! -type d ! -path '*/data/answers.sqlite*' ! -path '*/data/forms/*' -delete
 	@test ! -d "$(OUT)/runs/$(PROFILE)" || find "$(OUT)/runs/$(PROFILE)" -type d -empty -delete
 

@@ -86,3 +86,12 @@ def test_notebook_10_where_hardly_anything_parses(study, parsing, monkeypatch):
 def test_identical_texts_have_no_distance():
     table, _ = bias.compare_groups(np.ones((6, 3)), np.array(list("aabbcc")), 20, 0)
     assert table["distance"].abs().max() < 1e-12 and (table["p_value"] == 1).all()
+
+
+def test_equal_distances_are_ties_whatever_rounding_does():
+    texts = np.random.default_rng(0).normal(size=(2, 16))
+    groups = np.repeat(["a", "b", "c"], 4)
+    vectors = texts[[0, 0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1]]  # a and c are the same
+    table, _ = bias.compare_groups(vectors, groups, 500, 1)
+    p = table.set_index(table.columns[0])["p_value"]
+    assert p["a"] == pytest.approx(p["c"], abs=0.06) and table["distance"].ge(0).all()

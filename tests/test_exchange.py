@@ -79,7 +79,7 @@ def test_four_tools_in_one_folder_make_one_table(key, tmp_path):
     votes, counts = read(tmp_path, key)
     assert list(votes) == ["row_id", "annotator", *FORM.questions] and len(votes) == 4 * len(key)
     assert set(votes["annotator"]) == {"ann", "W1", "1", "dee"}
-    assert counts == {"files": 4, "votes": 20, "annotators": 4, "unanswered": 1, "other_form": 0, "repeated": 0, "copies": [], "not_read": [], "rejected": 0, "skipped": 0}  # fmt: skip
+    assert counts == {"files": 4, "votes": 20, "annotators": 4, "unanswered": 1, "blank": 0, "other_form": 0, "repeated": 0, "copies": [], "not_read": [], "rejected": 0, "skipped": 0}  # fmt: skip
     spread = spread_votes(votes, "q2")
     assert spread["ann"].isna().sum() == 1 and spread["dee"].eq("Y").all()
 
@@ -116,6 +116,14 @@ def test_an_annotator_in_two_files(key, tmp_path):
     fill(tmp_path, "ann", {**ALL_YES, "q2": "N"})
     with pytest.raises(DataError, match=r"user_state.json, .*: a second answer to the same row_id by ann"):
         read(tmp_path, key)
+
+
+def test_a_copy_that_nobody_filled_has_no_votes(key, tmp_path):
+    fill(tmp_path, "ann", dict.fromkeys(ALL_YES, ""))
+    votes, counts = read(tmp_path, key)
+    assert votes.empty and counts["blank"] == len(key) and counts["annotators"] == 0
+    fill(tmp_path, "machine-1", ALL_YES)
+    assert set(read(tmp_path, key)[0]["annotator"]) == {"machine-1"}
 
 
 def test_a_folder_may_hold_another_form_only(key, tmp_path):

@@ -62,12 +62,7 @@ def fill_table2(judged: pd.DataFrame | None, drawn: pd.DataFrame, find_unique: F
     judged : DataFrame or None
         As for `human_table2`, with other sets; None where nobody was asked.
     drawn : DataFrame
-        What was drawn to be asked about.
-
-    Returns
-    -------
-    DataFrame
-        ``model``, `HUMAN_COLUMNS` (null where nobody was asked), and the paper's columns.
+        What was drawn to be asked about; its models are the rows, with `HUMAN_COLUMNS` (null where nobody was asked).
     """
     table = pd.DataFrame({"model": in_order(set(drawn["source"]) - {"drot"})})
     if judged is None:
@@ -146,8 +141,8 @@ def join_valid(written: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 def join_levels(table2: pd.DataFrame, human: pd.DataFrame, levels: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """Return table 2 with what `figures.draw_rounds` draws of the votes: ``human_vld``, ``human_n_vld``, ``human_n_unq_vld``.
 
-    The first two have intervals, from `inference.estimate_valid` (`levels`). A prompt has as many samples as `rows`, what was
-    asked about, says: of ten, ten times the share are valid.
+    The first two have intervals, from `inference.estimate_valid` (`levels`). Of a prompt's samples (as many as in `rows`), so
+    many times the share are valid.
     """
     samples = rows.loc[rows["set"] == "sampled", "candidate"].max() + 1
     table = table2.merge(human[["model", "human_n_unq_vld"]], on="model", how="left")

@@ -238,13 +238,15 @@ def _average(values: pd.DataFrame, change: bool) -> str:
     means, lows, highs = values.dropna().to_numpy().T
     if (runs := len(means)) < 2:
         return ""
+    most = 10 if "n_" in str(values.columns[0]) else 1
+    least = -most if change else 0
     # An end that the scale has cut off says too little: the other one is as far.
-    within = np.mean((np.maximum(highs - means, means - lows) / norm.ppf(0.975)) ** 2)
+    cut, farther = (lows <= least) | (highs >= most), np.maximum(highs - means, means - lows)
+    within = np.mean((np.where(cut, farther, (highs - lows) / 2) / norm.ppf(0.975)) ** 2)
     between = means.var(ddof=1) / runs
     freedom = (runs - 1) * ((within + between) / max(between, 1e-12)) ** 2
     width = t.ppf(0.975, freedom) * np.sqrt(within + between)
-    most = 10 if "n_" in str(values.columns[0]) else 1
-    low, high = np.clip([means.mean() - width, means.mean() + width], -most if change else 0, most)
+    low, high = np.clip([means.mean() - width, means.mean() + width], least, most)
     decimals = 2 if abs(means).max() < 2 else 1
     lowest, highest = (_round(value, decimals) for value in (means.min(), means.max()))
     return f"{_fold(means.mean(), low, high, decimals)} ({lowest} to {highest})"
