@@ -1,5 +1,6 @@
 """Tests of `bias`."""
 
+import itertools
 import json
 
 import numpy as np
@@ -89,9 +90,16 @@ def test_identical_texts_have_no_distance():
 
 
 def test_equal_distances_are_ties_whatever_rounding_does():
-    texts = np.random.default_rng(0).normal(size=(2, 16))
-    groups = np.repeat(["a", "b", "c"], 4)
-    vectors = texts[[0, 0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1]]  # a and c are the same
-    table, _ = bias.compare_groups(vectors, groups, 500, 1)
-    p = table.set_index(table.columns[0])["p_value"]
-    assert p["a"] == pytest.approx(p["c"], abs=0.06) and table["distance"].ge(0).all()
+    rng = np.random.default_rng(34)
+    k, groups, each = rng.integers(2, 5), rng.integers(3, 9), rng.integers(2, 21)
+    texts = rng.normal(size=(k, 384))
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    written = rng.integers(0, k, groups * each)  # two texts, four in each of three groups
+    names = np.repeat([f"c{i}" for i in range(groups)], each)
+    table, _ = bias.compare_groups(texts[written].astype(np.float32), names, 2000, 1)
+    p = table.set_index("group")["p_value"]
+    # Exactly: of all ways to draw such a group, the share that is as far from the rest.
+    found, ways = [written[names == name].sum() for name in ("c0", "c1")], [*itertools.combinations(written, each)]
+    far = lambda count: abs(count / each - (written.sum() - count) / (len(written) - each))  # noqa: E731
+    exact = [np.mean([far(sum(way)) >= far(count) - 1e-9 for way in ways]) for count in found]
+    assert p[["c0", "c1"]].tolist() == pytest.approx(exact, abs=0.04)
