@@ -283,3 +283,16 @@ def test_what_seeds_lack_and_what_else_differs_is_said():
     )
     with pytest.raises(DrotError, match="no table 2"):
         tables.compare_runs(["demo", "seed3"], seeds=True)
+
+
+def test_a_text_that_looks_like_an_interval_is_escaped():
+    run = Run("demo")
+    tables.save_table(pd.DataFrame({"context": [r"50%_off\input{x} [a_b, c&d]"]}), run, "t", "c")
+    assert r"\input{" not in (tex := (run.figures / "t.tex").read_text()) and "c\\&d" in tex
+
+
+def test_a_mean_over_seeds_at_an_end_of_the_scale_is_no_surer_than_one_run():
+    runs = pd.DataFrame([(1.0, 0.73, 1.0)] * 3, columns=["vld", "vld_low", "vld_high"])
+    assert tables._average(runs, change=False) == "1.00 [0.73, 1.00] (1.00 to 1.00)"
+    few = pd.DataFrame([(0.3, 0.0, 1.5), (0.1, 0.0, 0.9)], columns=["n_vld", "n_vld_low", "n_vld_high"])
+    assert tables._average(few, change=False).startswith("0.20 [0.00, ")
