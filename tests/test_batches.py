@@ -73,11 +73,3 @@ def test_every_epoch_holds_every_target_once(tiny_student, student_rows, setting
         learnt = sorted((tuple(e.prompt), tuple(t)) for b in batches for e in b for t in e.targets)
         assert learnt == sorted((tuple(e.prompt), tuple(t)) for e in examples for t in e.targets)
     assert make_batches(examples, 4, 0, 0) != make_batches(examples, 4, 0, 1)
-
-
-def test_long_targets_are_cut_and_still_end(tiny_student, student_rows, settings):
-    _, tokenizer = tiny_student
-    short = settings.model_copy(update={"max_target_length": 6})
-    for example in student.make_examples(student_rows, tokenizer, short, False):
-        for target in example.targets:
-            assert len(target) == 6 and target[-1] == tokenizer.eos_token_id

@@ -157,7 +157,6 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, full_disk):
 def test_it_learns(tiny_student, student_rows, smoke, tmp_path):
     training = fit_student(tiny_student, student_rows, smoke.student, tmp_path, epochs=30)
     assert training.losses[-1] < training.losses[0] / 2 and training.steps == len(training.losses) == 30
-    assert not list(tmp_path.iterdir())
 
 
 def test_steps_instead_of_epochs(tiny_student, student_rows, smoke, tmp_path):
