@@ -139,16 +139,18 @@ def test_a_request_in_a_servers_words(cache):
 def test_a_models_name_of_the_length_is_known_to_the_next_run(cache):
     no, accounts, work = Refusal("no", status=400, setting="max_tokens"), open_accounts(cache), open_work()
     sent = work.outgoing()
-    assert accounts.learn(no, work, sent) and accounts.learn(
-        no, work, sent
-    )  # the second was under way when the first came back
+    # The second was under way when the first came back.
+    assert accounts.learn(no, work, sent, False) and accounts.learn(no, work, sent, False)
+    assert accounts.settled and not accounts.learn(no, work, sent, True)  # both names refused as the first one
     assert cache.list_ignored(MODEL) == {"max_tokens: refused": 1}
     later = open_accounts(cache)
     assert "max_completion_tokens" in later.phrase(sent)
     other = Refusal("no", status=400, setting="max_completion_tokens")
-    assert later.learn(other, work, sent) and not later.learn(no, work, sent)  # a server that takes neither
-    assert not open_accounts(cache, names={"max_tokens": "length"}).learn(no, work, sent)
-    assert not later.learn(Refusal("no", status=400, setting="top_p"), work, sent)
+    assert later.learn(other, work, sent, False) and not later.learn(
+        no, work, sent, False
+    )  # a server that takes neither
+    assert not open_accounts(cache, names={"max_tokens": "length"}).learn(no, work, sent, False)
+    assert not open_accounts(cache).learn(Refusal("no", status=400, setting="top_p"), work, sent, False)
 
 
 def test_usages_add_up_and_what_is_not_known_stays_so():

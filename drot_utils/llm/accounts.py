@@ -243,14 +243,19 @@ class Accounts:
         names = {"max_tokens": self.lengths[0], **self.endpoint.names}
         return {names.get(name, name): v for name, v in sent.items() if names.get(name, name) is not None}
 
-    def learn(self, refusal: Refusal, work: Work, sent: dict[str, Any]) -> bool:
-        """Take from a refusal how to ask this server; False when it is final."""
+    @property
+    def settled(self) -> bool:
+        """Whether only one name of the length is left, so that a refusal of what is sent now can teach no other one."""
+        return len(self.lengths) == 1
+
+    def learn(self, refusal: Refusal, work: Work, sent: dict[str, Any], settled: bool) -> bool:
+        """Take from a refusal how to ask this server; False when it is final. `settled`: as it was when this was sent."""
         name = refusal.setting
         if refusal.status in (400, 422) and not name and sent.get("n", 1) > 1:
             # Some servers refuse `n` instead of ignoring it. If this was not it, the next refusal is final.
             work.alone = work.doubted = True
             return True
-        if name not in LENGTHS or "max_tokens" in self.endpoint.names or self.lengths == [name]:
+        if settled or name not in LENGTHS or "max_tokens" in self.endpoint.names or self.lengths == [name]:
             return False
         if name in self.lengths:  # else another request has learnt it meanwhile
             self.lengths.remove(name)

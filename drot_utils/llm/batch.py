@@ -35,6 +35,9 @@ class Batches:
         self.path = f"/v1{PATHS[self.endpoint.kind]}"
         self.place = f"{self.endpoint.base_url} {self.path}"
         self.refusal: EndpointError | None = None
+        self.settled = (
+            False  # the accounts' when the batches that are out were written; of an earlier run's nobody knows
+        )
 
     async def ask(self) -> None:
         """Ask until nothing is missing; an `EndpointError` when the server refuses, or batch after batch brings nothing."""
@@ -58,6 +61,7 @@ class Batches:
                 if idle:
                     await self._pause(idle)
                 self.accounts.check_budget()
+                self.settled = self.accounts.settled
                 batches = [await self._hand_in(part) for part in cut_work(missing)]
         except Fault as fault:
             self.accounts.last = str(fault)
@@ -143,7 +147,7 @@ class Batches:
         except Fault as fault:
             self.accounts.fail(fault, sent)
         except Refusal as refusal:
-            if self.accounts.learn(refusal, done, sent):
+            if self.accounts.learn(refusal, done, sent, self.settled):
                 self.progressed = True  # it is known now how to ask
             else:
                 self.refusal = self.refusal or refusal
