@@ -177,6 +177,30 @@ def test_a_batch_that_the_server_forgot(cache, monkeypatch):
     assert len(answers) == 5 and usage.faults == {"batch gone": 5}
 
 
+def test_an_earlier_models_batch_is_billed_to_that_model(cache, monkeypatch):
+    with FaultServer() as server:
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr("drot_utils.llm.batch.Batches._wait_for", lambda *args: 1 / 0)
+            ask(
+                [*make_questions(1, model="gpt-4o"), *make_questions(2, model="gpt-4o", max_tokens=None)], server, cache
+            )
+        with monkeypatch.context() as patch:
+            reply = FaultServer.reply
+            no = 400, {"error": {"message": "max_tokens is not supported"}}
+            patch.setattr(
+                FaultServer,
+                "reply",
+                lambda s, p, b: no if b.get("max_tokens") and b["model"] == "gpt-4o" else reply(s, p, b),
+            )
+            _, usage = ask(make_questions(1, model="gpt-4o-mini"), server, cache, {"model": "gpt-4o-mini"})
+    assert cache.list_spent() == [("gpt-4o", "batch", 20, 14), ("gpt-4o-mini", "batch", 10, 7)]
+    prices = {"gpt-4o": (2.5, 10), "gpt-4o-mini": (0.15, 0.6)}
+    expected = sum(
+        times * (10 * prices[m][0] + 7 * prices[m][1]) / 2e6 for m, times in (("gpt-4o", 2), ("gpt-4o-mini", 1))
+    )
+    assert usage.spent_usd == pytest.approx(expected) and usage.ignored == {}
+
+
 def test_half_the_price_and_the_budget(cache):
     requests = make_questions(10, model="gpt-4o-mini")
     with FaultServer() as server:

@@ -257,9 +257,10 @@ class Accounts:
             return True
         if settled or name not in LENGTHS or "max_tokens" in self.endpoint.names or self.lengths == [name]:
             return False
-        if name in self.lengths:  # else another request has learnt it meanwhile
+        # Else another request has learnt it meanwhile, or this is a line of another model's batch.
+        if name in self.lengths and sent["model"] == self.endpoint.model:
             self.lengths.remove(name)
-            self.cache.enter(*self.who, f"{IGNORED}{name}: refused")
+            self._enter(sent, f"{IGNORED}{name}: refused")
         return True
 
     def take(self, work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> None:
@@ -271,10 +272,10 @@ class Accounts:
         tokens = _count_tokens(answers.values())
         with self.cache.transaction():
             self.cache.put([(work.request, answers)], replace=self.anew)
-            self._bill(*((UNMETERED, *bound_tokens(sent)) if None in tokens else (METERED, *tokens)))
+            self._enter(sent, *((UNMETERED, *bound_tokens(sent)) if None in tokens else (METERED, *tokens)))
             if fewer or doubted:
-                self.cache.enter(*self.who, IGNORED + FEWER)
-        cost = self.prices.cost(*self.who, *tokens)
+                self._enter(sent, IGNORED + FEWER)
+        cost = self.prices.cost(sent["model"], self.endpoint.transport, *tokens)
         self.spent = None if cost is None or self.spent is None else self.spent + cost
         self.note, work.doubted = "", False
         away = self.thoughts is not None and all(map(is_thought_away, answers.values()))
@@ -285,7 +286,7 @@ class Accounts:
         with self.cache.transaction():
             refused = dict.fromkeys(work.missing, Answer("", f"{REFUSED}{no}", 0, 0))
             self.cache.put([(work.request, refused)], replace=self.anew)
-            self._bill(UNMETERED, bound_tokens(sent)[0], 0)
+            self._enter(sent, UNMETERED, bound_tokens(sent)[0])
         self.unmetered += 1
         work.missing, work.doubted = [], False
 
@@ -295,7 +296,7 @@ class Accounts:
         self.last = str(fault)
         if fault.billed and sent is not None:
             self.unmetered += 1
-            self._bill(UNMETERED, *bound_tokens(sent))
+            self._enter(sent, UNMETERED, *bound_tokens(sent))
 
     def check_thoughts(self, request: dict[str, Any]) -> None:
         """Stop with an `EndpointError` when the first few answers are empty, as thinking used up all their tokens.
@@ -337,5 +338,6 @@ class Accounts:
             answered_by=_sorted(Counter(answer.answered_by for answer in every if answer.answered_by)),
         )
 
-    def _bill(self, entry: str, prompt: int, completion: int | None) -> None:
-        self.cache.enter(*self.who, entry, prompt, completion or 0)
+    def _enter(self, sent: dict[str, Any], entry: str, prompt: int = 0, completion: int | None = 0) -> None:
+        # The model is the request's: a batch may be an earlier run's, which had another.
+        self.cache.enter(sent["model"], self.endpoint.transport, entry, prompt, completion or 0)
