@@ -105,7 +105,7 @@ def forecast(requests: list[dict[str, Any]], endpoint: Endpoint, settings: Reque
     choices = sum(len(work.missing) for work in works)
     prompt = sum(count_prompt(work.request) for work in works)
     answers, mean = cache.query(_ANSWERS, endpoint.model)[0] if cache else (0, None)
-    most = [work.request.get("max_tokens") for work in works]
+    most = [find_length(work.request, endpoint) for work in works]
     if answers >= ENOUGH:
         completion, how = round(mean * choices), f"answers as long as {answers} earlier ones ({mean:.0f} tokens)"
     elif None in most:
@@ -129,12 +129,18 @@ def count_prompt(request: dict[str, Any]) -> int:
     return tokens + (FRAME * (len(texts) + 1) if "messages" in request else 0)
 
 
-def bound_tokens(request: dict[str, Any]) -> tuple[int, int | None]:
+def find_length(request: dict[str, Any], endpoint: Endpoint) -> int | None:
+    """Return the most tokens of a choice, in our words or this server's; None when it is not told, so that nothing limits it."""
+    called = endpoint.names.get("max_tokens", "max_tokens")
+    return next((request[name] for name in (called, *LENGTHS) if name in request), None) if called else None
+
+
+def bound_tokens(request: dict[str, Any], endpoint: Endpoint) -> tuple[int, int | None]:
     """Return the most tokens that can go in with a request (no tokenizer makes more than there are bytes) and come out.
 
     None: nothing limits what comes out.
     """
-    most = request.get("max_tokens")
+    most = find_length(request, endpoint)
     prompt = sum(map(len, _list_texts(request))) + 16 * (len(request.get("messages", [])) + 1)
     return prompt, None if most is None else most * request.get("n", 1)
 
@@ -218,7 +224,9 @@ class Accounts:
                 raise BudgetError(found, where=self.prices.where, todo=todo)
         cost = forecast(requests, self.endpoint, self.settings, self.cache).cost_usd
         if cost is None:
-            todo = "give the requests `max_tokens`, or set `requests.budget_usd: null`"
+            todo = (
+                "let the requests have `max_tokens`, and `names` not leave it out, or set `requests.budget_usd: null`"
+            )
             raise BudgetError("a budget is set, but nothing limits the answers", where="requests.budget_usd", todo=todo)
         if self.billed + cost > limit:
             found = f"this would cost about ${cost:,.4f}; of ${limit:,.2f}, ${self.billed:,.4f} are spent"
@@ -272,7 +280,9 @@ class Accounts:
         tokens = _count_tokens(answers.values())
         with self.cache.transaction():
             self.cache.put([(work.request, answers)], replace=self.anew)
-            self._enter(sent, *((UNMETERED, *bound_tokens(sent)) if None in tokens else (METERED, *tokens)))
+            self._enter(
+                sent, *((UNMETERED, *bound_tokens(sent, self.endpoint)) if None in tokens else (METERED, *tokens))
+            )
             if fewer or doubted:
                 self._enter(sent, IGNORED + FEWER)
         cost = self.prices.cost(sent["model"], self.endpoint.transport, *tokens)
@@ -286,7 +296,7 @@ class Accounts:
         with self.cache.transaction():
             refused = dict.fromkeys(work.missing, Answer("", f"{REFUSED}{no}", 0, 0))
             self.cache.put([(work.request, refused)], replace=self.anew)
-            self._enter(sent, UNMETERED, bound_tokens(sent)[0])
+            self._enter(sent, UNMETERED, bound_tokens(sent, self.endpoint)[0])
         self.unmetered += 1
         work.missing, work.doubted = [], False
 
@@ -296,7 +306,7 @@ class Accounts:
         self.last = str(fault)
         if fault.billed and sent is not None:
             self.unmetered += 1
-            self._enter(sent, UNMETERED, *bound_tokens(sent))
+            self._enter(sent, UNMETERED, *bound_tokens(sent, self.endpoint))
 
     def check_thoughts(self, request: dict[str, Any]) -> None:
         """Stop with an `EndpointError` when the first few answers are empty, as thinking used up all their tokens.
