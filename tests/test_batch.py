@@ -177,6 +177,20 @@ def test_a_batch_that_the_server_forgot(cache, monkeypatch):
     assert len(answers) == 5 and usage.faults == {"batch gone": 5}
 
 
+def test_a_batch_whose_file_is_not_found_is_kept(cache, monkeypatch):
+    manage = FaultServer._manage
+    lost = 404, b'{"error": {"message": "No such File object"}}'
+    with FaultServer() as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(FaultServer, "_manage", lambda s, m, p, *a: lost if "/content" in p else manage(s, m, p, *a))
+            with pytest.raises(
+                EndpointError, match=r"batch-0 is completed, .*\n.*DELETE FROM batches WHERE id = 'batch-0'"
+            ):
+                ask(make_questions(5), server, cache)
+        answers, usage = ask(make_questions(5), server, cache)
+    assert len(server.batches) == 1 and len(answers) == 5 == usage.calls and usage.faults == {}
+
+
 def test_an_earlier_models_batch_is_billed_to_that_model(cache, monkeypatch):
     with FaultServer() as server:
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):

@@ -100,12 +100,11 @@ class Batches:
         lines, status, failures = [], "gone", None
         try:
             state = await self._wait_for(number, len(waiting))
-            status, failures = state.status, state.errors
-            for file in filter(None, (state.output_file_id, state.error_file_id)):
-                lines += (await self.server.wait_for(self.server.client.files.content(file))).content.split(b"\n")
         except Refusal as refusal:
             if refusal.status != 404:
                 raise
+        else:
+            lines, status, failures = await self._fetch(state), state.status, state.errors
         with self.cache.transaction():  # all of it or nothing: no line is entered twice
             for line in filter(bytes.strip, lines):
                 self._read_line(line, waiting)
@@ -121,6 +120,20 @@ class Batches:
         if self.refusal:
             raise self.refusal
         self.accounts.check_thoughts(next(iter(self.works.values())).request)
+
+    async def _fetch(self, state: types.Batch) -> list[bytes]:
+        lines = []
+        for file in filter(None, (state.output_file_id, state.error_file_id)):
+            try:
+                lines += (await self.server.wait_for(self.server.client.files.content(file))).content.split(b"\n")
+            except Refusal as refusal:  # the batch was paid for, so it is not struck off
+                if refusal.status != 404:
+                    raise
+                found = f"batch {state.id} is {state.status}, but the server does not find its file {file}"
+                todo = "run the same command again later; if the file is gone for good, ask (and pay) again after "
+                todo += f"sqlite3 {self.cache.path} \"DELETE FROM batches WHERE id = '{state.id}'\""
+                raise EndpointError(found, where=self.place, todo=todo) from refusal
+        return lines
 
     async def _wait_for(self, number: str, lines: int) -> types.Batch:
         for times in count():
