@@ -191,6 +191,25 @@ def test_a_batch_whose_file_is_not_found_is_kept(cache, monkeypatch):
     assert len(server.batches) == 1 and len(answers) == 5 == usage.calls and usage.faults == {}
 
 
+@pytest.mark.parametrize("mode", ["use", "refresh"])
+def test_a_batch_that_two_processes_wait_for_is_billed_once(cache, monkeypatch, mode):
+    wait_for, others = batch.Batches._wait_for, []
+
+    async def be_late(self, *args):
+        state = await wait_for(self, *args)
+        if not others:
+            others.append("asks")  # takes the batch in while this one has its state already
+            others.append(ask(make_questions(8), server, Cache(cache.path)))
+        return state
+
+    monkeypatch.setattr(batch.Batches, "_wait_for", be_late)
+    with FaultServer() as server:
+        answers, usage = ask(make_questions(5), server, cache, cache=mode)
+    assert len(server.batches) == 2 and len(server.asked) == 8 and answers == others[1][0][:5]
+    assert usage.calls == 0 and usage.spent_usd == 0 and others[1][1].calls == 8
+    assert cache.list_spent() == [("m", "batch", 80, 56)]
+
+
 def test_an_earlier_models_batch_is_billed_to_that_model(cache, monkeypatch):
     with FaultServer() as server:
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):

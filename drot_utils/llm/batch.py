@@ -96,7 +96,6 @@ class Batches:
         sql = "SELECT id, key, body, choices FROM lines JOIN requests USING (key) WHERE token = ?"
         rows = self.cache.query(sql, token)
         waiting = {line: Work(key, json.loads(body), json.loads(choices)) for line, key, body, choices in rows}
-        self.accounts.calls += len(waiting)
         lines, status, failures = [], "gone", None
         try:
             state = await self._wait_for(number, len(waiting))
@@ -106,11 +105,14 @@ class Batches:
         else:
             lines, status, failures = await self._fetch(state), state.status, state.errors
         with self.cache.transaction():  # all of it or nothing: no line is entered twice
-            for line in filter(bytes.strip, lines):
-                self._read_line(line, waiting)
-            for _ in waiting:
-                self.accounts.fail(Fault(f"batch {status}", "a line without a result", billed=False))
-            self.forget(token)
+            if self.forget(token):
+                self.accounts.calls += len(waiting)
+                for line in filter(bytes.strip, lines):
+                    self._read_line(line, waiting)
+                for _ in waiting:
+                    self.accounts.fail(Fault(f"batch {status}", "a line without a result", billed=False))
+            else:
+                self._catch_up(waiting)
         if status == "failed":
             errors = (failures and failures.data) or []
             self.accounts.last = "; ".join(f"{error.code}: {error.message}" for error in errors[:3])
@@ -120,6 +122,17 @@ class Batches:
         if self.refusal:
             raise self.refusal
         self.accounts.check_thoughts(next(iter(self.works.values())).request)
+
+    def _catch_up(self, waiting: dict[str, Work]) -> None:
+        """Take from the cache what came in a batch that another process took in, and billed, while this one waited for it."""
+        lines = {(work.key, choice) for work in waiting.values() for choice in work.missing}
+        for key, kept in self.cache.read(self.works).items():
+            work = self.works[key]
+            # What is asked anew counts as answered only if the batch was to answer it.
+            left = [c for c in work.missing if c not in kept or (self.accounts.anew and (key, c) not in lines)]
+            self.progressed |= left != work.missing
+            self.accounts.done += bool(work.missing) and not left
+            work.missing = left
 
     async def _fetch(self, state: types.Batch) -> list[bytes]:
         lines = []
@@ -198,10 +211,10 @@ class Batches:
                 self.cache.query("INSERT INTO lines VALUES (?, ?, ?, ?)", *values)
         return token
 
-    def forget(self, token: str) -> None:
-        """Strike a batch off."""
+    def forget(self, token: str) -> bool:
+        """Strike a batch off; False when another process has done so."""
         self.cache.query("DELETE FROM lines WHERE token = ?", token)
-        self.cache.query("DELETE FROM batches WHERE token = ?", token)
+        return bool(self.cache.query("DELETE FROM batches WHERE token = ? RETURNING token", token))
 
 
 def cut_work(works: list[Work]) -> Iterator[list[Work]]:
