@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fault_server import USE, FaultServer, expected_text, make_endpoint, make_questions
 from openai.resources.batches import AsyncBatches
+from openai.resources.files import AsyncFiles
 
 from drot_utils.llm import batch
 from drot_utils.llm.accounts import Accounts
@@ -144,7 +146,7 @@ def test_a_batch_that_was_never_made_is_made(cache, monkeypatch):
 
     with FaultServer() as server:
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-            patch.setattr("openai.resources.files.AsyncFiles.create", fail)
+            patch.setattr(AsyncFiles, "create", fail)
             ask(make_questions(5), server, cache)
         ask(make_questions(5), server, cache)
     assert len(server.batches) == 1 and cache.query("SELECT count(*) FROM lines") == [(0,)]
@@ -208,6 +210,22 @@ def test_a_batch_that_two_processes_wait_for_is_billed_once(cache, monkeypatch, 
     assert len(server.batches) == 2 and len(server.asked) == 8 and answers == others[1][0][:5]
     assert usage.calls == 0 and usage.spent_usd == 0 and others[1][1].calls == 8
     assert cache.list_spent() == [("m", "batch", 80, 56)]
+
+
+def test_a_batch_that_another_process_is_handing_in_is_waited_for(cache, monkeypatch):
+    create, others = AsyncFiles.create, []
+
+    async def be_slow(self, **body):
+        if not others:
+            others.append(pool.submit(ask, make_questions(5), server, Cache(cache.path)))
+            await asyncio.sleep(0.5)  # the other finds the batch without a number
+        return await create(self, **body)
+
+    monkeypatch.setattr(AsyncFiles, "create", be_slow)
+    with FaultServer() as server, ThreadPoolExecutor(1) as pool:
+        answers, _ = ask(make_questions(5), server, cache)
+        assert others[0].result()[0] == answers
+    assert len(server.batches) == 1 and len(server.asked) == 5
 
 
 def test_an_earlier_models_batch_is_billed_to_that_model(cache, monkeypatch):

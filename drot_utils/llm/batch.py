@@ -15,6 +15,7 @@ from drot_utils.llm.faults import Declined, Fault, Refusal, find_content, read_s
 from drot_utils.llm.replies import Work
 from drot_utils.llm.server import PATHS, Server
 from drot_utils.study.errors import EndpointError
+from drot_utils.study.paths import exclusive
 
 MOST_LINES, MOST_BYTES = 50_000, 190_000_000  # OpenAI takes 50,000 requests and 200 MB a file
 POLL, LONGEST_POLL = 2.0, 60.0  # seconds between two looks at a batch, doubled up to the second
@@ -34,6 +35,7 @@ class Batches:
         self.endpoint, self.cache = server.endpoint, self.accounts.cache
         self.path = f"/v1{PATHS[self.endpoint.kind]}"
         self.place = f"{self.endpoint.base_url} {self.path}"
+        self.lock = self.cache.path.with_name(f".{self.cache.path.name}.batches.lock")
         self.refusal: EndpointError | None = None
         self.settled = (
             False  # the accounts' when the batches that are out were written; of an earlier run's nobody knows
@@ -48,10 +50,8 @@ class Batches:
             while True:
                 self.progressed = False
                 for token, known in batches:
-                    if number := known or await self.server.wait_for(self._search(token)):
+                    if number := known or await self._find(token):
                         await self._bring_in(token, number)
-                    else:
-                        self.forget(token)  # it was never made
                 if not (missing := [work for work in self.works.values() if work.missing]):
                     return
                 idle = 0 if self.progressed else idle + 1
@@ -62,7 +62,10 @@ class Batches:
                     await self._pause(idle)
                 self.accounts.check_budget()
                 self.settled = self.accounts.settled
-                batches = [await self._hand_in(part) for part in cut_work(missing)]
+                batches = []
+                for part in cut_work(missing):
+                    with exclusive(self.lock, wait=True, what="handing in a batch"):
+                        batches.append(await self._hand_in(part))
         except Fault as fault:
             self.accounts.last = str(fault)
         todo = "run the same command again: what was answered is in the cache, and what was handed in is not handed in again"
@@ -85,6 +88,17 @@ class Batches:
             return token, None  # sent again at once, it could be made, and paid, twice: it is looked for first
         self.cache.query("UPDATE batches SET id = ? WHERE token = ?", number, token)
         return token, number
+
+    async def _find(self, token: str) -> str | None:
+        """Return the number of a batch that was written down without it; one that was never made is struck off."""
+        self.accounts.note = "another process may be handing in a batch"
+        # Under the lock of those who hand in: before they let go of it they have written the number down, or are dead.
+        with exclusive(self.lock, wait=True, what="handing in a batch"):
+            ((number,),) = self.cache.query("SELECT max(id) FROM batches WHERE token = ?", token)
+            number = number or await self.server.wait_for(self._search(token))
+            if number is None:
+                self.forget(token)
+        return number
 
     async def _search(self, token: str) -> str | None:
         async for entry in self.server.client.batches.list(limit=100):
