@@ -312,7 +312,10 @@ _LABELLED = re.compile(
     rf"\b(?:{'|'.join(SCORE_KEYS)})\b[\s*_\"'`]*(?:[:=]|\bis\b|\bof\b|\bwould be\b)[\s*_\"'`]*{_FIGURE}", re.IGNORECASE
 )
 _FENCE = re.compile(r"```(?:[a-z]+\b)?(.*?)```", re.DOTALL | re.IGNORECASE)
-_BRACES = re.compile(r"\{[^{}]*\}")
+#: An object, which may hold others, which hold none.
+_OBJECT = re.compile(r"\{(?:[^{}]++|\{[^{}]*+\})*+\}")
+#: What makes a figure the lower end of a range, or one of two.
+_RANGE = re.compile(rf"[ \t*_\"'`]*(?:[-–—]|\b(?:to|or)\b)[ \t*_\"'`]*{_FIGURE}", re.IGNORECASE)
 
 
 def parse_score(text: str) -> float | None:
@@ -320,13 +323,16 @@ def parse_score(text: str) -> float | None:
 
     Understood are the JSON asked for (also in a fence or within prose, its number also as text), a number after the word
     score (probability, answer ...), and the only number in prose; each also as a per cent or a ratio ("8/10"). Nothing
-    is guessed: a number outside the scale, several different ones, or words only ("probably") are no score.
+    is guessed: a number outside the scale, several different ones, a range, or words only ("probably") are no score.
     """
     text = (unwrap(text) or "").strip()
-    entries = map(_score_entry, [*_FENCE.findall(text), text, *_BRACES.findall(text)])
-    entry = next((entry for entry in entries if entry is not None), None)
-    labelled = list(_LABELLED.finditer(text)) if entry is None else []
-    prose = _SCALE.sub(" ", text if entry is None else entry)
+    whole = _score_entry(text)
+    parts = [*_FENCE.findall(text), *_OBJECT.findall(text)] if whole is None else []
+    entries = [entry for entry in (whole, *map(_score_entry, parts)) if entry is not None]
+    labelled = [] if entries else list(_LABELLED.finditer(text))
+    if any(_RANGE.match(text, figure.end()) for figure in labelled):
+        return None
+    prose = "\n".join(_SCALE.sub(" ", entry) for entry in entries or [text])
     numbers = {_value(figure) for figure in labelled or re.finditer(_FIGURE, prose, re.IGNORECASE)}
     return numbers.pop() if len(numbers) == 1 and 0 <= min(numbers) <= 1 else None
 
