@@ -3,8 +3,10 @@
 Every pattern is anchored, bounded or possessive: reading takes time in proportion to the answer's length.
 """
 
+import ast
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -200,7 +202,8 @@ def _read_once(text: str) -> tuple[Parsed | None, str]:
         return None, "cut off"
     if not text.strip():
         return None, "empty"
-    for parts in (_json_parts(text), _label_parts(text, False), _label_parts(text, True)):
+    values, text = _read_json(text)
+    for parts in (values, _label_parts(text, False), _label_parts(text, True)):
         verdict = _first_pair(parts)
         if verdict[1] not in ("no situation", "no explanation"):
             return verdict
@@ -274,17 +277,36 @@ def _kind(label: re.Match[str]) -> str:
     return next(kind for kind, names in _KINDS.items() if re.fullmatch(names, label["name"], re.IGNORECASE))
 
 
-def _json_parts(text: str) -> Iterator[_Part]:
-    """Read what of a text is JSON: situations before explanations, whatever their order in an object."""
-    end, decoder = 0, json.JSONDecoder(strict=False)
+def _read_json(text: str) -> tuple[list[_Part], str]:
+    """Read what of a text is JSON: situations before explanations, whatever their order in an object.
+
+    Returns also the text in which what was read so stands under its labels, so that nobody takes JSON for prose.
+    """
+    parts, rest, end, stop = [], "", 0, 0
     for start in _JSON.finditer(text):
-        if start.end() < end:
+        if start.end() < stop:
             continue
         try:
-            value, end = decoder.raw_decode(text, start.end())
-            yield from _flatten(value)
-        except (json.JSONDecodeError, RecursionError):
-            return  # not JSON, or not all of it: read as text
+            value, stop = _decode(text, start.end())
+            found = list(_flatten(value))
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            break  # not JSON, or not all of it: read as text
+        if found:
+            parts += found
+            lines = (f"{part.kind} {part.number or ''}: {' '.join(part.lines)}\n\n" for part in found if part.text)
+            rest, end = f"{rest}{text[end : start.start()]}{''.join(lines)}", stop
+    return parts, rest + text[end:]
+
+
+def _decode(text: str, start: int) -> tuple[object, int]:
+    """Return the JSON value that begins at `start`, or a Python object up to the last bracket of its kind, and where it ends."""
+    try:
+        return json.JSONDecoder(strict=False).raw_decode(text, start)
+    except json.JSONDecodeError:
+        end = text.rindex("}" if text[start] == "{" else "]") + 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of backslashes
+            return ast.literal_eval(text[start:end]), end
 
 
 def _flatten(value: object) -> Iterator[_Part]:
@@ -293,8 +315,8 @@ def _flatten(value: object) -> Iterator[_Part]:
         for kind in ("situation", "explanation"):
             for label, item in labels:
                 item = item[0] if isinstance(item, list) and item else item
-                if label and _kind(label) == kind and isinstance(item, str):
-                    yield _Part(kind, label["number"], lines=item.split("\n"))
+                if label and _kind(label) == kind:
+                    yield _Part(kind, label["number"], lines=item.split("\n") if isinstance(item, str) else [])
         value = list(value.values())
     for item in value if isinstance(value, list) else []:
         yield from _flatten(item)
