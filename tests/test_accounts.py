@@ -46,8 +46,9 @@ def test_what_went_wrong_and_may_have_been_billed_counts_against_the_budget(cach
     for fault in (Fault("timeout"), Fault("HTTP 500", billed=False)):
         accounts.fail(fault, sent)
     assert accounts.unmetered == 1 and dict(accounts.faults) == {"timeout": 1, "HTTP 500": 1}
-    assert cache.list_spent() == [(MODEL, "direct", *bound_tokens(sent))]
-    assert accounts.billed == pytest.approx(PRICES.cost(MODEL, "direct", *bound_tokens(sent))) and accounts.spent == 0.0
+    assert cache.list_spent() == [(MODEL, "direct", *bound_tokens(sent, accounts.endpoint))]
+    assert accounts.billed == pytest.approx(PRICES.cost(MODEL, "direct", *bound_tokens(sent, accounts.endpoint)))
+    assert accounts.spent == 0.0
 
 
 def test_a_reply_that_is_none_leaves_nothing(cache):
@@ -88,6 +89,18 @@ def test_a_budget_needs_limited_answers(cache):
     with pytest.raises(BudgetError, match=r"nothing limits the answers"):
         open_accounts(cache, limit=1.0).open_budget([unlimited])
     open_accounts(cache).open_budget([unlimited])
+    with pytest.raises(BudgetError, match=r"nothing limits the answers\n.*`names` not leave it out"):
+        open_accounts(cache, limit=1.0, names={"max_tokens": None}).open_budget([REQUEST])
+    open_accounts(cache, limit=1.0, names={"max_tokens": "length"}).open_budget([REQUEST])
+
+
+@pytest.mark.parametrize("names", [{}, {"max_tokens": "length"}, {"max_tokens": "max_completion_tokens"}])
+def test_the_bound_of_an_answer_is_known_under_every_name(cache, names):
+    accounts = open_accounts(cache, names=names)
+    accounts.lengths.reverse()
+    for sent in (REQUEST, accounts.phrase(REQUEST)):
+        assert bound_tokens(sent, accounts.endpoint)[1] == 40
+    assert bound_tokens(REQUEST, make_endpoint(names={"max_tokens": None}))[1] is None
 
 
 def test_a_budget_needs_a_price(cache):
@@ -125,8 +138,8 @@ def test_a_no_to_one_input_is_kept_and_its_prompt_may_be_billed(cache):
     sent = work.outgoing()
     accounts.decline(work, sent, Declined("content_filter"))
     assert cache.read([work.key])[work.key] == dict.fromkeys((0, 1), Answer("", "refused: content_filter", 0, 0))
-    assert cache.list_spent() == [(MODEL, "direct", bound_tokens(sent)[0], 0)] and work.missing == []
-    assert 0 < accounts.billed < PRICES.cost(MODEL, "direct", *bound_tokens(sent))
+    assert cache.list_spent() == [(MODEL, "direct", bound_tokens(sent, accounts.endpoint)[0], 0)] and work.missing == []
+    assert 0 < accounts.billed < PRICES.cost(MODEL, "direct", *bound_tokens(sent, accounts.endpoint))
 
 
 def test_a_request_in_a_servers_words(cache):
@@ -139,16 +152,18 @@ def test_a_request_in_a_servers_words(cache):
 def test_a_models_name_of_the_length_is_known_to_the_next_run(cache):
     no, accounts, work = Refusal("no", status=400, setting="max_tokens"), open_accounts(cache), open_work()
     sent = work.outgoing()
-    assert accounts.learn(no, work, sent) and accounts.learn(
-        no, work, sent
-    )  # the second was under way when the first came back
+    # The second was under way when the first came back.
+    assert accounts.learn(no, work, sent, False) and accounts.learn(no, work, sent, False)
+    assert accounts.settled and not accounts.learn(no, work, sent, True)  # both names refused as the first one
     assert cache.list_ignored(MODEL) == {"max_tokens: refused": 1}
     later = open_accounts(cache)
     assert "max_completion_tokens" in later.phrase(sent)
     other = Refusal("no", status=400, setting="max_completion_tokens")
-    assert later.learn(other, work, sent) and not later.learn(no, work, sent)  # a server that takes neither
-    assert not open_accounts(cache, names={"max_tokens": "length"}).learn(no, work, sent)
-    assert not later.learn(Refusal("no", status=400, setting="top_p"), work, sent)
+    assert later.learn(other, work, sent, False) and not later.learn(
+        no, work, sent, False
+    )  # a server that takes neither
+    assert not open_accounts(cache, names={"max_tokens": "length"}).learn(no, work, sent, False)
+    assert not open_accounts(cache).learn(Refusal("no", status=400, setting="top_p"), work, sent, False)
 
 
 def test_usages_add_up_and_what_is_not_known_stays_so():

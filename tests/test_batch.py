@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fault_server import USE, FaultServer, expected_text, make_endpoint, make_questions
 from openai.resources.batches import AsyncBatches
+from openai.resources.files import AsyncFiles
 
 from drot_utils.llm import batch
 from drot_utils.llm.accounts import Accounts
@@ -144,7 +146,7 @@ def test_a_batch_that_was_never_made_is_made(cache, monkeypatch):
 
     with FaultServer() as server:
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-            patch.setattr("openai.resources.files.AsyncFiles.create", fail)
+            patch.setattr(AsyncFiles, "create", fail)
             ask(make_questions(5), server, cache)
         ask(make_questions(5), server, cache)
     assert len(server.batches) == 1 and cache.query("SELECT count(*) FROM lines") == [(0,)]
@@ -175,6 +177,79 @@ def test_a_batch_that_the_server_forgot(cache, monkeypatch):
         server.behaviour.batch_polls = 0
         answers, usage = ask(make_questions(5), server, cache)
     assert len(answers) == 5 and usage.faults == {"batch gone": 5}
+
+
+def test_a_batch_whose_file_is_not_found_is_kept(cache, monkeypatch):
+    manage = FaultServer._manage
+    lost = 404, b'{"error": {"message": "No such File object"}}'
+    with FaultServer() as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(FaultServer, "_manage", lambda s, m, p, *a: lost if "/content" in p else manage(s, m, p, *a))
+            with pytest.raises(
+                EndpointError, match=r"batch-0 is completed, .*\n.*DELETE FROM batches WHERE id = 'batch-0'"
+            ):
+                ask(make_questions(5), server, cache)
+        answers, usage = ask(make_questions(5), server, cache)
+    assert len(server.batches) == 1 and len(answers) == 5 == usage.calls and usage.faults == {}
+
+
+@pytest.mark.parametrize("mode", ["use", "refresh"])
+def test_a_batch_that_two_processes_wait_for_is_billed_once(cache, monkeypatch, mode):
+    wait_for, others = batch.Batches._wait_for, []
+
+    async def be_late(self, *args):
+        state = await wait_for(self, *args)
+        if not others:
+            others.append("asks")  # takes the batch in while this one has its state already
+            others.append(ask(make_questions(8), server, Cache(cache.path)))
+        return state
+
+    monkeypatch.setattr(batch.Batches, "_wait_for", be_late)
+    with FaultServer() as server:
+        answers, usage = ask(make_questions(5), server, cache, cache=mode)
+    assert len(server.batches) == 2 and len(server.asked) == 8 and answers == others[1][0][:5]
+    assert usage.calls == 0 and usage.spent_usd == 0 and others[1][1].calls == 8
+    assert cache.list_spent() == [("m", "batch", 80, 56)]
+
+
+def test_a_batch_that_another_process_is_handing_in_is_waited_for(cache, monkeypatch):
+    create, others = AsyncFiles.create, []
+
+    async def be_slow(self, **body):
+        if not others:
+            others.append(pool.submit(ask, make_questions(5), server, Cache(cache.path)))
+            await asyncio.sleep(0.5)  # the other finds the batch without a number
+        return await create(self, **body)
+
+    monkeypatch.setattr(AsyncFiles, "create", be_slow)
+    with FaultServer() as server, ThreadPoolExecutor(1) as pool:
+        answers, _ = ask(make_questions(5), server, cache)
+        assert others[0].result()[0] == answers
+    assert len(server.batches) == 1 and len(server.asked) == 5
+
+
+def test_an_earlier_models_batch_is_billed_to_that_model(cache, monkeypatch):
+    with FaultServer() as server:
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr("drot_utils.llm.batch.Batches._wait_for", lambda *args: 1 / 0)
+            ask(
+                [*make_questions(1, model="gpt-4o"), *make_questions(2, model="gpt-4o", max_tokens=None)], server, cache
+            )
+        with monkeypatch.context() as patch:
+            reply = FaultServer.reply
+            no = 400, {"error": {"message": "max_tokens is not supported"}}
+            patch.setattr(
+                FaultServer,
+                "reply",
+                lambda s, p, b: no if b.get("max_tokens") and b["model"] == "gpt-4o" else reply(s, p, b),
+            )
+            _, usage = ask(make_questions(1, model="gpt-4o-mini"), server, cache, {"model": "gpt-4o-mini"})
+    assert cache.list_spent() == [("gpt-4o", "batch", 20, 14), ("gpt-4o-mini", "batch", 10, 7)]
+    prices = {"gpt-4o": (2.5, 10), "gpt-4o-mini": (0.15, 0.6)}
+    expected = sum(
+        times * (10 * prices[m][0] + 7 * prices[m][1]) / 2e6 for m, times in (("gpt-4o", 2), ("gpt-4o-mini", 1))
+    )
+    assert usage.spent_usd == pytest.approx(expected) and usage.ignored == {}
 
 
 def test_half_the_price_and_the_budget(cache):

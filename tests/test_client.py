@@ -423,6 +423,33 @@ def test_a_no_whose_words_say_nothing_is_tried_one_by_one_and_n_is_not_blamed_fo
 
 
 @pytest.mark.parametrize("transport", ["direct", "batch"])
+@pytest.mark.parametrize("n", ["given", "refused"])
+def test_a_gateway_that_refuses_both_names_as_one_ends_the_run(cache, quick, transport, n, monkeypatch):
+    no = {"error": {"message": "does not support parameters: ['max_tokens']", "code": 400}}
+    usual = FaultServer.reply
+    monkeypatch.setattr(
+        FaultServer, "reply", lambda s, p, b: (400, no) if b.get("n", 1) == 1 or n == "given" else usual(s, p, b)
+    )
+    with FaultServer(n=n) as server:
+        with pytest.raises(EndpointError, match=r"refused with HTTP 400 .*max_tokens"):
+            ask(make_questions(2, n=3), make_endpoint(server.url, transport=transport), cache)
+        assert len(server.asked) <= 14
+
+
+@pytest.mark.parametrize("transport", ["direct", "batch"])
+def test_the_name_of_the_length_is_learnt_for_choices_that_are_asked_for_one_by_one(
+    cache, quick, transport, monkeypatch
+):
+    usual, no = FaultServer.reply, {"error": {"message": "max_tokens is not supported", "code": 400}}
+    monkeypatch.setattr(
+        FaultServer, "reply", lambda s, p, b: (400, no) if "max_tokens" in b and b.get("n", 1) == 1 else usual(s, p, b)
+    )
+    with FaultServer(n="refused") as server:
+        answers, _ = ask(make_questions(3, n=3), make_endpoint(server.url, transport=transport), cache)
+    assert [len(group) for group in answers] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("transport", ["direct", "batch"])
 def test_the_name_of_the_length_is_learnt_once_and_the_cache_knows_one_name(cache, quick, transport):
     requests = make_questions(20, n=2)
     with FaultServer(unknown=("max_tokens",)) as server:

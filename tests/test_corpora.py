@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.corpus import SOCIAL_CHEM
@@ -50,6 +50,8 @@ TEXT = st.text(st.sampled_from("\"'\t\n,;a é\u2028\x85") | st.characters(catego
 )
 @settings(max_examples=100, deadline=None)
 def test_what_pandas_writes_is_read(tmp_path_factory, rows, quoting, encoding, index):
+    # A cell with tabs and line ends may leave each line with as many tabs as the header: it looks like two stray marks.
+    assume(quoting != csv.QUOTE_MINIMAL or not any({"\t", "\n"} <= set(cell) for row in rows for cell in row))
     path, frame = tmp_path_factory.mktemp("t") / "t.tsv", pd.DataFrame(rows, columns=["a-b", "c"])
     frame.to_csv(path, sep="\t", index=index, quoting=quoting, encoding=encoding)
     read = corpora.read_tsv(path, ["a-b", "c"])
@@ -73,8 +75,16 @@ def test_a_file_has_quoted_fields_only_if_all_marks_say_so(tmp_path, cells, firs
     assert corpora.read_tsv(write(tmp_path / "t.tsv", f"a\tb\n{cells}\n"), ["a"])["a"].tolist() == [first]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_two_stray_marks_merge_no_rows(tmp_path, end):
+    rows = [("x", '"so they said', "1"), ("", "y", "2"), ("z", "and went home", '3"'), ("w", "v", "4")]
+    text = end.join(map("\t".join, [("a", "b", "c"), *rows])) + end
+    frame = corpora.read_tsv(write(tmp_path / "t.tsv", text + end), ["a"])
+    assert [tuple(r) for r in frame.itertuples(index=False)] == rows
+
+
 def test_finding_out_about_quotes_takes_linear_time(tmp_path):
-    for text in ('"' * 2_000_001, '"a""b"\t"c"\n' * 200_000, '"open\n' * 200_000):
+    for text in ('"' * 2_000_001, '"a""b"\t"c"\n' * 200_000, '"open\n' * 200_000, '"a\t\n\tb"\n' * 200_000):
         path = write(tmp_path / "t.tsv", f"a\tb\n{text}\n")
         began = time.process_time()
         corpora._has_quoted_fields(path)

@@ -20,15 +20,13 @@ def test_messages_have_a_frame_and_prompts_have_none():
 
 @given(st.text(st.characters(codec="utf-8")), st.integers(1, 9))
 def test_the_bound_holds_for_a_tokenizer_of_bytes(text, n):
-    prompt, completion = accounts.bound_tokens({"prompt": text, "max_tokens": 20, "n": n})
+    prompt, completion = accounts.bound_tokens({"prompt": text, "max_tokens": 20, "n": n}, make_endpoint())
     assert prompt >= len(text.encode()) >= accounts.count_prompt({"prompt": text}) and completion == 20 * n
 
 
 def test_what_limits_an_answer():
-    assert (
-        accounts.bound_tokens({"prompt": "", "max_tokens": 5})[1] == 5
-        and accounts.bound_tokens({"prompt": ""})[1] is None
-    )
+    bounds = [accounts.bound_tokens({"prompt": "", **more}, make_endpoint())[1] for more in ({"max_tokens": 5}, {})]
+    assert bounds == [5, None]
 
 
 @pytest.fixture

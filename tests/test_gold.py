@@ -109,6 +109,18 @@ def test_votes_are_read_one_by_one():
     assert read_votes("data/demo/critic_annotations_single.tsv").empty
 
 
+def test_a_files_own_ids_do_not_hide_what_an_action_is(tmp_path):
+    actions = pd.DataFrame({"action_id": ["a1", "a2"], "action": ["Lying", "Stealing"], "split": ["train", "test"]})
+    head = VOTED.replace("action-id", "action-id\taction")
+    hidden = write(tmp_path / "h.tsv", head + "x9\tStealing.\t1\tc\tr\tY\ttrain\n")
+    with pytest.raises(DataError, match=r"held out in the corpus; the first is 'Stealing\.'"):
+        read_gold([str(hidden)], actions)
+    rows = [("x1", "lying"), ("", "Zoning"), (" ", "Begging"), ("x2", "Running"), ("", "running")]
+    blank = write(tmp_path / "b.tsv", head + "".join(f"{name}\t{action}\t1\tc\tr\tY\tdev\n" for name, action in rows))
+    ids = read_gold([str(blank)], actions)["action_id"].tolist()
+    assert ids[0] == "a1" and ids[3] == ids[4] == "x2" and len(set(ids)) == 4 and ids[1][0] == ids[2][0] == "g"
+
+
 def test_gold_may_not_learn_from_an_action_that_the_corpus_holds_out(tmp_path):
     (tmp_path / "gold.tsv").write_text(
         "action\tmoral-variance\tcontext\trationale\tq1-a1\tq1-a2\tq1-a3\tsplit\nLying\t1\tc\tr\tY\tY\tY\ttrain\n"

@@ -94,6 +94,10 @@ WRITTEN = [
     '{"situations": [{"context": "at a campsite", "reason": "the fire is safe there"}]}',
     '{"situation_1": "at a campsite", "situation_2": "b", "explanation_1": "the fire is safe there", "explanation_2": "c"}',
     '{"situation": "at a campsite",\n "explanation": "the fire is safe there',
+    "{'situation': 'at a campsite', 'explanation': 'the fire is safe there'}",
+    "Sure:\n```python\n[{'Situation': \"at a campsite\", 'Explanation': 'the fire is safe there', 'why not': None}]\n```\nDone.",
+    '{"situation": "at a campsite"}\nExplanation: the fire is safe there',
+    'Here it is\n\n{"scenario 1": "at a campsite"}\n\nIt is so.\n\nExplanation 1: the fire is safe there',
     '{"situation": "at a campsite", "explanation": "the fire is safe there',
     "Situation: at a campsite\nExplanation: the fire is safe there. It is also warm, and the",
 ]  # fmt: skip
@@ -141,6 +145,10 @@ NOT = [
     ("Situation: x\nExplan", "no explanation"),
     ("Situation: x\nExplanation: N/A", "no explanation"),
     ("{\"situation\": \"at a campsite\"}", "no explanation"),
+    ('{"situation": {"description": "at a campsite"}, "explanation": "the fire is safe"}', "no situation"),
+    ('{"situation": {"description": "at a campsite",\n"explanation": "the fire is safe"}}', "no situation"),
+    ('{"situation": "at a campsite", "explanation": null}\nThat is all.', "no explanation"),
+    ("{'situation': {'description': 'at a campsite'}, 'explanation': 'the fire is safe'}", "no situation"),
     ("in a dry field\n\nAction: Telling a lie\nSituation: in court\nExplanation: it harms", "no explanation"),
     ("Explanation: because", "no situation"),
     ("Situation:\nExplanation: because", "no situation"),
@@ -266,6 +274,11 @@ def test_a_hundred_kilobytes_of_anything_are_read_at_once(unit):
         ("score: 7/10", 0.7),
         ("<think>0.1? No, 0.2.</think>\n0.6", 0.6),
         ("0.6 ... so, again: 0.6", 0.6),
+        ('{"score": 0.9}, that is {"score": 0.90}', 0.9),
+        ('It is so: {"parts": {"score": 0.1}, "score": 0.5}', 0.5),
+        ('```json\n{"parts": {"score": 0.1}, "score": 0.5}\n```', 0.5),
+        ("Score: 0.7 to me\n- 2 people agree", 0.7),
+        ("Score: 0.7\n- 2 people agree", 0.7),
     ],
 )
 def test_what_models_say(text, score):
@@ -278,7 +291,8 @@ def test_what_models_say(text, score):
         "", "probably", "yes", "85", "1.2", "-0.3", "120%", "0.6 to 0.8", "0,8", '{"score": 85}', '{"score": null}',
         '{"score": true}', '{"score": NaN}', '{"score": Infinity}', '{"score": "high"}', '{"score": [0.1, 0.2]}', "3/0",
         "from 0 to 10, it is 8", "score: -0.3", "score: 0.2, or a score of 0.4", "<think>perhaps 0.3", "1.2.3", "GPT4", "Answer 1: 0.8", "{" * 5000,
-        '{"a": 1, "b": 2}',
+        '{"a": 1, "b": 2}', "Score: 0.6-0.8", "Score: 0.6 – 0.8", "score: 60% to 80%", "**Score:** **0.6** or **0.7**", '{"score": "0.6-0.8"}',
+        'Format: {"score": 0.5}\nMy answer: {"score": 0.9}', 'Format: {"score": 0.5}\n```\n{"score": 0.9}\n```',
     ],
 )  # fmt: skip
 def test_nothing_is_guessed(text):

@@ -203,17 +203,23 @@ def _has_quoted_fields(path: Path) -> bool:
     """Tell whether a file was written with quoted fields.
 
     In such a file every quotation mark belongs to a field that is quoted as a whole, those within it doubled; and
-    either the header is quoted, or some field had to be, as it holds a quotation mark, a tab or a line end.
+    either the header is quoted, or some field had to be, as it holds a quotation mark, a tab or a line end. With nothing
+    but tabs and line ends to go by, two stray marks of an unquoted file look the same: there each line has as many tabs
+    as the header all the same, and these are no quoted fields.
     """
     data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    needed, end = data.startswith(b'"'), 0
+    needed, spans, end = data.startswith(b'"'), False, 0
     for mark in re.finditer(b'"', data):
         if mark.start() >= end:  # not within the field before
             field = _QUOTED.match(data, mark.start())
             if not field:
                 return False
-            needed, end = needed or bool(re.search(rb'["\t\r\n]', field[1])), field.end()
-    return needed
+            needed, end = needed or b'"' in field[1], field.end()
+            spans = needed or spans or bool(re.search(rb"[\t\r\n]", field[1]))
+    if needed or not spans:
+        return needed
+    lines = data.splitlines()
+    return any(line and line.count(b"\t") != lines[0].count(b"\t") for line in lines)
 
 
 def sample_actions(actions: pd.DataFrame, plan: Corpus, seed: int) -> dict[str, pd.DataFrame]:

@@ -34,8 +34,8 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
     paths : list of str
         TSVs with ``q1-a1 q1-a2 q1-a3``, with a single ``q1``, or with ``context-quality``.
     actions : DataFrame
-        Joined where a file has ``action-id`` but no ``action``. A file with actions only gets their ids; those of
-        actions that are not among them begin with g.
+        Joined where a file has ``action-id`` but no ``action``. An action that is among them has their id, whatever id a
+        file gives it; any other one keeps the file's id, or gets one that begins with g.
 
     Returns
     -------
@@ -53,11 +53,11 @@ def read_gold(paths: list[str], actions: pd.DataFrame) -> pd.DataFrame:
         files with votes on two sides of it, a row without an action, or as `read_tsv`.
     """
     gold = pd.concat([_read_gold_file(path, actions).assign(file=path) for path in paths], ignore_index=True)
-    if gold["action_id"].isna().any():
-        key = action_keys(gold["action"])
-        known = pd.Series(actions["action_id"].to_numpy(), index=action_keys(actions["action"]))
-        numbers = "g" + key.groupby(key).ngroup().astype(str).str.zfill(6)
-        gold["action_id"] = gold["action_id"].fillna(key.map(known)).fillna(numbers)
+    key = action_keys(gold["action"])
+    known = pd.Series(actions["action_id"].to_numpy(), index=action_keys(actions["action"]))
+    own = gold["action_id"].astype("str")
+    numbers = "g" + key.groupby(key).ngroup().astype(str).str.zfill(6)
+    gold["action_id"] = key.map(known).fillna(own).fillna(own.groupby(key).transform("first")).fillna(numbers)
     given = gold.dropna(subset="split")
     _refuse_two_sides(given)
     sides = given.groupby("action_id")["split"].min()  # of two published ones, the one that is held out
@@ -110,6 +110,8 @@ def _read_gold_file(path: str, actions: pd.DataFrame) -> pd.DataFrame:
     frame = with_variance(frame, path)
     if "action" not in frame:
         frame = join_action(frame, actions, path)
+    elif "action_id" in frame:
+        frame["action_id"] = frame["action_id"].mask(frame["action_id"].str.strip() == "")
     refuse(frame, action_keys(frame["action"]) == "", "have no action", path, "action")
     published = "context_quality" in frame
     if published:

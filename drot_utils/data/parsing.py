@@ -3,8 +3,10 @@
 Every pattern is anchored, bounded or possessive: reading takes time in proportion to the answer's length.
 """
 
+import ast
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -200,7 +202,8 @@ def _read_once(text: str) -> tuple[Parsed | None, str]:
         return None, "cut off"
     if not text.strip():
         return None, "empty"
-    for parts in (_json_parts(text), _label_parts(text, False), _label_parts(text, True)):
+    values, text = _read_json(text)
+    for parts in (values, _label_parts(text, False), _label_parts(text, True)):
         verdict = _first_pair(parts)
         if verdict[1] not in ("no situation", "no explanation"):
             return verdict
@@ -274,17 +277,36 @@ def _kind(label: re.Match[str]) -> str:
     return next(kind for kind, names in _KINDS.items() if re.fullmatch(names, label["name"], re.IGNORECASE))
 
 
-def _json_parts(text: str) -> Iterator[_Part]:
-    """Read what of a text is JSON: situations before explanations, whatever their order in an object."""
-    end, decoder = 0, json.JSONDecoder(strict=False)
+def _read_json(text: str) -> tuple[list[_Part], str]:
+    """Read what of a text is JSON: situations before explanations, whatever their order in an object.
+
+    Returns also the text in which what was read so stands under its labels, so that nobody takes JSON for prose.
+    """
+    parts, rest, end, stop = [], "", 0, 0
     for start in _JSON.finditer(text):
-        if start.end() < end:
+        if start.end() < stop:
             continue
         try:
-            value, end = decoder.raw_decode(text, start.end())
-            yield from _flatten(value)
-        except (json.JSONDecodeError, RecursionError):
-            return  # not JSON, or not all of it: read as text
+            value, stop = _decode(text, start.end())
+            found = list(_flatten(value))
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            break  # not JSON, or not all of it: read as text
+        if found:
+            parts += found
+            lines = (f"{part.kind} {part.number or ''}: {' '.join(part.lines)}\n\n" for part in found if part.text)
+            rest, end = f"{rest}{text[end : start.start()]}{''.join(lines)}", stop
+    return parts, rest + text[end:]
+
+
+def _decode(text: str, start: int) -> tuple[object, int]:
+    """Return the JSON value that begins at `start`, or a Python object up to the last bracket of its kind, and where it ends."""
+    try:
+        return json.JSONDecoder(strict=False).raw_decode(text, start)
+    except json.JSONDecodeError:
+        end = text.rindex("}" if text[start] == "{" else "]") + 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of backslashes
+            return ast.literal_eval(text[start:end]), end
 
 
 def _flatten(value: object) -> Iterator[_Part]:
@@ -293,8 +315,8 @@ def _flatten(value: object) -> Iterator[_Part]:
         for kind in ("situation", "explanation"):
             for label, item in labels:
                 item = item[0] if isinstance(item, list) and item else item
-                if label and _kind(label) == kind and isinstance(item, str):
-                    yield _Part(kind, label["number"], lines=item.split("\n"))
+                if label and _kind(label) == kind:
+                    yield _Part(kind, label["number"], lines=item.split("\n") if isinstance(item, str) else [])
         value = list(value.values())
     for item in value if isinstance(value, list) else []:
         yield from _flatten(item)
@@ -312,7 +334,10 @@ _LABELLED = re.compile(
     rf"\b(?:{'|'.join(SCORE_KEYS)})\b[\s*_\"'`]*(?:[:=]|\bis\b|\bof\b|\bwould be\b)[\s*_\"'`]*{_FIGURE}", re.IGNORECASE
 )
 _FENCE = re.compile(r"```(?:[a-z]+\b)?(.*?)```", re.DOTALL | re.IGNORECASE)
-_BRACES = re.compile(r"\{[^{}]*\}")
+#: An object, which may hold others, which hold none.
+_OBJECT = re.compile(r"\{(?:[^{}]++|\{[^{}]*+\})*+\}")
+#: What makes a figure the lower end of a range, or one of two.
+_RANGE = re.compile(rf"[ \t*_\"'`]*(?:[-–—]|\b(?:to|or)\b)[ \t*_\"'`]*{_FIGURE}", re.IGNORECASE)
 
 
 def parse_score(text: str) -> float | None:
@@ -320,13 +345,16 @@ def parse_score(text: str) -> float | None:
 
     Understood are the JSON asked for (also in a fence or within prose, its number also as text), a number after the word
     score (probability, answer ...), and the only number in prose; each also as a per cent or a ratio ("8/10"). Nothing
-    is guessed: a number outside the scale, several different ones, or words only ("probably") are no score.
+    is guessed: a number outside the scale, several different ones, a range, or words only ("probably") are no score.
     """
     text = (unwrap(text) or "").strip()
-    entries = map(_score_entry, [*_FENCE.findall(text), text, *_BRACES.findall(text)])
-    entry = next((entry for entry in entries if entry is not None), None)
-    labelled = list(_LABELLED.finditer(text)) if entry is None else []
-    prose = _SCALE.sub(" ", text if entry is None else entry)
+    whole = _score_entry(text)
+    parts = [*_FENCE.findall(text), *_OBJECT.findall(text)] if whole is None else []
+    entries = [entry for entry in (whole, *map(_score_entry, parts)) if entry is not None]
+    labelled = [] if entries else list(_LABELLED.finditer(text))
+    if any(_RANGE.match(text, figure.end()) for figure in labelled):
+        return None
+    prose = "\n".join(_SCALE.sub(" ", entry) for entry in entries or [text])
     numbers = {_value(figure) for figure in labelled or re.finditer(_FIGURE, prose, re.IGNORECASE)}
     return numbers.pop() if len(numbers) == 1 and 0 <= min(numbers) <= 1 else None
 

@@ -105,7 +105,7 @@ def forecast(requests: list[dict[str, Any]], endpoint: Endpoint, settings: Reque
     choices = sum(len(work.missing) for work in works)
     prompt = sum(count_prompt(work.request) for work in works)
     answers, mean = cache.query(_ANSWERS, endpoint.model)[0] if cache else (0, None)
-    most = [work.request.get("max_tokens") for work in works]
+    most = [find_length(work.request, endpoint) for work in works]
     if answers >= ENOUGH:
         completion, how = round(mean * choices), f"answers as long as {answers} earlier ones ({mean:.0f} tokens)"
     elif None in most:
@@ -129,12 +129,18 @@ def count_prompt(request: dict[str, Any]) -> int:
     return tokens + (FRAME * (len(texts) + 1) if "messages" in request else 0)
 
 
-def bound_tokens(request: dict[str, Any]) -> tuple[int, int | None]:
+def find_length(request: dict[str, Any], endpoint: Endpoint) -> int | None:
+    """Return the most tokens of a choice, in our words or this server's; None when it is not told, so that nothing limits it."""
+    called = endpoint.names.get("max_tokens", "max_tokens")
+    return next((request[name] for name in (called, *LENGTHS) if name in request), None) if called else None
+
+
+def bound_tokens(request: dict[str, Any], endpoint: Endpoint) -> tuple[int, int | None]:
     """Return the most tokens that can go in with a request (no tokenizer makes more than there are bytes) and come out.
 
     None: nothing limits what comes out.
     """
-    most = request.get("max_tokens")
+    most = find_length(request, endpoint)
     prompt = sum(map(len, _list_texts(request))) + 16 * (len(request.get("messages", [])) + 1)
     return prompt, None if most is None else most * request.get("n", 1)
 
@@ -218,7 +224,9 @@ class Accounts:
                 raise BudgetError(found, where=self.prices.where, todo=todo)
         cost = forecast(requests, self.endpoint, self.settings, self.cache).cost_usd
         if cost is None:
-            todo = "give the requests `max_tokens`, or set `requests.budget_usd: null`"
+            todo = (
+                "let the requests have `max_tokens`, and `names` not leave it out, or set `requests.budget_usd: null`"
+            )
             raise BudgetError("a budget is set, but nothing limits the answers", where="requests.budget_usd", todo=todo)
         if self.billed + cost > limit:
             found = f"this would cost about ${cost:,.4f}; of ${limit:,.2f}, ${self.billed:,.4f} are spent"
@@ -243,18 +251,24 @@ class Accounts:
         names = {"max_tokens": self.lengths[0], **self.endpoint.names}
         return {names.get(name, name): v for name, v in sent.items() if names.get(name, name) is not None}
 
-    def learn(self, refusal: Refusal, work: Work, sent: dict[str, Any]) -> bool:
-        """Take from a refusal how to ask this server; False when it is final."""
+    @property
+    def settled(self) -> bool:
+        """Whether only one name of the length is left, so that a refusal of what is sent now can teach no other one."""
+        return len(self.lengths) == 1
+
+    def learn(self, refusal: Refusal, work: Work, sent: dict[str, Any], settled: bool) -> bool:
+        """Take from a refusal how to ask this server; False when it is final. `settled`: as it was when this was sent."""
         name = refusal.setting
         if refusal.status in (400, 422) and not name and sent.get("n", 1) > 1:
             # Some servers refuse `n` instead of ignoring it. If this was not it, the next refusal is final.
             work.alone = work.doubted = True
             return True
-        if name not in LENGTHS or "max_tokens" in self.endpoint.names or self.lengths == [name]:
+        if settled or name not in LENGTHS or "max_tokens" in self.endpoint.names or self.lengths == [name]:
             return False
-        if name in self.lengths:  # else another request has learnt it meanwhile
+        # Else another request has learnt it meanwhile, or this is a line of another model's batch.
+        if name in self.lengths and sent["model"] == self.endpoint.model:
             self.lengths.remove(name)
-            self.cache.enter(*self.who, f"{IGNORED}{name}: refused")
+            self._enter(sent, f"{IGNORED}{name}: refused")
         return True
 
     def take(self, work: Work, sent: dict[str, Any], reply: dict[str, Any]) -> None:
@@ -266,10 +280,12 @@ class Accounts:
         tokens = _count_tokens(answers.values())
         with self.cache.transaction():
             self.cache.put([(work.request, answers)], replace=self.anew)
-            self._bill(*((UNMETERED, *bound_tokens(sent)) if None in tokens else (METERED, *tokens)))
+            self._enter(
+                sent, *((UNMETERED, *bound_tokens(sent, self.endpoint)) if None in tokens else (METERED, *tokens))
+            )
             if fewer or doubted:
-                self.cache.enter(*self.who, IGNORED + FEWER)
-        cost = self.prices.cost(*self.who, *tokens)
+                self._enter(sent, IGNORED + FEWER)
+        cost = self.prices.cost(sent["model"], self.endpoint.transport, *tokens)
         self.spent = None if cost is None or self.spent is None else self.spent + cost
         self.note, work.doubted = "", False
         away = self.thoughts is not None and all(map(is_thought_away, answers.values()))
@@ -280,7 +296,7 @@ class Accounts:
         with self.cache.transaction():
             refused = dict.fromkeys(work.missing, Answer("", f"{REFUSED}{no}", 0, 0))
             self.cache.put([(work.request, refused)], replace=self.anew)
-            self._bill(UNMETERED, bound_tokens(sent)[0], 0)
+            self._enter(sent, UNMETERED, bound_tokens(sent, self.endpoint)[0])
         self.unmetered += 1
         work.missing, work.doubted = [], False
 
@@ -290,7 +306,7 @@ class Accounts:
         self.last = str(fault)
         if fault.billed and sent is not None:
             self.unmetered += 1
-            self._bill(UNMETERED, *bound_tokens(sent))
+            self._enter(sent, UNMETERED, *bound_tokens(sent, self.endpoint))
 
     def check_thoughts(self, request: dict[str, Any]) -> None:
         """Stop with an `EndpointError` when the first few answers are empty, as thinking used up all their tokens.
@@ -332,5 +348,6 @@ class Accounts:
             answered_by=_sorted(Counter(answer.answered_by for answer in every if answer.answered_by)),
         )
 
-    def _bill(self, entry: str, prompt: int, completion: int | None) -> None:
-        self.cache.enter(*self.who, entry, prompt, completion or 0)
+    def _enter(self, sent: dict[str, Any], entry: str, prompt: int = 0, completion: int | None = 0) -> None:
+        # The model is the request's: a batch may be an earlier run's, which had another.
+        self.cache.enter(sent["model"], self.endpoint.transport, entry, prompt, completion or 0)

@@ -15,6 +15,7 @@ from drot_utils.llm.faults import Declined, Fault, Refusal, find_content, read_s
 from drot_utils.llm.replies import Work
 from drot_utils.llm.server import PATHS, Server
 from drot_utils.study.errors import EndpointError
+from drot_utils.study.paths import exclusive
 
 MOST_LINES, MOST_BYTES = 50_000, 190_000_000  # OpenAI takes 50,000 requests and 200 MB a file
 POLL, LONGEST_POLL = 2.0, 60.0  # seconds between two looks at a batch, doubled up to the second
@@ -34,7 +35,11 @@ class Batches:
         self.endpoint, self.cache = server.endpoint, self.accounts.cache
         self.path = f"/v1{PATHS[self.endpoint.kind]}"
         self.place = f"{self.endpoint.base_url} {self.path}"
+        self.lock = self.cache.path.with_name(f".{self.cache.path.name}.batches.lock")
         self.refusal: EndpointError | None = None
+        self.settled = (
+            False  # the accounts' when the batches that are out were written; of an earlier run's nobody knows
+        )
 
     async def ask(self) -> None:
         """Ask until nothing is missing; an `EndpointError` when the server refuses, or batch after batch brings nothing."""
@@ -45,10 +50,8 @@ class Batches:
             while True:
                 self.progressed = False
                 for token, known in batches:
-                    if number := known or await self.server.wait_for(self._search(token)):
+                    if number := known or await self._find(token):
                         await self._bring_in(token, number)
-                    else:
-                        self.forget(token)  # it was never made
                 if not (missing := [work for work in self.works.values() if work.missing]):
                     return
                 idle = 0 if self.progressed else idle + 1
@@ -58,7 +61,11 @@ class Batches:
                 if idle:
                     await self._pause(idle)
                 self.accounts.check_budget()
-                batches = [await self._hand_in(part) for part in cut_work(missing)]
+                self.settled = self.accounts.settled
+                batches = []
+                for part in cut_work(missing):
+                    with exclusive(self.lock, wait=True, what="handing in a batch"):
+                        batches.append(await self._hand_in(part))
         except Fault as fault:
             self.accounts.last = str(fault)
         todo = "run the same command again: what was answered is in the cache, and what was handed in is not handed in again"
@@ -82,6 +89,17 @@ class Batches:
         self.cache.query("UPDATE batches SET id = ? WHERE token = ?", number, token)
         return token, number
 
+    async def _find(self, token: str) -> str | None:
+        """Return the number of a batch that was written down without it; one that was never made is struck off."""
+        self.accounts.note = "another process may be handing in a batch"
+        # Under the lock of those who hand in: before they let go of it they have written the number down, or are dead.
+        with exclusive(self.lock, wait=True, what="handing in a batch"):
+            ((number,),) = self.cache.query("SELECT max(id) FROM batches WHERE token = ?", token)
+            number = number or await self.server.wait_for(self._search(token))
+            if number is None:
+                self.forget(token)
+        return number
+
     async def _search(self, token: str) -> str | None:
         async for entry in self.server.client.batches.list(limit=100):
             if (entry.metadata or {}).get("drot") == token:
@@ -92,22 +110,23 @@ class Batches:
         sql = "SELECT id, key, body, choices FROM lines JOIN requests USING (key) WHERE token = ?"
         rows = self.cache.query(sql, token)
         waiting = {line: Work(key, json.loads(body), json.loads(choices)) for line, key, body, choices in rows}
-        self.accounts.calls += len(waiting)
         lines, status, failures = [], "gone", None
         try:
             state = await self._wait_for(number, len(waiting))
-            status, failures = state.status, state.errors
-            for file in filter(None, (state.output_file_id, state.error_file_id)):
-                lines += (await self.server.wait_for(self.server.client.files.content(file))).content.split(b"\n")
         except Refusal as refusal:
             if refusal.status != 404:
                 raise
+        else:
+            lines, status, failures = await self._fetch(state), state.status, state.errors
         with self.cache.transaction():  # all of it or nothing: no line is entered twice
-            for line in filter(bytes.strip, lines):
-                self._read_line(line, waiting)
-            for _ in waiting:
-                self.accounts.fail(Fault(f"batch {status}", "a line without a result", billed=False))
-            self.forget(token)
+            if self.forget(token):
+                self.accounts.calls += len(waiting)
+                for line in filter(bytes.strip, lines):
+                    self._read_line(line, waiting)
+                for _ in waiting:
+                    self.accounts.fail(Fault(f"batch {status}", "a line without a result", billed=False))
+            else:
+                self._catch_up(waiting)
         if status == "failed":
             errors = (failures and failures.data) or []
             self.accounts.last = "; ".join(f"{error.code}: {error.message}" for error in errors[:3])
@@ -117,6 +136,31 @@ class Batches:
         if self.refusal:
             raise self.refusal
         self.accounts.check_thoughts(next(iter(self.works.values())).request)
+
+    def _catch_up(self, waiting: dict[str, Work]) -> None:
+        """Take from the cache what came in a batch that another process took in, and billed, while this one waited for it."""
+        lines = {(work.key, choice) for work in waiting.values() for choice in work.missing}
+        for key, kept in self.cache.read(self.works).items():
+            work = self.works[key]
+            # What is asked anew counts as answered only if the batch was to answer it.
+            left = [c for c in work.missing if c not in kept or (self.accounts.anew and (key, c) not in lines)]
+            self.progressed |= left != work.missing
+            self.accounts.done += bool(work.missing) and not left
+            work.missing = left
+
+    async def _fetch(self, state: types.Batch) -> list[bytes]:
+        lines = []
+        for file in filter(None, (state.output_file_id, state.error_file_id)):
+            try:
+                lines += (await self.server.wait_for(self.server.client.files.content(file))).content.split(b"\n")
+            except Refusal as refusal:  # the batch was paid for, so it is not struck off
+                if refusal.status != 404:
+                    raise
+                found = f"batch {state.id} is {state.status}, but the server does not find its file {file}"
+                todo = "run the same command again later; if the file is gone for good, ask (and pay) again after "
+                todo += f"sqlite3 {self.cache.path} \"DELETE FROM batches WHERE id = '{state.id}'\""
+                raise EndpointError(found, where=self.place, todo=todo) from refusal
+        return lines
 
     async def _wait_for(self, number: str, lines: int) -> types.Batch:
         for times in count():
@@ -143,7 +187,7 @@ class Batches:
         except Fault as fault:
             self.accounts.fail(fault, sent)
         except Refusal as refusal:
-            if self.accounts.learn(refusal, done, sent):
+            if self.accounts.learn(refusal, done, sent, self.settled):
                 self.progressed = True  # it is known now how to ask
             else:
                 self.refusal = self.refusal or refusal
@@ -181,10 +225,10 @@ class Batches:
                 self.cache.query("INSERT INTO lines VALUES (?, ?, ?, ?)", *values)
         return token
 
-    def forget(self, token: str) -> None:
-        """Strike a batch off."""
+    def forget(self, token: str) -> bool:
+        """Strike a batch off; False when another process has done so."""
         self.cache.query("DELETE FROM lines WHERE token = ?", token)
-        self.cache.query("DELETE FROM batches WHERE token = ?", token)
+        return bool(self.cache.query("DELETE FROM batches WHERE token = ? RETURNING token", token))
 
 
 def cut_work(works: list[Work]) -> Iterator[list[Work]]:

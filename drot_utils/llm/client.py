@@ -188,13 +188,14 @@ class _Asking:
         self.accounts.check_budget()
         if self.stopping:
             raise asyncio.CancelledError
+        settled = self.accounts.settled
         try:
             reply = await self.server.ask(self.accounts.phrase(sent))
         except Declined as no:
             self.accounts.decline(work, sent, no)
             self.server.answered = True
         except Refusal as refusal:
-            if not self.accounts.learn(refusal, work, sent):
+            if not self.accounts.learn(refusal, work, sent, settled):
                 raise
         else:
             self.alone |= work.doubted
