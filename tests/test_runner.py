@@ -19,9 +19,9 @@ from papermill.cli import papermill
 from pytest import approx
 
 from drot_utils.data.table import CANDIDATES, SCORED, check_candidates, read_table
-from drot_utils.study import graph, runner
+from drot_utils.study import graph, outputs, runner
 from drot_utils.study.errors import DrotError
-from drot_utils.study.graph import Stage, list_stages
+from drot_utils.study.graph import Stage, list_stages, stamp_stages
 from drot_utils.study.kernels import kernel_command
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run, exclusive
@@ -47,6 +47,26 @@ def test_command_line_errors_are_one_paragraph(tmp_path, call):
     bad = write_params(tmp_path / "bad.yaml", "smoke", seed="one")
     done = call("stage", "01_seed_generation", bad)
     assert done.returncode == 1 and "`seed`" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_stage_runs_only_on_what_would_be_made_now(tmp_path, call, monkeypatch):
+    ran = []
+    monkeypatch.setattr(runner, "execute", lambda stage, *_: ran.append(stage.name))
+    params = load_params("params/smoke.yaml")
+    stamps = stamp_stages(list_stages(params), params)
+    changed = write_params(tmp_path / "p.yaml", "smoke", critic__learning_rate=0.005)
+    for name in ("01_seed_generation", "02_critic", "03_nli_filter"):
+        done = call("stage", "04_distill_base", "params/smoke.yaml")
+        assert done.returncode == 1 and f"04_distill_base: needs {name} as it would" in done.stderr, done.stderr
+        assert "has not run" in done.stderr and f"run the stage {name} first" in done.stderr
+        stamp = stamps[name]
+        record = {"files": {}, "stamp": stamp.value, "look": stamp.look, "inputs": stamp.inputs}
+        outputs.finish(Run("smoke"), name, "drawn-otherwise", record)  # how its figures look does not matter
+    done = call("stage", "04_distill_base", changed)
+    assert done.returncode == 1 and "needs 02_critic" in done.stderr and "-> 0.005" in done.stderr and not ran
+    look = stamps["04_distill_base"].look  # as Snakemake's jobs call it
+    assert call("stage", "04_distill_base", "params/smoke.yaml", "--look", look).returncode == 0
+    assert call("stage", "02_critic", changed).returncode == 0 and ran == ["04_distill_base", "02_critic"]
 
 
 def test_a_stage_is_not_run_twice_at_once(smoke):
