@@ -211,6 +211,18 @@ def test_caches_of_a_user_without_name_and_home_go_below_work(monkeypatch, outpu
     assert found["DROT_OUTPUT"] == str(output) and found["PATH"] == os.environ["PATH"]
 
 
+def test_a_home_that_may_not_be_entered_is_as_good_as_none(monkeypatch, tmp_path, output):
+    may = os.access
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: Path(path) != tmp_path and may(path, mode)
+    )  # root may enter all
+    for name in ("HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = runner.run_environment(Run("smoke"))
+    assert all(Path(found[name]).is_relative_to(output) and found[name] for name in ("HOME", "HF_HOME"))
+
+
 def test_models_of_the_hub_and_the_token_stay_in_a_home_that_is_there(monkeypatch, tmp_path, output):
     for name in ("HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)

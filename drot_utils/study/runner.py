@@ -330,7 +330,7 @@ def run_environment(run: Run) -> dict[str, str]:
     """
     cache = run.work("cache")
     home, forced = Path(os.path.expanduser("~")), {}  # noqa: PTH111 (it gives "~" itself where there is none)
-    if not home.is_dir():
+    if not (os.access(home, os.X_OK) and home.is_dir()):  # a container's user may have root's, which it may not enter
         home = cache / "home"
         home.mkdir(parents=True, exist_ok=True)
         forced = {"HOME": str(home)}
