@@ -184,7 +184,7 @@ def _used(node: ast.AST, module: str, imports: dict[str, Place]) -> Iterator[Pla
 
 
 class _Without(ast.NodeTransformer):
-    """Takes out the statements that only draw or show, at any depth, unless they bind one of the `needed` names."""
+    """Takes out the statements that only draw or show, at any depth, unless they bind or change one of the `needed` names."""
 
     def __init__(self, imports: dict[str, Place], needed: set[str]) -> None:
         self.report = {name for name, (module, _) in imports.items() if module.startswith("report")}
@@ -201,7 +201,8 @@ class _Without(ast.NodeTransformer):
 
     def _is_one(self, node: ast.stmt) -> bool:
         names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
-        if any(n.id in self.needed for n in names if isinstance(n.ctx, ast.Store)):
+        stored = {_root(n) for n in ast.walk(node) if isinstance(getattr(n, "ctx", None), ast.Store)}
+        if stored & self.needed:
             return False
         shown = isinstance(node, ast.Expr) and _shows(node.value)
         # `for_reading(student.write(...))` is for the reader alone; `print(teacher.ask(...))` may do what others need.
@@ -216,6 +217,13 @@ def _shows(value: ast.expr) -> bool:
     if isinstance(value, ast.Call):
         return _name(value) in SHOWING
     return not any(isinstance(n, ast.Call | ast.Await) for n in ast.walk(value))
+
+
+def _root(node: ast.AST) -> str:
+    # `rows` of `rows`, of `rows.loc[0]["x"]`, and of `rows.pop("x")`.
+    while inner := getattr(node, "value", None) or getattr(node, "func", None):
+        node = inner
+    return getattr(node, "id", "")
 
 
 def _name(call: ast.Call) -> str:
