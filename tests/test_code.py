@@ -156,6 +156,23 @@ def test_what_a_file_s_code_reaches(checkout, body, reached):
     assert reached | {"student_source"} <= found
 
 
+@pytest.mark.parametrize(
+    ("decorator", "counts"),
+    [("register('one')", True), ("student_source.register", True), ("functools.cache", False), ("cache", False)],
+)
+def test_what_a_decorator_of_the_package_registers_counts(checkout, decorator, counts):
+    path = checkout / "drot_utils" / "method" / "prompts.py"
+    path.write_text(
+        "import functools\nfrom functools import cache, singledispatch\nKNOWN = {}\n"
+        "def register(name):\n    return lambda made: KNOWN.setdefault(name, made)\n"
+        f"@singledispatch\ndef student_source(x):\n    return KNOWN\n@{decorator}\ndef one(x: int):\n    return helper()\n"
+        "def helper():\n    return 1\n"
+    )
+    before = code._reach([("method.prompts", "student_source")])
+    edit(path, "return 1", "return 2")
+    assert (code._reach([("method.prompts", "student_source")]) != before) == counts
+
+
 @pytest.mark.parametrize("name", ["data/published.yaml", "figures/drot.mplstyle"])
 def test_files_that_code_names_count(checkout, name):
     for folder in ("data", "figures"):

@@ -120,10 +120,13 @@ def _parse_module(module: str, source: str) -> _Module:
     tree = _parse(source)
     imports = _imports(tree)
     nodes: dict[str, list[ast.stmt]] = {}
+    own = {*imports, *(name for node in tree.body for name in _bound(node))}
     for node in tree.body:
         main = isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
         if not (main or isinstance(node, ast.Import | ast.ImportFrom) or _is_docstring(node)):
-            for name in _bound(node):
+            # A decorator of the package's own may register what it decorates.
+            registers = any(_root(each) in own for each in getattr(node, "decorator_list", []))
+            for name in _bound(node) | ({""} if registers else set()):
                 nodes.setdefault(name, []).append(node)
     definitions = {
         name: (_digest(_text(each)), sorted({use for node in each for use in _used(node, module, imports)}, key=str))
