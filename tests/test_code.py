@@ -203,6 +203,28 @@ def test_a_cell_that_is_not_python_is_named(checkout):
         hashes(checkout)
 
 
+def hash_source(source):
+    return code._digest(code._text(code._parse(source).body))
+
+
+def test_hashes_are_the_same_with_any_version_of_python():
+    source = (
+        "@cache\ndef f(a, /, *b: 'int', c=u'é', **d) -> None:\n    x = f\"{a!r:>{b}d} {', '.join(d['x'])} {c=}\"\n"
+        "    match a:\n        case {'x': [1, *_]} | None:\n            return lambda: (-1, 1.0, 1j, b'', ..., {**d, '': None})\n"
+    )
+    assert hash_source(source) == "b3dfce6544bc"  # by 3.11, 3.12 and 3.13
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [("x = 'a'", 'x = u"a"', True), ("x = (1)", "x = 0x1", True), ("x = f'{a}'", 'x = f"{a}"', True),
+     ("x = 1", "x = True", False), ("x = 1", "x = 1.0", False), ("x = '1'", "x = 1", False), ("f(a)", "f(*a)", False),
+     ("x = None", "x: None", False), ("{**a}", "{a: a}", False), ("f('')", "f()", False), ("return_ = a", "a = return_", False)],
+)  # fmt: skip
+def test_only_what_python_reads_counts(one, other, same):
+    assert (hash_source(one) == hash_source(other)) == same
+
+
 def test_a_hash_of_code_that_is_not_there_is_refused():
     with pytest.raises(DrotError, match=r"method\.student\.make_exmples"):
         code.hash_code("method.student.make_exmples")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from drot_utils.study.errors import DrotError
 from drot_utils.study.paths import ROOT, sha256
@@ -21,6 +22,7 @@ FILES = ("data/", "figures/")  # how the names of files begin that code reads, w
 Place = tuple[str, str | None]
 
 
+UNSAID = ("ctx", "kind", "type_comment")  # fields of a syntax tree on which nothing depends that its others do not say
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -234,8 +236,15 @@ def _name(call: ast.Call) -> str:
 
 
 def _text(nodes: Iterable[ast.AST]) -> str:
-    # `unparse` and not `dump`, whose form changes with Python's version.
-    return "\n".join(map(ast.unparse, nodes))
+    return json.dumps([_plain(node) for node in nodes])
+
+
+def _plain(value: object) -> Any:
+    # `ast.unparse` and `ast.dump` write some trees otherwise in another version of Python; a field that is empty may be new in one.
+    if isinstance(value, ast.AST):
+        said = [(name, part) for name, part in ast.iter_fields(value) if name not in UNSAID and part not in (None, [])]
+        return [type(value).__name__, *([name, _plain(part)] for name, part in said)]
+    return [_plain(part) for part in value] if isinstance(value, list) else ascii(value)
 
 
 def _parse(source: str) -> ast.Module:
