@@ -13,6 +13,7 @@ from drot_utils.study import code, graph
 from drot_utils.study.errors import DrotError
 from drot_utils.study.params import Params, Section
 from drot_utils.study.paths import ROOT, Run
+from drot_utils.study.record import open_study
 
 NOTEBOOK = "05_self_distill"
 
@@ -23,7 +24,9 @@ def checkout(tmp_path, monkeypatch):
     for name in ("drot_utils", "notebooks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     monkeypatch.setattr(code, "ROOT", tmp_path)
-    return tmp_path
+    code.read_package.cache_clear()
+    yield tmp_path
+    code.read_package.cache_clear()
 
 
 def hashes(checkout, notebook=NOTEBOOK):
@@ -230,10 +233,16 @@ def test_a_hash_of_code_that_is_not_there_is_refused():
         code.hash_code("method.student.make_exmples")
 
 
-def test_a_hash_of_code_reaches_through_modules(checkout):
-    before = code.hash_code("method.student.make_examples"), code.hash_code("method.nli.filter_unique")
+def hash_both():
+    return code.hash_code("method.student.make_examples"), code.hash_code("method.nli.filter_unique")
+
+
+def test_a_hash_of_code_reaches_through_modules_and_is_of_the_code_that_runs(checkout):
+    open_study("02_critic", "params/smoke.yaml")
     edit(checkout / "drot_utils" / "method" / "prompts.py", "Modifier: more", "Direction: more")
-    after = code.hash_code("method.student.make_examples"), code.hash_code("method.nli.filter_unique")
+    before = hash_both()
+    code.read_package.cache_clear()  # as in a process that begins now
+    after = hash_both()
     assert before[0] != after[0] and before[1] == after[1]
 
 

@@ -3,14 +3,14 @@
 import ast
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from drot_utils.study.errors import DrotError
-from drot_utils.study.paths import ROOT, sha256
+from drot_utils.study.paths import ROOT, files_below, sha256
 
 GROUND = "study"  # the room that decides no number: of the parameters the values count, not the code
 READING = "for_reading"  # what it is called with is for the reader alone
@@ -71,12 +71,32 @@ def hash_notebook(notebook: Path) -> tuple[dict[str, str], dict[str, str]]:
 def hash_code(*places: str) -> str:
     """Return one hash of definitions, such as ``engine.trainer.train``, and of all that they reach.
 
-    For fingerprints: what other code made is not used again.
+    For fingerprints: what other code made is not used again. The code is the one that runs (see `read_package`).
     """
-    reached = _reach(tuple(place.rsplit(".", 1)) for place in places)
+    reached = _reach((tuple(place.rsplit(".", 1)) for place in places), read_package().get)
     if missing := set(places) - set(reached):
         raise DrotError(f"no definitions at the top of a file: {', '.join(sorted(missing))}", where="hash_code")
     return _digest(json.dumps(reached, sort_keys=True))
+
+
+@cache
+def read_package() -> dict[str, str]:
+    """Return the source of the package's files by module, such as ``engine.trainer``, as it was at the first call in a process.
+
+    A file may be edited while a process runs what was in it before.
+    """
+    folder = ROOT / "drot_utils"
+    files = {
+        ".".join(file.relative_to(folder).with_suffix("").parts): file
+        for file in files_below(folder)
+        if file.suffix == ".py"
+    }
+    return {module: file.read_text(encoding="utf-8") for module, file in files.items()}
+
+
+def _read(module: str) -> str | None:
+    path = _file(module)
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def _hash_all(tree: ast.Module, imports: dict[str, Place]) -> dict[str, str]:
@@ -84,7 +104,7 @@ def _hash_all(tree: ast.Module, imports: dict[str, Place]) -> dict[str, str]:
     return {"cells": _digest(_text(tree.body)), **_reach(start)}
 
 
-def _reach(start: Iterable[Place]) -> dict[str, str]:
+def _reach(start: Iterable[Place], read: Callable[[str], str | None] = _read) -> dict[str, str]:
     waiting, found = list(start), {}
     seen: set[Place] = set()
     modules: dict[str, _Module | None] = {}  # each file is read once
@@ -98,8 +118,8 @@ def _reach(start: Iterable[Place]) -> dict[str, str]:
                 found[module] = sha256(path)[:12]
             continue
         if module not in modules:
-            path = _file(module)
-            modules[module] = _parse_module(module, path.read_text(encoding="utf-8")) if path.is_file() else None
+            source = read(module)
+            modules[module] = None if source is None else _parse_module(module, source)
         here = modules[module]
         if here is None:
             continue
