@@ -4,7 +4,6 @@ import argparse
 import gc
 import io
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,12 +99,13 @@ def _run(options: argparse.Namespace) -> int:
         raise DrotError("--set is for a new run, whose parameters it changes", todo="name the new run with --as")
     new = bool(options.name) and not Run(options.name).root.exists()
     if options.name:
-        params_file = branch_run(params_file, options.name, overrides)
+        params_file = branch_run(params_file, options.name, overrides, options.dry_run)
     try:
         return run_study(params_file, options.cores, options.ablations, options.until, options.dry_run)
     finally:
-        if new and options.dry_run:
-            shutil.rmtree(Run(options.name).root)
+        if new and options.dry_run and list(params_file.parent.iterdir()) == [params_file]:  # nobody began it meanwhile
+            params_file.unlink()
+            params_file.parent.rmdir()
 
 
 def _run_stage(options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from drot_utils.study import code, graph
 from drot_utils.study.errors import DrotError
 from drot_utils.study.params import Params, Section
 from drot_utils.study.paths import ROOT, Run
+from drot_utils.study.record import open_study
 
 NOTEBOOK = "05_self_distill"
 
@@ -23,7 +24,9 @@ def checkout(tmp_path, monkeypatch):
     for name in ("drot_utils", "notebooks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     monkeypatch.setattr(code, "ROOT", tmp_path)
-    return tmp_path
+    code.read_package.cache_clear()
+    yield tmp_path
+    code.read_package.cache_clear()
 
 
 def hashes(checkout, notebook=NOTEBOOK):
@@ -92,6 +95,9 @@ def test_prose_metadata_and_outputs_of_a_notebook_do_not_count(checkout):
         ("figures.draw_losses(student.read_training(study, name))", True),
         ("[run.data(each).unlink() for each in kept]", True),
         ("drawn = figures.draw_flow({}, 'x')\ndrawn.set_dpi(100)", True),
+        ("drawn = figures.draw_flow({}, 'x')\ndrawn.title = figures.draw_flow({}, 'y')", False),
+        ("kept['drawn'] = figures.draw_flow({}, 'x')", True),  # other cells compute with `kept`
+        ("kept.attrs['at'][0].drawn, other = figures.draw_flow({}, 'x')", True),
         (
             "from drot_utils.report import tables\nshort = tables.shape_table(kept, 2)\nshort.to_csv(run.root / 'x')",
             True,
@@ -153,6 +159,23 @@ def test_what_a_file_s_code_reaches(checkout, body, reached):
     assert reached | {"student_source"} <= found
 
 
+@pytest.mark.parametrize(
+    ("decorator", "counts"),
+    [("register('one')", True), ("student_source.register", True), ("functools.cache", False), ("cache", False)],
+)
+def test_what_a_decorator_of_the_package_registers_counts(checkout, decorator, counts):
+    path = checkout / "drot_utils" / "method" / "prompts.py"
+    path.write_text(
+        "import functools\nfrom functools import cache, singledispatch\nKNOWN = {}\n"
+        "def register(name):\n    return lambda made: KNOWN.setdefault(name, made)\n"
+        f"@singledispatch\ndef student_source(x):\n    return KNOWN\n@{decorator}\ndef one(x: int):\n    return helper()\n"
+        "def helper():\n    return 1\n"
+    )
+    before = code._reach([("method.prompts", "student_source")])
+    edit(path, "return 1", "return 2")
+    assert (code._reach([("method.prompts", "student_source")]) != before) == counts
+
+
 @pytest.mark.parametrize("name", ["data/published.yaml", "figures/drot.mplstyle"])
 def test_files_that_code_names_count(checkout, name):
     for folder in ("data", "figures"):
@@ -183,15 +206,43 @@ def test_a_cell_that_is_not_python_is_named(checkout):
         hashes(checkout)
 
 
+def hash_source(source):
+    return code._digest(code._text(code._parse(source).body))
+
+
+def test_hashes_are_the_same_with_any_version_of_python():
+    source = (
+        "@cache\ndef f(a, /, *b: 'int', c=u'é', **d) -> None:\n    x = f\"{a!r:>{b}d} {', '.join(d['x'])} {c=}\"\n"
+        "    match a:\n        case {'x': [1, *_]} | None:\n            return lambda: (-1, 1.0, 1j, b'', ..., {**d, '': None})\n"
+    )
+    assert hash_source(source) == "b3dfce6544bc"  # by 3.11, 3.12 and 3.13
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [("x = 'a'", 'x = u"a"', True), ("x = (1)", "x = 0x1", True), ("x = f'{a}'", 'x = f"{a}"', True),
+     ("x = 1", "x = True", False), ("x = 1", "x = 1.0", False), ("x = '1'", "x = 1", False), ("f(a)", "f(*a)", False),
+     ("x = None", "x: None", False), ("{**a}", "{a: a}", False), ("f('')", "f()", False), ("return_ = a", "a = return_", False)],
+)  # fmt: skip
+def test_only_what_python_reads_counts(one, other, same):
+    assert (hash_source(one) == hash_source(other)) == same
+
+
 def test_a_hash_of_code_that_is_not_there_is_refused():
     with pytest.raises(DrotError, match=r"method\.student\.make_exmples"):
         code.hash_code("method.student.make_exmples")
 
 
-def test_a_hash_of_code_reaches_through_modules(checkout):
-    before = code.hash_code("method.student.make_examples"), code.hash_code("method.nli.filter_unique")
+def hash_both():
+    return code.hash_code("method.student.make_examples"), code.hash_code("method.nli.filter_unique")
+
+
+def test_a_hash_of_code_reaches_through_modules_and_is_of_the_code_that_runs(checkout):
+    open_study("02_critic", "params/smoke.yaml")
     edit(checkout / "drot_utils" / "method" / "prompts.py", "Modifier: more", "Direction: more")
-    after = code.hash_code("method.student.make_examples"), code.hash_code("method.nli.filter_unique")
+    before = hash_both()
+    code.read_package.cache_clear()  # as in a process that begins now
+    after = hash_both()
     assert before[0] != after[0] and before[1] == after[1]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from drot_utils.study import code, graph, paths
 from drot_utils.study.errors import DrotError
-from drot_utils.study.params import load_params
+from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import NOTEBOOKS, ROOT, Run
 
 
@@ -105,6 +105,40 @@ def test_a_stage_depends_on_its_data_and_on_filled_forms(demo, tmp_path):
         (tmp_path / name).write_text("x")
     more = data_of(forms, "11_human_evaluation") - found
     assert {name.rsplit("/", 1)[1] for name in more} == {"evaluation_form-bob.CSV", "c.jsonl", "d.xlsx"}
+
+
+def test_files_and_folders_count_however_they_are_named(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    for name in ("forms/evaluation_form-ann.csv", "mine/model.safetensors", "data/x.tsv", "gpt2/model.safetensors"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("x")
+    (tmp_path / "actions.tsv").write_text("x")
+
+    def data_of(**sections):
+        values = {"stage": {}, **sections}
+        return set(graph._hash_data(values))
+
+    base = {"base": {"source": "folder", "name": "mine"}}
+    assert data_of(annotation={"filled": "forms"}) == {"forms/evaluation_form-ann.csv"}
+    assert data_of(student=base) == {"mine/model.safetensors"}
+    assert data_of(student={"base": {"source": "package", "name": "gpt2"}}) == set()
+    assert data_of(**{"corpus.actions": "actions.tsv", "teacher": {"name": "data"}, "topics": {"word_list": None}}) == {
+        "actions.tsv"
+    }
+
+
+def test_every_parameter_that_is_a_path_is_known_as_one():
+    texts = set()
+    schema = Params.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        for name, kind in section["properties"].items():
+            kinds = [kind, *kind.get("anyOf", [])]
+            kinds += [each["items"] for each in kinds if "items" in each]
+            if any(each.get("type") == "string" and not {"enum", "const"} & set(each) for each in kinds):
+                texts.add(name)
+    others = {"action", "address", "api_key_env", "base_url", "countries", "exchange", "model", "name", "note", "profile",
+              "revision", "target"}  # fmt: skip
+    assert texts == others | set(graph.PATHS) - {"folder"}, "a new key: is it a path (graph.PATHS), or not (this test)?"
 
 
 def test_a_path_that_the_runner_gets_has_no_braces(tmp_path):

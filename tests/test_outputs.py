@@ -8,8 +8,10 @@ import pytest
 from conftest import files_and_hashes
 
 from drot_utils.llm.cache import Answer, Cache, request_key
-from drot_utils.study import outputs
+from drot_utils.study import outputs, runner
 from drot_utils.study.graph import Stage, Stamp
+from drot_utils.study.outputs import branch_run
+from drot_utils.study.params import load_params
 from drot_utils.study.paths import WRITTEN, Run, atomic, output_root, replace_folder, write_text
 
 A, B = Stage("01_a", (), ("seed",), 1), Stage("02_b", ("01_a",), ("nli",), 2)
@@ -343,3 +345,26 @@ def test_why_a_stage_runs(changes, said):
     stamp = Stamp("x", "x", {**INPUTS, **changes})
     assert outputs.explain(stamp, {"inputs": INPUTS}) == said
     assert outputs.explain(stamp, None) == outputs.explain(stamp, {"seconds": 1}) == ["has not run"]
+
+
+def test_another_run_begins_with_the_answers_of_the_first_whatever_is_changed():
+    Cache(Run("smoke").answers).put([(make_question("one"), {0: Answer("yes")})])
+    branch_run("params/smoke.yaml", "more", {"requests.budget_usd": 50.0}, dry=True)
+    assert not Run("more").answers.exists()
+    branch_run("params/smoke.yaml", "more", {"requests.budget_usd": 50.0})
+    assert Cache(Run("more").answers).read([request_key(make_question("one"))])
+
+
+def test_another_runs_parameters_are_found_where_runs_is_a_link(output, tmp_path):
+    (tmp_path / "scratch" / "deep" / "runs").mkdir(parents=True)
+    output.mkdir()
+    (output / "runs").symlink_to(tmp_path / "scratch" / "deep" / "runs")
+    assert load_params(branch_run("params/smoke.yaml", "linked", {"seed": 7})).seed == 7
+
+
+def test_a_dry_run_of_another_run_leaves_what_another_process_began(output, call, monkeypatch):
+    arguments = ("run", "params/smoke.yaml", "--set", "seed=7", "--as", "tried", "--dry-run")
+    assert call(*arguments).returncode == 0 and not Run("tried").root.exists()
+    monkeypatch.setattr(runner, "run_study", lambda *_: write_text(Run("tried").data("d0"), "x"))
+    call(*arguments)
+    assert Run("tried").data("d0").exists() and load_params(Run("tried").root / "params.yaml").seed == 7

@@ -203,13 +203,17 @@ def test_bad_values_are_named_with_file_and_rule(tmp_path, changes, message):
         ("base_url", "https://user:sk-secret@host/v1"),
         ("base_url", "https://host/v1?key=sk-secret"),
         ("api_key_env", "sk-secret"),
+        ("api_key_env", "gsk_secret7F3"),
+        ("api_key_env", "sk_live_secret"),
+        ("api_key_env", "HF_secret"),
     ],
 )
 def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(tmp_path, key, value):
     path = write_params(tmp_path / "p.yaml", "demo", **{f"teacher__endpoint__{key}": value})
-    with pytest.raises(ParamsError, match=key) as caught:
-        load_params(path)
-    assert "sk-secret" not in str(caught.value)
+    for arguments in ((path,), ("params/demo.yaml", {f"teacher.endpoint.{key}": value})):
+        with pytest.raises(ParamsError, match=key) as caught:
+            load_params(*arguments)
+        assert value not in str(caught.value) and "sk-secret" not in str(caught.value)
 
 
 def test_missing_key_missing_file_and_broken_yaml(tmp_path):

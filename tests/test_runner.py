@@ -19,9 +19,9 @@ from papermill.cli import papermill
 from pytest import approx
 
 from drot_utils.data.table import CANDIDATES, SCORED, check_candidates, read_table
-from drot_utils.study import graph, runner
+from drot_utils.study import graph, outputs, runner
 from drot_utils.study.errors import DrotError
-from drot_utils.study.graph import Stage, list_stages
+from drot_utils.study.graph import Stage, list_stages, stamp_stages
 from drot_utils.study.kernels import kernel_command
 from drot_utils.study.params import Params, load_params
 from drot_utils.study.paths import ROOT, Run, exclusive
@@ -47,6 +47,26 @@ def test_command_line_errors_are_one_paragraph(tmp_path, call):
     bad = write_params(tmp_path / "bad.yaml", "smoke", seed="one")
     done = call("stage", "01_seed_generation", bad)
     assert done.returncode == 1 and "`seed`" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_stage_runs_only_on_what_would_be_made_now(tmp_path, call, monkeypatch):
+    ran = []
+    monkeypatch.setattr(runner, "execute", lambda stage, *_: ran.append(stage.name))
+    params = load_params("params/smoke.yaml")
+    stamps = stamp_stages(list_stages(params), params)
+    changed = write_params(tmp_path / "p.yaml", "smoke", critic__learning_rate=0.005)
+    for name in ("01_seed_generation", "02_critic", "03_nli_filter"):
+        done = call("stage", "04_distill_base", "params/smoke.yaml")
+        assert done.returncode == 1 and f"04_distill_base: needs {name} as it would" in done.stderr, done.stderr
+        assert "has not run" in done.stderr and f"run the stage {name} first" in done.stderr
+        stamp = stamps[name]
+        record = {"files": {}, "stamp": stamp.value, "look": stamp.look, "inputs": stamp.inputs}
+        outputs.finish(Run("smoke"), name, "drawn-otherwise", record)  # how its figures look does not matter
+    done = call("stage", "04_distill_base", changed)
+    assert done.returncode == 1 and "needs 02_critic" in done.stderr and "-> 0.005" in done.stderr and not ran
+    look = stamps["04_distill_base"].look  # as Snakemake's jobs call it
+    assert call("stage", "04_distill_base", "params/smoke.yaml", "--look", look).returncode == 0
+    assert call("stage", "02_critic", changed).returncode == 0 and ran == ["04_distill_base", "02_critic"]
 
 
 def test_a_stage_is_not_run_twice_at_once(smoke):
@@ -189,6 +209,18 @@ def test_caches_of_a_user_without_name_and_home_go_below_work(monkeypatch, outpu
         assert Path(found[name]).is_relative_to(cache), name
     assert Path(found["HOME"]).is_dir() and found["USER"] and found["MPLCONFIGDIR"] == "/mine"
     assert found["DROT_OUTPUT"] == str(output) and found["PATH"] == os.environ["PATH"]
+
+
+def test_a_home_that_may_not_be_entered_is_as_good_as_none(monkeypatch, tmp_path, output):
+    may = os.access
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: Path(path) != tmp_path and may(path, mode)
+    )  # root may enter all
+    for name in ("HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = runner.run_environment(Run("smoke"))
+    assert all(Path(found[name]).is_relative_to(output) and found[name] for name in ("HOME", "HF_HOME"))
 
 
 def test_models_of_the_hub_and_the_token_stay_in_a_home_that_is_there(monkeypatch, tmp_path, output):

@@ -3,13 +3,14 @@
 import ast
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from drot_utils.study.errors import DrotError
-from drot_utils.study.paths import ROOT, sha256
+from drot_utils.study.paths import ROOT, files_below, sha256
 
 GROUND = "study"  # the room that decides no number: of the parameters the values count, not the code
 READING = "for_reading"  # what it is called with is for the reader alone
@@ -21,6 +22,7 @@ FILES = ("data/", "figures/")  # how the names of files begin that code reads, w
 Place = tuple[str, str | None]
 
 
+UNSAID = ("ctx", "kind", "type_comment")  # fields of a syntax tree on which nothing depends that its others do not say
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -69,12 +71,32 @@ def hash_notebook(notebook: Path) -> tuple[dict[str, str], dict[str, str]]:
 def hash_code(*places: str) -> str:
     """Return one hash of definitions, such as ``engine.trainer.train``, and of all that they reach.
 
-    For fingerprints: what other code made is not used again.
+    For fingerprints: what other code made is not used again. The code is the one that runs (see `read_package`).
     """
-    reached = _reach(tuple(place.rsplit(".", 1)) for place in places)
+    reached = _reach((tuple(place.rsplit(".", 1)) for place in places), read_package().get)
     if missing := set(places) - set(reached):
         raise DrotError(f"no definitions at the top of a file: {', '.join(sorted(missing))}", where="hash_code")
     return _digest(json.dumps(reached, sort_keys=True))
+
+
+@cache
+def read_package() -> dict[str, str]:
+    """Return the source of the package's files by module, such as ``engine.trainer``, as it was at the first call in a process.
+
+    A file may be edited while a process runs what was in it before.
+    """
+    folder = ROOT / "drot_utils"
+    files = {
+        ".".join(file.relative_to(folder).with_suffix("").parts): file
+        for file in files_below(folder)
+        if file.suffix == ".py"
+    }
+    return {module: file.read_text(encoding="utf-8") for module, file in files.items()}
+
+
+def _read(module: str) -> str | None:
+    path = _file(module)
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def _hash_all(tree: ast.Module, imports: dict[str, Place]) -> dict[str, str]:
@@ -82,7 +104,7 @@ def _hash_all(tree: ast.Module, imports: dict[str, Place]) -> dict[str, str]:
     return {"cells": _digest(_text(tree.body)), **_reach(start)}
 
 
-def _reach(start: Iterable[Place]) -> dict[str, str]:
+def _reach(start: Iterable[Place], read: Callable[[str], str | None] = _read) -> dict[str, str]:
     waiting, found = list(start), {}
     seen: set[Place] = set()
     modules: dict[str, _Module | None] = {}  # each file is read once
@@ -96,8 +118,8 @@ def _reach(start: Iterable[Place]) -> dict[str, str]:
                 found[module] = sha256(path)[:12]
             continue
         if module not in modules:
-            path = _file(module)
-            modules[module] = _parse_module(module, path.read_text(encoding="utf-8")) if path.is_file() else None
+            source = read(module)
+            modules[module] = None if source is None else _parse_module(module, source)
         here = modules[module]
         if here is None:
             continue
@@ -120,10 +142,13 @@ def _parse_module(module: str, source: str) -> _Module:
     tree = _parse(source)
     imports = _imports(tree)
     nodes: dict[str, list[ast.stmt]] = {}
+    own = {*imports, *(name for node in tree.body for name in _bound(node))}
     for node in tree.body:
         main = isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
         if not (main or isinstance(node, ast.Import | ast.ImportFrom) or _is_docstring(node)):
-            for name in _bound(node):
+            # A decorator of the package's own may register what it decorates.
+            registers = any(_root(each) in own for each in getattr(node, "decorator_list", []))
+            for name in _bound(node) | ({""} if registers else set()):
                 nodes.setdefault(name, []).append(node)
     definitions = {
         name: (_digest(_text(each)), sorted({use for node in each for use in _used(node, module, imports)}, key=str))
@@ -184,7 +209,7 @@ def _used(node: ast.AST, module: str, imports: dict[str, Place]) -> Iterator[Pla
 
 
 class _Without(ast.NodeTransformer):
-    """Takes out the statements that only draw or show, at any depth, unless they bind one of the `needed` names."""
+    """Takes out the statements that only draw or show, at any depth, unless they bind or change one of the `needed` names."""
 
     def __init__(self, imports: dict[str, Place], needed: set[str]) -> None:
         self.report = {name for name, (module, _) in imports.items() if module.startswith("report")}
@@ -201,7 +226,8 @@ class _Without(ast.NodeTransformer):
 
     def _is_one(self, node: ast.stmt) -> bool:
         names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
-        if any(n.id in self.needed for n in names if isinstance(n.ctx, ast.Store)):
+        stored = {_root(n) for n in ast.walk(node) if isinstance(getattr(n, "ctx", None), ast.Store)}
+        if stored & self.needed:
             return False
         shown = isinstance(node, ast.Expr) and _shows(node.value)
         # `for_reading(student.write(...))` is for the reader alone; `print(teacher.ask(...))` may do what others need.
@@ -218,13 +244,27 @@ def _shows(value: ast.expr) -> bool:
     return not any(isinstance(n, ast.Call | ast.Await) for n in ast.walk(value))
 
 
+def _root(node: ast.AST) -> str:
+    # `rows` of `rows`, of `rows.loc[0]["x"]`, and of `rows.pop("x")`.
+    while inner := getattr(node, "value", None) or getattr(node, "func", None):
+        node = inner
+    return getattr(node, "id", "")
+
+
 def _name(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
 def _text(nodes: Iterable[ast.AST]) -> str:
-    # `unparse` and not `dump`, whose form changes with Python's version.
-    return "\n".join(map(ast.unparse, nodes))
+    return json.dumps([_plain(node) for node in nodes])
+
+
+def _plain(value: object) -> Any:
+    # `ast.unparse` and `ast.dump` write some trees otherwise in another version of Python; a field that is empty may be new in one.
+    if isinstance(value, ast.AST):
+        said = [(name, part) for name, part in ast.iter_fields(value) if name not in UNSAID and part not in (None, [])]
+        return [type(value).__name__, *([name, _plain(part)] for name, part in said)]
+    return [_plain(part) for part in value] if isinstance(value, list) else ascii(value)
 
 
 def _parse(source: str) -> ast.Module:

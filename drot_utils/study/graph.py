@@ -83,6 +83,12 @@ class Stage:
         return run.root / "notebooks" / f"{self.name}.ipynb"
 
 
+#: Keys of the parameters whose values are files or folders; `folder`: the name of a model whose source is one.
+PATHS = (
+    "actions", "filled", "folder", "gold", "groups", "prices", "recorded", "reference_votes", "teacher_rows", "threshold_rows",
+    "word_list",
+)  # fmt: skip
+
 TRAINS = ("seed", "compute", "corpus.actions", "critic", "judges", "nli", "distill", "student")
 WRITES = (*TRAINS, "generation")
 
@@ -207,7 +213,7 @@ def stamp_stages(stages: list[Stage], params: Params) -> dict[str, Stamp]:
         inputs = {
             "code": computing,
             "parameters": parameters,
-            "data": _hash_data(parameters.values()),
+            "data": _hash_data(parameters),
             "needs": {name: stamps[name].value for name in stage.needs},
         }
         value = _digest(inputs)
@@ -221,10 +227,10 @@ def _look_up(values: dict[str, Any], name: str) -> Any:
     return values[section][key] if key else values[section]
 
 
-def _hash_data(values: Iterable[Any]) -> dict[str, str]:
+def _hash_data(parameters: dict[str, Any]) -> dict[str, str]:
     # Files and folders by the names that the parameters give them, so that the checkout may lie anywhere.
     hashes = {}
-    for text in {text for value in values for text in _texts(value) if "/" in text}:
+    for text in set(_paths(parameters)):
         path = resolve(text)
         for file in files_below(path) if path.is_dir() else [path]:
             if file.is_file():
@@ -247,9 +253,12 @@ def refuse_braces(folder: Path) -> None:
             )
 
 
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
+def _paths(value: Any, key: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _paths(item, "folder" if name == "name" and value.get("source") == "folder" else name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _paths(item, key)
+    elif value and key.rpartition(".")[2] in PATHS:
         yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)

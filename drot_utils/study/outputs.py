@@ -330,8 +330,10 @@ def describe_stages(run: Run, stages: list[Stage], stamps: dict[str, Stamp], mad
     return "\n".join([*lines, f"about {tqdm.format_interval(total)} in all" if total else "nothing to run"])
 
 
-def branch_run(params_file: str, name: str, overrides: dict[str, Any]) -> Path:
+def branch_run(params_file: str, name: str, overrides: dict[str, Any], dry: bool = False) -> Path:
     """Name another run, with some parameters changed, and return its parameter file, ``runs/<name>/params.yaml``.
+
+    It begins with the answers of the first run (but where it is `dry`), as all its stages may be others.
 
     Raises
     ------
@@ -341,9 +343,9 @@ def branch_run(params_file: str, name: str, overrides: dict[str, Any]) -> Path:
         See `load_params`.
     """
     base = load_params(params_file, {**overrides, "profile": name})
-    run = Run(name)
+    run, first = Run(name), load_params(params_file).profile
     path = run.root / "params.yaml"
-    if name == load_params(params_file).profile or (run.root.exists() and not path.exists()):
+    if name == first or (run.root.exists() and not path.exists()):
         raise DrotError("a run of this name is there already", where=str(run.root), todo="choose another name for --as")
     if path.exists() and (there := load_params(path)) != base:
         old, new = (flatten(params.model_dump(mode="json")) for params in (there, base))
@@ -353,13 +355,17 @@ def branch_run(params_file: str, name: str, overrides: dict[str, Any]) -> Path:
             todo="choose another name for --as, or remove the folder",
         )  # fmt: skip
     all_values = base.model_dump(mode="json")
-    values: dict[str, Any] = {"extends": os.path.relpath(resolve(params_file), run.root), "profile": name}
+    # `..` of a link leads elsewhere than in the path's text.
+    extends = os.path.relpath(resolve(params_file).resolve(), run.root.resolve())
+    values: dict[str, Any] = {"extends": extends, "profile": name}
     for section, *below in (key.split(".") for key in overrides):
         if below:
             values.setdefault(section, {})[below[0]] = all_values[section][below[0]]
         else:
             values[section] = all_values[section]
     write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    if not dry:
+        copy_answers(Run(first), run)
     return path
 
 

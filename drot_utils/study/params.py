@@ -130,7 +130,7 @@ class Endpoint(Section):
     kind: Literal["chat", "completions"]
     base_url: Annotated[str, AfterValidator(_check_url)]
     model: str
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None
     concurrency: Annotated[int, Field(gt=0, le=1000)]
     requests_per_minute: PositiveInt | None
     tokens_per_minute: PositiveInt | None

@@ -24,6 +24,7 @@ import torch
 import yaml
 
 from drot_utils import __version__
+from drot_utils.study.code import read_package
 from drot_utils.study.errors import DataError, ModelError
 from drot_utils.study.forecast import Machine
 from drot_utils.study.outputs import (
@@ -68,6 +69,7 @@ def open_study(
     variant : str
         Appended to the stage's name: the round, or the ablation.
     """
+    read_package()  # what runs, should a file of it be edited meanwhile
     params = load_params(params_file, overrides)
     _quiet()
     pd.options.display.max_colwidth = 110

@@ -18,7 +18,7 @@ from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
 from drot_utils.study import outputs
-from drot_utils.study.errors import DrotError, wrap_os_error
+from drot_utils.study.errors import DrotError, MissingInputError, wrap_os_error
 from drot_utils.study.forecast import finish_time, foresee
 from drot_utils.study.graph import Stage, Stamp, list_stages, refuse_braces, stamp_stages
 from drot_utils.study.kernels import THREADS, TUNED, kernel_command, kernel_server
@@ -218,21 +218,43 @@ def _conclude(run: Run, params: Params) -> None:
 
 
 def run_stage(name: str, params_file: str, look: str | None = None) -> None:
-    """Execute the stage of that name (see `execute`); a `DrotError` where there is none, or its stamp is not `look`."""
+    """Execute the stage of that name (see `execute`).
+
+    Raises
+    ------
+    MissingInputError
+        When the run has not what the stage needs, or has it as other parameters, code or data made it.
+    DrotError
+        When there is no such stage, or its stamp is not `look`.
+    """
     params = load_params(params_file)
     run = Run(params.profile)
     refuse_braces(run.root)
     # The ablations change the stamp of what comes after them: with them or without, as planned.
     for stages in (list_stages(params), list_stages(params, ablations=True)):
         if name in {stage.name for stage in stages}:
-            stamp = stamp_stages(stages, params)[name]
-            if look in (None, stamp.look):
+            stamps, stage = stamp_stages(stages, params), _find_stage(stages, name)
+            if look in (None, stamps[name].look):
+                _require_needs(run, stage, stamps, params_file)
                 os.environ.update(run_environment(run))
-                execute(_find_stage(stages, name), params_file, run, stamp)
+                execute(stage, params_file, run, stamps[name])
                 return
     _find_stage(stages, name)
     found = "the code, the parameters or the data changed since this run began"
     raise DrotError(found, where=name, todo="run the same command again")
+
+
+def _require_needs(run: Run, stage: Stage, stamps: dict[str, Stamp], params_file: str) -> None:
+    # Else its record would say that it was made of what would be made now, and not of what is there.
+    records = outputs.read_records(run)
+    for need in stage.needs:
+        record = records.get(need)
+        if record is None or record.get("stamp") != stamps[need].value:
+            why = "; ".join(outputs.explain(stamps[need], record)[:4])
+            raise MissingInputError(
+                f"needs {need} as it would be made now ({why})", where=stage.name,
+                todo=f"run the stage {need} first, or all that is needed: run {params_file} --until {stage.name}",
+            )  # fmt: skip
 
 
 def execute(stage: Stage, params_file: str | Path, run: Run, stamp: Stamp | None = None) -> Path:
@@ -308,7 +330,7 @@ def run_environment(run: Run) -> dict[str, str]:
     """
     cache = run.work("cache")
     home, forced = Path(os.path.expanduser("~")), {}  # noqa: PTH111 (it gives "~" itself where there is none)
-    if not home.is_dir():
+    if not (os.access(home, os.X_OK) and home.is_dir()):  # a container's user may have root's, which it may not enter
         home = cache / "home"
         home.mkdir(parents=True, exist_ok=True)
         forced = {"HOME": str(home)}
