@@ -137,7 +137,17 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
         Stage(
             "11_human_evaluation",
             ("07_evaluation",),
-            ("seed", "compute", "corpus.actions", "corpus.round_actions", "critic", "judges", "nli", "annotation"),
+            (
+                "seed",
+                "compute",
+                "corpus.actions",
+                "corpus.round_actions",
+                "critic",
+                "judges",
+                "nli",
+                "evaluation.critic",
+                "annotation",
+            ),
             5,
         ),
         *last,
