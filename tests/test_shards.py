@@ -10,7 +10,7 @@ import torch
 from conftest import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_work import open_suicide, open_work
+from shard_work import open_damaged, open_suicide, open_work
 
 from drot_utils.analysis import topics, toxicity
 from drot_utils.engine import classifier, load, shards
@@ -18,7 +18,7 @@ from drot_utils.engine.load import build_tiny
 from drot_utils.engine.shards import derive_seed, fingerprint, map_shards
 from drot_utils.method import critic, nli, student
 from drot_utils.method.critic import load_critic
-from drot_utils.study.errors import DrotError, MissingInputError, StorageError
+from drot_utils.study.errors import DrotError, MissingInputError, ModelError, StorageError
 from drot_utils.study.params import Executor, ModelRef
 
 LOCAL = Executor(kind="local", workers=1, address=None)
@@ -46,6 +46,12 @@ def test_a_killed_worker_is_a_clear_error_and_nothing_is_lost(tmp_path, forked):
     with pytest.raises(DrotError, match="finished shards are kept"):
         run(tmp_path / "s", executor, opened)
     pd.testing.assert_frame_equal(run(tmp_path / "s", executor, opened), run(tmp_path / "local", LOCAL))
+
+
+@pytest.mark.parametrize("kind", ["local", "processes"])
+def test_what_keeps_the_work_from_being_opened_is_said_whoever_does_it(tmp_path, forked, kind):
+    with pytest.raises(ModelError, match=r"model\.safetensors: expected SHA-256 x, found y\n.*copy it again"):
+        run(tmp_path, Executor(kind=kind, workers=2, address=None), open_damaged)
 
 
 def test_ray_without_its_package_says_what_to_install(tmp_path, monkeypatch):

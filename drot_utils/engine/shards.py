@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import cached_property
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -148,7 +149,12 @@ def _read_whole(folder: Path) -> Iterator[Result]:
 
 class _Worker:
     def __init__(self, open_work: OpenWork) -> None:
-        self.work = open_work()
+        self.open_work = open_work
+
+    @cached_property
+    def work(self) -> Work:
+        """The work, opened with the first task: an error in a worker's start would only be known as its death."""
+        return self.open_work()
 
     def do(self, task: Task) -> Result:
         """Do a task and return its number with the result."""
