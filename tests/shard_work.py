@@ -14,6 +14,8 @@ from typing import TextIO
 
 import pandas as pd
 
+from drot_utils.study.errors import ModelError
+
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["torch", "torch.distributed.tensor", "transformers", "accelerate", "peft", "pyarrow.parquet", "sklearn.metrics"]
@@ -60,6 +62,10 @@ def open_work():
 def work(part: pd.DataFrame, seed: int) -> pd.DataFrame:
     time.sleep(0.01 * (seed % 5))  # so that shards do not end in the order in which they began
     return pd.DataFrame({"x": part["x"] * 10, "seed": seed})
+
+
+def open_damaged():
+    raise ModelError("expected SHA-256 x, found y", where="model.safetensors", todo="copy it again")
 
 
 def open_suicide(mark: Path):

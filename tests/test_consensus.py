@@ -31,15 +31,23 @@ def distance(values, truth):
     return float(np.sqrt(np.mean((values[both] - truth[both]) ** 2)))
 
 
+def weaken(patch):
+    """Leave little of the prior of sigma."""
+    patch.setattr(consensus, "DOUBT", 2.0)
+    patch.setattr(consensus, "DOUBT_SHARE", 0.0)
+
+
 @pytest.mark.parametrize("missing", [0.0, 0.35])
-def test_known_reliabilities_are_recovered(missing):
+def test_known_reliabilities_are_recovered_but_for_the_prior(missing, monkeypatch):
     truth, scores = draw_scores(1500, SIGMAS, 1, missing)
     found = consensus.fit_reliability(scores)
     assert found.usable and found.note == ""
-    assert spearmanr(found.sigma, SIGMAS).statistic == 1
-    assert np.allclose(found.sigma, SIGMAS, rtol=0.15, atol=0.02)
+    assert spearmanr(found.sigma, SIGMAS).statistic == 1 and (found.sigma > 0.1).all()
+    with monkeypatch.context() as patch:
+        weaken(patch)
+        assert np.allclose(consensus.fit_reliability(scores).sigma, SIGMAS, rtol=0.15, atol=0.02)
     off = {method: distance(consensus.merge(scores, method), truth) for method in consensus.METHODS}
-    assert off["reliability"] < 0.75 * off["mean"] < off["mean"] < off["majority"]
+    assert off["reliability"] < 0.8 * off["mean"] < off["mean"] < off["majority"]
 
 
 def test_alike_judges_get_the_mean():
@@ -51,7 +59,7 @@ def test_alike_judges_get_the_mean():
 
 def test_no_step_lowers_what_is_maximised():
     found = consensus.fit_reliability(draw_scores(300, SIGMAS, 3, 0.2)[1])
-    assert len(found.objective) == found.iterations > 10
+    assert len(found.objective) == found.iterations > 5
     assert np.diff(found.objective).min() > -1e-6
 
 
@@ -132,14 +140,17 @@ def test_a_constant_judge_has_no_weight():
     assert np.isnan(consensus.merge(only, "reliability")[0])  # only the judge without a weight scored it
 
 
-def test_identical_judges_come_to_the_floor():
+def test_identical_judges_come_as_near_as_the_prior_lets_them(monkeypatch):
     _, scores = draw_scores(150, [0.1, 0.3], 7)
     scores["copy"] = scores["judge0"]
-    few = consensus.fit_reliability(scores).sigma
-    many = consensus.fit_reliability(pd.concat([scores] * 20, ignore_index=True)).sigma
-    assert (few[["judge0", "copy"]] < 0.05).all() and few["judge1"] > 0.2
-    assert many[["judge0", "copy"]].to_numpy() == pytest.approx([consensus.FLOOR] * 2, rel=1e-3)
-    assert np.abs(consensus.merge(scores, "reliability") - scores["judge0"]).max() < 0.03
+    many = pd.concat([scores] * 20, ignore_index=True)
+    sigma = consensus.fit_reliability(many).sigma
+    assert sigma["copy"] == pytest.approx(sigma["judge0"]) and 0.1 < sigma["copy"] < 0.15 and sigma["judge1"] > 0.25
+    with monkeypatch.context() as patch:
+        weaken(patch)
+        sigma = consensus.fit_reliability(many).sigma
+        assert sigma[["judge0", "copy"]].to_numpy() == pytest.approx([consensus.FLOOR] * 2, rel=1e-3)
+        assert np.abs(consensus.merge(scores, "reliability") - scores["judge0"]).max() < 0.03
     everyone = pd.DataFrame(dict.fromkeys("abc", scores["judge0"]))
     assert np.isfinite(consensus.merge(everyone, "reliability")).all()
 
@@ -150,6 +161,37 @@ def test_nobody_is_infallible_after_a_few_votes():
     votes = {f"a{k}": np.where(np.isin(np.arange(100), 3 * np.arange(3) + k), ~truth, truth) for k in range(3)}
     sigma = consensus.fit_reliability(pd.DataFrame(votes).astype(float)).sigma
     assert sigma.max() / sigma.min() < 1.1  # three errors each
+
+
+def draw_votes(items, right, seed):
+    """Return what is so of items, and judges who say .9 or .1, each right so often."""
+    rng = np.random.default_rng(seed)
+    truth = rng.random(items) < 0.5
+    votes = [np.where(rng.random(items) < share, truth, ~truth) for share in right]
+    return truth, pd.DataFrame(dict(enumerate(votes))) * 0.8 + 0.1
+
+
+def accuracy(scores, method, truth):
+    return ((consensus.merge(scores, method) >= 0.5) == truth).mean()
+
+
+@pytest.mark.parametrize("items", [60, 200, 300, 1000])
+@pytest.mark.parametrize("right", [[0.8] * 5, [0.94] * 3])
+def test_no_one_of_several_equals_takes_over(items, right):
+    lost = []
+    for seed in range(4):
+        truth, scores = draw_votes(items, right, seed)
+        weight = consensus.fit_reliability(scores).sigma ** -2.0
+        assert (weight / weight.sum()).max() < 1.6 / len(right)
+        lost.append(accuracy(scores, "majority", truth) - accuracy(scores, "reliability", truth))
+    assert np.mean(lost) < 0.015
+
+
+@pytest.mark.parametrize("items", [200, 300, 1000])
+def test_one_who_knows_more_is_heard(items):
+    truth, scores = draw_votes(items, [0.95] + [0.65] * 4, 1)
+    assert consensus.fit_reliability(scores).sigma.idxmin() == 0
+    assert accuracy(scores, "reliability", truth) > accuracy(scores, "majority", truth) + 0.04
 
 
 def test_judges_who_share_nothing_are_not_placed():
@@ -198,7 +240,7 @@ def test_who_answers_at_random_or_the_wrong_way_is_named():
     scores["contrary"] = 1 - truth
     table = describe(scores)
     assert table.index[table["far"]].tolist() == ["random", "contrary"]
-    assert table["weight"].sum() == pytest.approx(1) and table.loc["random", "weight"] < 0.02
+    assert table["weight"].sum() == pytest.approx(1) and table.loc["random", "weight"] < 0.05
     assert "of the median" in table.loc["random", "why"] and "bits" in table.loc["contrary", "why"]
 
 

@@ -1,9 +1,11 @@
 """Tests of `errors`."""
 
+import copy
 import errno
 
 import pytest
 
+from drot_utils.llm.faults import Refusal
 from drot_utils.study.errors import DataError, DrotError, wrap_os_error
 
 
@@ -16,6 +18,12 @@ def test_says_where_what_and_what_to_do():
 def test_parts_are_fields_for_callers():
     error = DrotError("x", where="y")
     assert (error.found, error.where, error.todo) == ("x", "y", "")
+
+
+def test_an_error_reaches_another_process_whole():
+    for error in (DataError("x", where="y", todo="z"), Refusal("x", status=400, setting="s", where="y")):
+        again = copy.copy(error)  # as pickling does it
+        assert type(again) is type(error) and str(again) == str(error) and vars(again) == vars(error)
 
 
 @pytest.mark.parametrize(("number", "word"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "may be written")])

@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,21 @@ def test_parts_of_an_archive_are_joined_once_for_all_runs(parts):
     assert (Run("two").work("base/tiny-parts") / "model.safetensors").exists()
 
 
+def test_two_processes_that_need_a_package_at_once_unpack_it_once(monkeypatch):
+    begun = []
+
+    def unpack(name, place):
+        begun.append(place)
+        time.sleep(0.2)
+        (place / "model.safetensors").write_text("weights")
+
+    monkeypatch.setattr(load, "_unpack", unpack)
+    monkeypatch.setitem(load.PARTS, "slow", ())
+    with ThreadPoolExecutor() as pool:  # its lock keeps threads apart as it does processes
+        (folder,) = set(pool.map(lambda _: load.package_folder("slow", Run("x")), range(3)))
+    assert (folder / "model.safetensors").read_text() == "weights" and len(begun) == 1
+
+
 def test_a_part_that_is_missing_or_not_what_its_package_says_is_named(parts, monkeypatch):
     second = parts / "tiny-part_002/input/tiny-parts.zip.002"
     whole = second.read_bytes()
@@ -107,7 +124,7 @@ def test_a_part_that_is_missing_or_not_what_its_package_says_is_named(parts, mon
     shutil.rmtree(parts / "tiny_part_002-0.0.1.dist-info")
     with pytest.raises(ModelError, match=r"the package tiny-part-002 is not installed\n.*requirements/models\.txt"):
         load.load_model(PARTED, "encoder", Run("x"))
-    assert not list(Run("x").work("base").iterdir())  # nothing half done is left
+    assert [path.name for path in Run("x").work("base").iterdir()] == [".tiny-parts.lock"]  # nothing half done
     with pytest.raises(ModelError, match=r"expected one of .*all-minilm-l6-v2, all-mpnet-base-v2"):
         load.load_model(ModelRef(source="package", name="gpt-5"), "encoder", Run("x"))
 

@@ -1,5 +1,6 @@
 """Tests of `shards`."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from conftest import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_work import open_suicide, open_work
+from shard_work import open_damaged, open_suicide, open_work
 
 from drot_utils.analysis import topics, toxicity
 from drot_utils.engine import classifier, load, shards
@@ -18,8 +19,10 @@ from drot_utils.engine.load import build_tiny
 from drot_utils.engine.shards import derive_seed, fingerprint, map_shards
 from drot_utils.method import critic, nli, student
 from drot_utils.method.critic import load_critic
-from drot_utils.study.errors import DrotError, MissingInputError, StorageError
+from drot_utils.study.errors import DrotError, MissingInputError, ModelError, StorageError
+from drot_utils.study.outputs import borrow
 from drot_utils.study.params import Executor, ModelRef
+from drot_utils.study.paths import Run
 
 LOCAL = Executor(kind="local", workers=1, address=None)
 
@@ -46,6 +49,12 @@ def test_a_killed_worker_is_a_clear_error_and_nothing_is_lost(tmp_path, forked):
     with pytest.raises(DrotError, match="finished shards are kept"):
         run(tmp_path / "s", executor, opened)
     pd.testing.assert_frame_equal(run(tmp_path / "s", executor, opened), run(tmp_path / "local", LOCAL))
+
+
+@pytest.mark.parametrize("kind", ["local", "processes"])
+def test_what_keeps_the_work_from_being_opened_is_said_whoever_does_it(tmp_path, forked, kind):
+    with pytest.raises(ModelError, match=r"model\.safetensors: expected SHA-256 x, found y\n.*copy it again"):
+        run(tmp_path, Executor(kind=kind, workers=2, address=None), open_damaged)
 
 
 def test_ray_without_its_package_says_what_to_install(tmp_path, monkeypatch):
@@ -147,6 +156,27 @@ def test_no_changed_byte_of_a_shard_goes_unseen(tmp_path_factory, where, change)
     again = run_shards(rows, folder, do=lambda part, seed: calls.append(seed) or work_shards(part, seed))
     pd.testing.assert_frame_equal(again, whole)
     assert len(calls) == 1 and len(list(folder.iterdir())) == 1
+
+
+def test_another_runs_result_of_a_shard_does_not_replace_ones_own():
+    one, other, rows = Run("one"), Run("other"), pd.DataFrame({"x": [1, 2]})
+    (other.root / "stages").mkdir(parents=True)
+    for bits in range(8):  # names, by checksum, in any order
+        key = f"shards/{bits}"
+        run_shards(rows[:1], one.work(key), 1, do=lambda part, seed, bits=bits: part.assign(bits=bits))
+        run_shards(rows, other.work(key), 1, do=lambda part, seed: part.assign(bits=-1))
+        again = run_shards(rows, borrow(one, key), 1, do=lambda part, seed: pytest.fail("done again"))
+        assert again["bits"].tolist() == [bits, -1]  # its own, and what it has not
+
+
+def test_of_several_results_of_a_shard_the_first_by_name_counts(tmp_path):
+    rows = pd.DataFrame({"x": [1]})
+    for by in range(6):
+        run_shards(rows, tmp_path / str(by), do=lambda part, seed, by=by: part.assign(by=by))
+    for path in tmp_path.glob("?/*"):
+        shutil.copy(path, tmp_path)
+    first = min(tmp_path.glob("?/*"), key=lambda path: path.name)
+    assert run_shards(rows, tmp_path)["by"].tolist() == [int(first.parent.name)]
 
 
 def test_a_full_disk_loses_no_finished_shard(tmp_path, full_disk):

@@ -30,7 +30,7 @@ from transformers import modeling_gguf_pytorch_utils as gguf_reader
 from drot_utils.study.errors import ModelError, wrap_damage
 from drot_utils.study.outputs import borrow_whole
 from drot_utils.study.params import Adapter, ModelRef
-from drot_utils.study.paths import Run, files_below, replace_folder, resolve, sha256
+from drot_utils.study.paths import Run, exclusive, files_below, replace_folder, resolve, sha256
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -255,9 +255,11 @@ def package_folder(name: str, run: Run) -> Path:
     path = None if name in PARTS else package_file(name)
     if path and path.suffix != ".gguf":
         return path.parent
-    folder = borrow_whole(run, f"base/{name}")
+    folder = run.work(f"base/{name}")
     if not (folder / "model.safetensors").exists():
-        replace_folder(folder, lambda place: _dequantize(path, place) if path else _unpack(name, place))
+        with exclusive(folder.with_name(f".{name}.lock"), wait=True):  # several processes may load it at once
+            if not (borrow_whole(run, f"base/{name}") / "model.safetensors").exists():
+                replace_folder(folder, lambda place: _dequantize(path, place) if path else _unpack(name, place))
     return folder
 
 

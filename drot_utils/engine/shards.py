@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import cached_property
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -91,7 +92,7 @@ def map_shards(
     """
     # Of no rows, one empty shard, so that the result has its columns.
     parts = [rows.iloc[start : start + size] for start in range(0, len(rows) or 1, size)]
-    done = {number: result for number, result in _read_whole(folder) if number < len(parts)}
+    done = _read_whole(folder, len(parts))
     missing = [(n, part, derive_seed(seed, stage, n)) for n, part in enumerate(parts) if n not in done]
     finished = sum(len(parts[number]) for number in done)
     run = {"local": _run_here, "processes": _run_processes, "ray": _run_ray}[executor.kind]
@@ -137,18 +138,25 @@ def _decode(content: bytes) -> pd.DataFrame:
     return to_pandas(pq.read_table(pa.BufferReader(content)))
 
 
-def _read_whole(folder: Path) -> Iterator[Result]:
-    for path in folder.glob("*-*.parquet"):
+def _read_whole(folder: Path, count: int) -> dict[int, pd.DataFrame]:
+    found: dict[int, pd.DataFrame] = {}
+    for path in sorted(folder.glob("*-*.parquet")):
         content, number = path.read_bytes(), int(path.stem.split("-")[0])
-        if path.name == _name(number, content):
-            yield number, _decode(content)
-        else:
+        if path.name != _name(number, content):
             path.unlink()  # a shard that is not whole is done again
+        elif number < count and number not in found:  # two processes may have done one: always the same counts
+            found[number] = _decode(content)
+    return found
 
 
 class _Worker:
     def __init__(self, open_work: OpenWork) -> None:
-        self.work = open_work()
+        self.open_work = open_work
+
+    @cached_property
+    def work(self) -> Work:
+        """The work, opened with the first task: an error in a worker's start would only be known as its death."""
+        return self.open_work()
 
     def do(self, task: Task) -> Result:
         """Do a task and return its number with the result."""

@@ -14,10 +14,11 @@ from scipy.special import log_ndtr, logsumexp, rel_entr
 from drot_utils.study.errors import DataError
 
 METHODS = ("majority", "mean", "reliability")
-#: Of sigma: two judges who always agree exactly; one whose scores are as good as uniform.
+#: Between which sigma is looked for: nearer than its prior lets two judges come who always agree; as good as uniform.
 FLOOR, CEILING = 0.02, 2.0
-#: What is known of a judge beforehand weighs as much as so many scores so far from the consensus.
-DOUBT, STRAY = 2.0, 0.25
+#: What is known of a judge beforehand weighs as much as so many scores, and as such a share of its own, so far from the
+#: consensus (measured in docs/consensus.md).
+DOUBT, DOUBT_SHARE, STRAY = 100.0, 0.2, 0.25
 #: Judges that reliabilities need (the disagreement of two says not which of them errs), and items shared with others.
 PLACED, SHARED = 3, 10
 #: Of log sigma, and steps of EM.
@@ -95,9 +96,10 @@ def fit_reliability(scores: pd.DataFrame) -> Reliability:
         note = f"{int(placed.sum())} of {len(placed)} judges can be placed, {PLACED} are needed"
         return Reliability(sigma, 0, False, [], note)
     values, current, history, converged = values[:, placed], np.full(placed.sum(), 0.3), [], False
+    scored = (~np.isnan(values)).sum(axis=0)
     while not converged and len(history) < ITERATIONS:
         posterior, likelihood = _posterior(values, current)
-        history.append(float(likelihood - _doubt(current).sum()))
+        history.append(float(likelihood - _doubt(current, scored).sum()))
         before, current = current, _sigmas(values, posterior)
         converged = bool(np.abs(np.log(current / before)).max() <= TOLERANCE)
     sigma[placed] = current
@@ -221,13 +223,13 @@ def _sigmas(values: np.ndarray, posterior: np.ndarray) -> np.ndarray:
 
 def _loss(log_sigma: float, distance: float, weights: np.ndarray) -> float:
     sigma = np.exp([log_sigma])
-    spread = 0.5 * distance / sigma[0] ** 2
-    return spread + weights.sum() * log_sigma + weights @ _log_mass(sigma)[0] + _doubt(sigma)[0]
+    spread, scored = 0.5 * distance / sigma[0] ** 2, weights.sum()
+    return spread + scored * log_sigma + weights @ _log_mass(sigma)[0] + _doubt(sigma, scored)[0]
 
 
-def _doubt(sigma: np.ndarray) -> np.ndarray:
-    """Return minus the log prior of each sigma, up to a constant."""
-    return DOUBT * (np.log(sigma) + 0.5 * (STRAY / sigma) ** 2)
+def _doubt(sigma: np.ndarray, scored: np.ndarray) -> np.ndarray:
+    """Return minus the log prior of each sigma, up to a constant; `scored` is how many items its judge scored."""
+    return np.maximum(DOUBT, DOUBT_SHARE * scored) * (np.log(sigma) + 0.5 * (STRAY / sigma) ** 2)
 
 
 def _log_mass(sigma: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
 """What goes wrong, said so that a reader can act: what was expected, what was found, where, what to do."""
 
+import copyreg
 import errno
 import re
+from typing import Any
 
 
 class DrotError(Exception):
@@ -20,6 +22,10 @@ class DrotError(Exception):
     def __init__(self, found: str, *, where: str = "", todo: str = "") -> None:
         super().__init__(found, where, todo)
         self.found, self.where, self.todo = found, where, todo
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What a worker process sends back: made without `__init__`, which takes not all by place.
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)
 
     def __str__(self) -> str:
         where = f"{self.where}: " if self.where else ""

@@ -235,15 +235,18 @@ def copy_answers(source: Run, target: Run) -> None:
 
 
 def borrow(run: Run, name: str) -> Path:
-    """Return the folder `name` of unfinished work, with links to what other runs have in theirs.
+    """Return the folder `name` of unfinished work, with links to the shards that other runs have and this one has not.
 
-    Its name must say all that its files depend on, and each file be of use by itself.
+    Its name must say all that its files depend on. A number that is there is not borrowed: another machine's result of
+    the same shard may differ in its last bits.
     """
+    have = {path.name.split("-")[0] for path in run.work(name).glob("[!.]*")}
     for other in other_runs(run):
-        for path in other.work(name).glob("[!.]*"):
-            if not (run.work(name) / path.name).exists():
+        for path in sorted(other.work(name).glob("[!.]*")):
+            if (number := path.name.split("-")[0]) not in have:
                 with suppress(MissingInputError):
                     link(path, run.work(name) / path.name)
+                    have.add(number)
     return run.work(name)
 
 
