@@ -29,6 +29,20 @@ def test_rounding_leaves_rotary_frequencies_and_tied_weights_alone():
     )
 
 
+def test_what_a_model_keeps_in_float32_does_not_overflow_in_float16():
+    model, _ = build_tiny("tiny-t5")
+    kept = [weight for name, weight in model.named_parameters() if name.endswith(".wo.weight")]
+    for name, weight in model.named_parameters():
+        if ".wi." in name or ".wo." in name:
+            weight.data *= 1000  # to outputs beyond 65,504, the most that float16 holds
+    ids = torch.arange(5, 25).unsqueeze(0)
+    with torch.inference_mode():
+        expected = model(ids, decoder_input_ids=ids).logits
+        found = round_weights(model, torch.float16)(ids, decoder_input_ids=ids).logits
+    assert {w.dtype for w in kept} == {torch.float32} and found.dtype == torch.float16
+    assert (found - expected).norm() < 0.01 * expected.norm()
+
+
 def test_steps_too_small_for_bfloat16_add_up():
     # 1 + 1/1024 is 1 in bfloat16: only weights in float32 get anywhere by such steps.
     layer = torch.nn.Linear(1, 1, bias=False)
