@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from transformers.modeling_outputs import BaseModelOutput
 
 from drot_utils.engine import load
+from drot_utils.engine.slots import fit_mask
 from drot_utils.study.errors import ModelError
 from drot_utils.study.params import ModelRef, Parallel, Student
 from drot_utils.study.paths import resolve
@@ -101,9 +102,7 @@ def _causal_logits(
             at = end
         part[row, at:] = -1  # padding: whatever it attends to, nothing attends to it
     same = part.unsqueeze(2) == part.unsqueeze(1)
-    mask = (same | (part == 0).unsqueeze(1)).tril().unsqueeze(1).to(device)
-    if model.config._attn_implementation == "eager":  # which adds the mask to the scores
-        mask = torch.zeros(mask.shape, device=device).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
+    mask = fit_mask(model, (same | (part == 0).unsqueeze(1)).tril().unsqueeze(1).to(device))
     states = model.base_model(
         input_ids=ids.to(device), attention_mask=mask, position_ids=positions.to(device), use_cache=False
     ).last_hidden_state
