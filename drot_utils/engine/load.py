@@ -386,9 +386,13 @@ def cut_prompt(ids: list[int], limit: int) -> list[int]:
 
 def check_length(model: PreTrainedModel, prompt: int, text: int, key: str) -> None:
     """Raise a `ModelError` when so many tokens of prompt and text do not fit a model; `key` is the parameter of the latter."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and prompt + text > positions:
-        raise ModelError(
-            f"a prompt of up to {prompt} tokens and a text of up to {text} do not fit into the model's {positions} positions",
-            where=type(model).__name__, todo=f"lower student.max_prompt_length or {key}",
-        )  # fmt: skip
+    rooms = {"positions": getattr(model.config, "max_position_embeddings", None)}
+    types = getattr(model.config, "layer_types", None)
+    if not types or "sliding_attention" in types:  # training and writing let a token see all that is before it
+        rooms["tokens of a sliding window"] = getattr(model.config, "sliding_window", None)
+    for what, room in rooms.items():
+        if room and prompt + text > room:
+            raise ModelError(
+                f"a prompt of up to {prompt} tokens and a text of up to {text} do not fit into the model's {room} {what}",
+                where=type(model).__name__, todo=f"lower student.max_prompt_length or {key}",
+            )  # fmt: skip
