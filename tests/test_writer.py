@@ -7,7 +7,7 @@ from conftest import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BartConfig, BartForConditionalGeneration
 
 from drot_utils.engine import writer as machine
 from drot_utils.engine.load import build_tiny, cut_prompt
@@ -178,6 +178,18 @@ def test_prompt_and_text_must_fit_a_sliding_window_where_one_is_in_use():
             continue
         with pytest.raises(ModelError, match=r"8 tokens of a sliding window\n.*max_prompt_length or generation"):
             writer((model, tokenizer), max_prompt_length=6, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_an_encoder_that_counts_positions_reads_a_prompt_as_if_alone(method):
+    size = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = BartConfig(
+        vocab_size=600, d_model=32, encoder_layers=2, decoder_layers=2, max_position_embeddings=128, pad_token_id=0,
+        bos_token_id=2, eos_token_id=1, decoder_start_token_id=2, forced_eos_token_id=None, init_std=0.2, **size,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    w = writer((BartForConditionalGeneration(config), build_tiny("tiny-llama")[1]))
+    assert w.write(PROMPTS, 1, method) == [w.write([prompt], 1, method)[0] for prompt in PROMPTS]
 
 
 def test_a_broken_model_writes_nothing(tiny_student):

@@ -128,9 +128,10 @@ class Writer:
     def _batches(self, prompts: list[list[int]], n: int) -> Iterator[tuple[int, dict]]:
         """Yield batches of prompts, each with the number of its first sequence."""
         together = max(1, self.batch_size // n)
+        side = "right" if self.seq2seq else "left"  # of a decoder, what is written follows the prompt at once
         for start in range(0, len(prompts), together):
             ids = {"input_ids": prompts[start : start + together]}
-            yield start * n, self.tokenizer.pad(ids, padding_side="left", return_tensors="pt").to(self.device)
+            yield start * n, self.tokenizer.pad(ids, padding_side=side, return_tensors="pt").to(self.device)
 
     def _decode(self, batch: dict, n: int, choose: Choose, first: int) -> list[list[int]]:
         # The encoder reads a prompt once for its n candidates; finished ones leave the batch. A relative position bias
