@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from conftest import CPU, fit_student, make_adapter
+from transformers import AutoConfig
 
-from drot_utils.engine import load, trainer
+from drot_utils.engine import batches, load, slots, trainer
 from drot_utils.engine.batches import batch_loss
 from drot_utils.engine.load import build_tiny, load_folder, round_weights
 from drot_utils.engine.trainer import MasterWeights
@@ -246,6 +247,42 @@ def test_a_target_that_does_not_fit_the_model_is_refused(smoke, student_rows, tm
     settings = smoke.student.model_copy(update={"max_target_length": model.config.max_position_embeddings})
     with pytest.raises(ModelError, match=r"positions\n.*student.max_target_length"):
         fit_student((model, tokenizer), student_rows, settings, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "why"),
+    [
+        ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 64}, "AttributeError: .*get_seq_length"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "IndexError"),
+        ("bart", {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "bos_token_id": 2}, "_shift_right"),
+    ],
+)
+def test_a_base_of_a_type_that_cannot_be_a_student_is_refused(family, size, why, study, student_rows, tmp_path):
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 256, "vocab_size": 600, "pad_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+    config = AutoConfig.for_model(family, **({} if family == "bart" else sizes), **size)
+    load.KINDS["seq2seq" if family == "bart" else "causal"].from_config(config).save_pretrained(tmp_path)
+    build_tiny("tiny-llama")[1].save_pretrained(tmp_path)
+    base = study.params.student.model_copy(update={"base": ModelRef(source="folder", name=str(tmp_path))})
+    study.params = study.params.model_copy(update={"student": base})
+    with pytest.raises(ModelError, match=rf"of the type {family} cannot be a student here \(.*{why}.*\)\n.*SmolLM"):
+        fine_tune(study, student_rows, "x", start=None, learning_rate=1e-3, epochs=1)
+
+
+@pytest.mark.parametrize(("module", "why"), [(batches, "not that of separate rows"), (slots, "writes in slots")])
+def test_a_base_that_attends_to_what_it_must_not_is_refused(module, why, tiny_student, monkeypatch):
+    batches.check_base(tiny_student[0], CPU)
+    model, _ = build_tiny("tiny-llama")
+    for weight in model.parameters():
+        weight.data *= 8 if weight.dim() > 1 else 1  # so that it matters what is attended to
+    batches.check_base(model, CPU)
+    attention = model.config._attn_implementation
+    monkeypatch.setattr(module, "fit_mask", lambda _, mask: torch.zeros(mask.shape))
+    with pytest.raises(ModelError, match=f"type llama .*{why}"):
+        batches.check_base(model, CPU)
+    assert model.config._attn_implementation == attention
 
 
 def with_adapter(settings, **changes):

@@ -20,7 +20,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from drot_utils.engine.batches import Example, batch_loss, make_batches, token_loss
+from drot_utils.engine.batches import Example, batch_loss, make_batches, token_loss, use_eager
 from drot_utils.engine.load import add_adapter, check_length, gather_whole, merge_adapter, round_weights
 from drot_utils.engine.shards import derive_seed
 from drot_utils.study.errors import ModelError
@@ -92,9 +92,7 @@ def train(
         else None
     )
     model.to(device).train()
-    if device.type == "cpu":
-        # A fifth faster: the fused one's backward pass is slow on a CPU.
-        model.set_attn_implementation("eager")
+    use_eager(model, device)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     compiled = study.params.compute.compile and can_compile(device)
