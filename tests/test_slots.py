@@ -43,6 +43,18 @@ def test_every_sequence_is_what_it_would_be_alone(prompts, n, slots, ends):
         assert all(row == expected for row in found[k * n : (k + 1) * n])
 
 
+def test_attention_that_adds_its_mask_writes_the_same(monkeypatch):
+    model, _ = build_tiny("tiny-llama")
+    for weight in model.parameters():
+        weight.data *= 8 if weight.dim() > 1 else 1  # so that it matters what is attended to
+    monkeypatch.setitem(globals(), "MODEL", model)
+    prompts = [[5], [7, 9, 11], list(range(20, 29))]
+    expected = [by_hand(prompt, (1,), 8) for prompt in prompts]
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        assert write(prompts, 1, 3) == expected
+
+
 def test_each_sequence_is_told_apart_by_number_and_step():
     seen = []
 

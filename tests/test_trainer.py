@@ -2,12 +2,14 @@
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
 from conftest import CPU, fit_student, make_adapter
+from transformers import AutoConfig
 
-from drot_utils.engine import load, trainer
+from drot_utils.engine import batches, load, slots, trainer
 from drot_utils.engine.batches import batch_loss
 from drot_utils.engine.load import build_tiny, load_folder, round_weights
 from drot_utils.engine.trainer import MasterWeights
@@ -26,6 +28,20 @@ def test_rounding_leaves_rotary_frequencies_and_tied_weights_alone():
     assert model.config.tie_word_embeddings == (
         model.get_input_embeddings().weight is model.get_output_embeddings().weight
     )
+
+
+def test_what_a_model_keeps_in_float32_does_not_overflow_in_float16():
+    model, _ = build_tiny("tiny-t5")
+    kept = [weight for name, weight in model.named_parameters() if name.endswith(".wo.weight")]
+    for name, weight in model.named_parameters():
+        if ".wi." in name or ".wo." in name:
+            weight.data *= 1000  # to outputs beyond 65,504, the most that float16 holds
+    ids = torch.arange(5, 25).unsqueeze(0)
+    with torch.inference_mode():
+        expected = model(ids, decoder_input_ids=ids).logits
+        found = round_weights(model, torch.float16)(ids, decoder_input_ids=ids).logits
+    assert {w.dtype for w in kept} == {torch.float32} and found.dtype == torch.float16
+    assert (found - expected).norm() < 0.01 * expected.norm()
 
 
 def test_steps_too_small_for_bfloat16_add_up():
@@ -178,13 +194,13 @@ def test_gradient_checkpointing_changes_no_loss(name, student_rows, smoke, tmp_p
     assert found.losses == pytest.approx(expected.losses, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
-def test_two_processes_give_the_losses_of_one(name, study, student_rows, request):
+@pytest.mark.parametrize(("name", "accumulate"), [("tiny-llama", 2), ("tiny-t5", 4)])
+def test_two_processes_give_the_losses_of_one(name, accumulate, study, student_rows, request):
     if name == "tiny-t5":  # the others are started by torch's launcher, as users start them
         request.getfixturevalue("forked")
-    # Three batches of one row, two a step: the last step of an epoch leaves a process without one.
+    # Of three batches of one row, an epoch's last step leaves a process without one, or with one less than the other.
     settings = study.params.student.model_copy(
-        update={"base": ModelRef(source="random", name=name), "batch_size": 1, "accumulate": 2}
+        update={"base": ModelRef(source="random", name=name), "batch_size": 1, "accumulate": accumulate}
     )
     rows = student_rows.head(3)
     records, weights = [], []
@@ -197,7 +213,8 @@ def test_two_processes_give_the_losses_of_one(name, study, student_rows, request
         records.append(fine_tune(study, rows, student, start=None, learning_rate=1e-3, epochs=3))
         weights.append(load_folder(study.run.model(student), "student")[0].state_dict())
     one, two = records
-    assert len(one["losses"]) == 6 and two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert len(one["losses"]) == 3 * math.ceil(3 / accumulate)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert one["target_tokens"] == two["target_tokens"]
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
@@ -229,6 +246,42 @@ def test_a_target_that_does_not_fit_the_model_is_refused(smoke, student_rows, tm
     settings = smoke.student.model_copy(update={"max_target_length": model.config.max_position_embeddings})
     with pytest.raises(ModelError, match=r"positions\n.*student.max_target_length"):
         fit_student((model, tokenizer), student_rows, settings, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "why"),
+    [
+        ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 64}, "AttributeError: .*get_seq_length"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "IndexError"),
+        ("bart", {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "bos_token_id": 2}, "_shift_right"),
+    ],
+)
+def test_a_base_of_a_type_that_cannot_be_a_student_is_refused(family, size, why, study, student_rows, tmp_path):
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 256, "vocab_size": 600, "pad_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+    config = AutoConfig.for_model(family, **({} if family == "bart" else sizes), **size)
+    load.KINDS["seq2seq" if family == "bart" else "causal"].from_config(config).save_pretrained(tmp_path)
+    build_tiny("tiny-llama")[1].save_pretrained(tmp_path)
+    base = study.params.student.model_copy(update={"base": ModelRef(source="folder", name=str(tmp_path))})
+    study.params = study.params.model_copy(update={"student": base})
+    with pytest.raises(ModelError, match=rf"of the type {family} cannot be a student here \(.*{why}.*\)\n.*SmolLM"):
+        fine_tune(study, student_rows, "x", start=None, learning_rate=1e-3, epochs=1)
+
+
+@pytest.mark.parametrize(("module", "why"), [(batches, "not that of separate rows"), (slots, "writes in slots")])
+def test_a_base_that_attends_to_what_it_must_not_is_refused(module, why, tiny_student, monkeypatch):
+    batches.check_base(tiny_student[0], CPU)
+    model, _ = build_tiny("tiny-llama")
+    for weight in model.parameters():
+        weight.data *= 8 if weight.dim() > 1 else 1  # so that it matters what is attended to
+    batches.check_base(model, CPU)
+    attention = model.config._attn_implementation
+    monkeypatch.setattr(module, "fit_mask", lambda _, mask: torch.zeros(mask.shape))
+    with pytest.raises(ModelError, match=f"type llama .*{why}"):
+        batches.check_base(model, CPU)
+    assert model.config._attn_implementation == attention
 
 
 def with_adapter(settings, **changes):

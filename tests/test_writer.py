@@ -7,6 +7,7 @@ from conftest import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from transformers import AutoConfig, AutoModelForCausalLM, BartConfig, BartForConditionalGeneration
 
 from drot_utils.engine import writer as machine
 from drot_utils.engine.load import build_tiny, cut_prompt
@@ -156,6 +157,39 @@ def test_a_text_that_does_not_fit_the_model_is_refused():
     positions = model.config.max_position_embeddings
     with pytest.raises(ModelError, match=rf"{positions} positions\n.*max_prompt_length"):
         Writer(model, tokenizer, CPU, torch.float32, positions, 1, 4)
+
+
+def test_prompt_and_text_must_fit_a_sliding_window_where_one_is_in_use():
+    size = {
+        "vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 64, "sliding_window": 8, "pad_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+    _, tokenizer = build_tiny("tiny-llama")
+    for family in ("mistral", "qwen2"):  # all layers have the window, and none
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **size)).eval()
+        for weight in model.parameters():
+            weight.data *= 8 if weight.dim() > 1 else 1  # so that it matters what is attended to
+        ids = [5, 6, 7, 8, 9]
+        expected = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=3)[0, 5:]
+        found = writer((model, tokenizer), max_prompt_length=5, max_new_tokens=3).write([ids], 1, "greedy")
+        assert found[0][0].text == tokenizer.decode(expected, skip_special_tokens=True).strip()
+        if family == "qwen2":
+            writer((model, tokenizer), max_prompt_length=6, max_new_tokens=3)
+            continue
+        with pytest.raises(ModelError, match=r"8 tokens of a sliding window\n.*max_prompt_length or generation"):
+            writer((model, tokenizer), max_prompt_length=6, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_an_encoder_that_counts_positions_reads_a_prompt_as_if_alone(method):
+    size = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = BartConfig(
+        vocab_size=600, d_model=32, encoder_layers=2, decoder_layers=2, max_position_embeddings=128, pad_token_id=0,
+        bos_token_id=2, eos_token_id=1, decoder_start_token_id=2, forced_eos_token_id=None, init_std=0.2, **size,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    w = writer((BartForConditionalGeneration(config), build_tiny("tiny-llama")[1]))
+    assert w.write(PROMPTS, 1, method) == [w.write([prompt], 1, method)[0] for prompt in PROMPTS]
 
 
 def test_a_broken_model_writes_nothing(tiny_student):

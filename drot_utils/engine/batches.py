@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from transformers.modeling_outputs import BaseModelOutput
 
 from drot_utils.engine import load
+from drot_utils.engine.slots import fit_mask, use_grouped, write_sequences
 from drot_utils.study.errors import ModelError
 from drot_utils.study.params import ModelRef, Parallel, Student
 from drot_utils.study.paths import resolve
@@ -101,9 +102,7 @@ def _causal_logits(
             at = end
         part[row, at:] = -1  # padding: whatever it attends to, nothing attends to it
     same = part.unsqueeze(2) == part.unsqueeze(1)
-    mask = (same | (part == 0).unsqueeze(1)).tril().unsqueeze(1).to(device)
-    if model.config._attn_implementation == "eager":  # which adds the mask to the scores
-        mask = torch.zeros(mask.shape, device=device).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
+    mask = fit_mask(model, (same | (part == 0).unsqueeze(1)).tril().unsqueeze(1).to(device))
     states = model.base_model(
         input_ids=ids.to(device), attention_mask=mask, position_ids=positions.to(device), use_cache=False
     ).last_hidden_state
@@ -134,6 +133,69 @@ def _seq2seq_logits(
 
 def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
+
+
+def use_eager(model: PreTrainedModel, device: torch.device) -> None:
+    """Let a model be trained with eager attention on a CPU: a fifth faster, as the fused one's backward pass is slow there."""
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")
+
+
+def check_base(model: PreTrainedModel, device: torch.device) -> None:
+    """Make sure by a few tokens that a model, just loaded, can be trained and written with on `device`.
+
+    The loss of targets that share a prompt must be that of separate rows, and a causal model's logits while it writes in
+    slots those of a plain forward pass. It takes four short forward passes.
+
+    Raises
+    ------
+    ModelError
+        When they differ, or the model's code fails: layers that carry a state along, or a cache of another kind.
+    """
+    own, cause = model.config._attn_implementation, None
+    try:
+        why = _find_difference(model, device)
+    except Exception as error:  # of any kind: the model's own code, given what it was not written for
+        why, cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", error
+    model.set_attn_implementation(own)
+    if why:
+        raise ModelError(
+            f"a model of the type {model.config.model_type} cannot be a student here ({why})", where=type(model).__name__,
+            todo="choose a student such as of the Llama, SmolLM, Qwen, OLMo or T5 families",
+        ) from cause  # fmt: skip
+
+
+@torch.no_grad()
+def _find_difference(model: PreTrainedModel, device: torch.device) -> str | None:
+    own, place = model.config._attn_implementation, model.device
+    prompt, targets = [5, 6], [[7, 8], [9, 10]]
+    use_eager(model, device)
+    loss, _ = batch_loss(model, [Example(prompt, targets)], place)
+    labels = torch.tensor(targets, device=place)
+    steps: list[torch.Tensor] = []
+
+    def choose(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        steps.append(logits)
+        return logits.argmax(-1)
+
+    if not model.config.is_encoder_decoder:
+        use_grouped(model, device)
+        starts, sizes = [[5], [6, 7, 8]], {"pad": 0, "max_new_tokens": 2, "slots": 2}
+        written = write_sequences(model, starts, 1, choose, ends=torch.tensor([-1], device=place), **sizes)
+    model.set_attn_implementation(own)
+    if not steps:
+        expected = model(input_ids=torch.tensor([prompt] * 2, device=place), labels=labels).loss
+    else:  # all rows at once: a pass takes as long as reading the weights
+        rows = [prompt + target for target in targets] + [a + b for a, b in zip(starts, written, strict=True)]
+        padded = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        logits = model(padded.to(place)).logits
+        expected = token_loss(logits[:2, 1:3].flatten(0, 1), labels.flatten())
+        plain = torch.stack([logits[2, :2], logits[3, 2:4]], 1)
+    if not torch.allclose(loss, expected, rtol=1e-4):
+        return "the loss of targets behind one prompt is not that of separate rows"
+    if steps and (torch.stack(steps) - plain).abs().max() > 0.01 * plain.std():
+        return "while it writes in slots, its logits are not those of a plain forward pass"
+    return None
 
 
 #: How students are built, from their configurations on the hub, so that `plan` needs none of their files.

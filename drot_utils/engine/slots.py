@@ -48,6 +48,19 @@ AttentionInterface.register(GROUPED, attend_grouped)
 AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
+def use_grouped(model: PreTrainedModel, device: torch.device) -> None:
+    """Let a model attend by `attend_grouped` on a CPU; one that has its own attention only keeps that."""
+    if device.type == "cpu" and model._supports_sdpa:
+        model.set_attn_implementation(GROUPED)
+
+
+def fit_mask(model: PreTrainedModel, mask: torch.Tensor) -> torch.Tensor:
+    """Return a mask (true: attend) as a model's attention wants it: "eager" adds it to the scores."""
+    if model.config._attn_implementation != "eager":
+        return mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
+
+
 class _SlotCache:
     """Keys and values of all slots, layer by layer, each slot as long as its own sequence."""
 
@@ -149,8 +162,8 @@ def write_sequences(
             seen = positions[: cache.top]
             mask = (seen <= at.unsqueeze(1)) & (seen >= begin.unsqueeze(1))
             states = model.base_model(
-                input_ids=token.unsqueeze(1), attention_mask=mask[:, None, None], position_ids=(at - begin).unsqueeze(1),
-                cache=cache, use_cache=True,
+                input_ids=token.unsqueeze(1), attention_mask=fit_mask(model, mask[:, None, None]),
+                position_ids=(at - begin).unsqueeze(1), cache=cache, use_cache=True,
             ).last_hidden_state[:, -1]  # fmt: skip
             at, step = at + open_, step + open_
             new = open_.nonzero().squeeze(1)

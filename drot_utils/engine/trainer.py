@@ -20,7 +20,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from drot_utils.engine.batches import Example, batch_loss, make_batches, token_loss
+from drot_utils.engine.batches import Example, batch_loss, make_batches, token_loss, use_eager
 from drot_utils.engine.load import add_adapter, check_length, gather_whole, merge_adapter, round_weights
 from drot_utils.engine.shards import derive_seed
 from drot_utils.study.errors import ModelError
@@ -92,9 +92,7 @@ def train(
         else None
     )
     model.to(device).train()
-    if device.type == "cpu":
-        # A fifth faster: the fused one's backward pass is slow on a CPU.
-        model.set_attn_implementation("eager")
+    use_eager(model, device)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     compiled = study.params.compute.compile and can_compile(device)
@@ -117,16 +115,16 @@ def train(
         for step, micro in itertools.islice(enumerate(_deal_batches(examples, settings, seed)), done, total):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * (1 - step / total)
-            # A process without a batch goes through another's with no weight: all must take part.
-            mine = list(range(rank, len(micro), world)) or [0]
-            has_one = rank < len(micro)
-            weight = has_one / len(micro)
+            turns = math.ceil(len(micro) / world)
             sums = torch.zeros(3, device=device)  # loss, target tokens, who thinks that a checkpoint is due
-            for k in mine:
+            for turn in range(turns):
+                # A process without a batch goes through the first with no weight: all must take part in each turn.
+                has_one = (k := turn * world + rank) < len(micro)
+                weight = has_one / len(micro)
                 torch.manual_seed(derive_seed(seed, f"dropout {step}", k))
-                with torch.autocast(device.type, dtype, enabled=autocast):
-                    loss, tokens = learner(micro[k], device)
-                with nullcontext() if k == mine[-1] else accelerator.no_sync(learner):
+                with nullcontext() if turn == turns - 1 else accelerator.no_sync(learner):
+                    with torch.autocast(device.type, dtype, enabled=autocast):
+                        loss, tokens = learner(micro[k if has_one else 0], device)
                     (loss * weight * world).backward()
                 sums += torch.tensor([loss.item() * weight, tokens * has_one, 0.0], device=device)
             weights.take_gradients()

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from drot_utils.engine.load import check_length, cut_prompt, round_weights
 from drot_utils.engine.shards import derive_seed
-from drot_utils.engine.slots import COMPACT_BELOW, GROUPED, Choose, write_sequences
+from drot_utils.engine.slots import COMPACT_BELOW, Choose, use_grouped, write_sequences
 from drot_utils.study.errors import DrotError, ModelError
 
 WIDTHS = (64, 1024)  # most nuclei fit into the first; the full sort is the last resort
@@ -73,8 +73,8 @@ class Writer:
     def __post_init__(self) -> None:
         round_weights(self.model.to(self.device), self.dtype).eval()
         self.seq2seq = self.model.config.is_encoder_decoder
-        if not self.seq2seq and self.device.type == "cpu":
-            self.model.set_attn_implementation(GROUPED)
+        if not self.seq2seq:
+            use_grouped(self.model, self.device)
         check_length(self.model, self.max_prompt_length, self.max_new_tokens, "generation.max_new_tokens")
         # A student learns to end with its tokenizer's token, which not every model's configuration has among its own.
         ends = self.model.generation_config.eos_token_id
@@ -128,9 +128,10 @@ class Writer:
     def _batches(self, prompts: list[list[int]], n: int) -> Iterator[tuple[int, dict]]:
         """Yield batches of prompts, each with the number of its first sequence."""
         together = max(1, self.batch_size // n)
+        side = "right" if self.seq2seq else "left"  # of a decoder, what is written follows the prompt at once
         for start in range(0, len(prompts), together):
             ids = {"input_ids": prompts[start : start + together]}
-            yield start * n, self.tokenizer.pad(ids, padding_side="left", return_tensors="pt").to(self.device)
+            yield start * n, self.tokenizer.pad(ids, padding_side=side, return_tensors="pt").to(self.device)
 
     def _decode(self, batch: dict, n: int, choose: Choose, first: int) -> list[list[int]]:
         # The encoder reads a prompt once for its n candidates; finished ones leave the batch. A relative position bias

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from drot_utils.data.parsing import Parsed, parse_teacher
 from drot_utils.data.table import CANDIDATES, PROMPT, empty_columns, read_table, write_frame
 from drot_utils.engine import load, trainer
-from drot_utils.engine.batches import MOST_TARGETS, Example
+from drot_utils.engine.batches import MOST_TARGETS, Example, check_base
 from drot_utils.engine.load import cut_prompt, encode_question
 from drot_utils.engine.shards import Work, fingerprint, hash_work, map_shards
 from drot_utils.engine.writer import Prompt, VllmWriter, Writer, Written
@@ -102,6 +102,7 @@ def learn(study: Study, rows: pd.DataFrame, name: str, *, key: str, start: str |
         model, tokenizer = load.load_folder(run.model(start), "student")
     else:
         model, tokenizer = load.load_model(params.student.base, "student", run)
+        check_base(model, study.device)
     seq2seq = model.config.is_encoder_decoder
     work, examples = run.work("checkpoints") / key, make_examples(rows, tokenizer, params.student, seq2seq)
     done = trainer.train(study, model, examples, work, **pace, what=f"training {name}")
