@@ -314,7 +314,7 @@ def describe_stages(run: Run, stages: list[Stage], stamps: dict[str, Stamp], mad
 
     `made` is what `find_made` returned for each.
     """
-    lines, total = [], 0.0
+    lines, total = [], 0.0  # not records' times: what a stage had in its shards took none
     known = [read_records(place) for place in (run, *other_runs(run))]
     for stage in stages:
         stamp = stamps[stage.name]
@@ -327,7 +327,7 @@ def describe_stages(run: Run, stages: list[Stage], stamps: dict[str, Stamp], mad
         why = min(filter(None, (explain(stamp, record) for record in records)), key=len, default=["has not run"])
         if (own := known[0].get(stage.name)) and own.get("look") == stamp.look:
             why = [f"{find_broken(run, own)} is not as it was written"]
-        total += stage.seconds  # not a record's: what it had in its shards took no time
+        total += stage.seconds
         more = f" and {len(why) - 4} more" if len(why) > 4 else ""
         lines.append(f"{stage.name:34} runs, about {tqdm.format_interval(stage.seconds)}: {'; '.join(why[:4])}{more}")
     return "\n".join([*lines, f"about {tqdm.format_interval(total)} in all" if total else "nothing to run"])
@@ -341,9 +341,7 @@ def branch_run(params_file: str, name: str, overrides: dict[str, Any], dry: bool
     Raises
     ------
     DrotError
-        When a run of that name has other parameters.
-    ParamsError
-        See `load_params`.
+        When a run of that name has other parameters, or as `load_params`.
     """
     base = load_params(params_file, {**overrides, "profile": name})
     run, first = Run(name), load_params(params_file).profile
