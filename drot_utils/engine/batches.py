@@ -28,7 +28,7 @@ MOST_TARGETS = 4
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt with its targets, as token ids; every target ends with the end token."""
+    """A prompt with its targets, as token ids; a target ends with the end token unless it was cut."""
 
     prompt: list[int]
     targets: list[list[int]]
