@@ -130,7 +130,7 @@ def test_sources_are_readme_docs_what_they_link_to_and_the_run(run, tmp_path):
     site.gather_sources(run, tmp_path / "s")
     names = {path.relative_to(tmp_path / "s").as_posix() for path in (tmp_path / "s").rglob("*") if path.is_file()}
     assert {"README.md", "docs/glossary.md", "data/card/README.md", "tables.md", "api.md", "data.md"} <= names
-    assert {"drot_utils/method/critic.py", "data/demo/README.md", "figures/reference/differences_by_votes.md"} <= names
+    assert {"drot_utils/method/critic.py", "data/demo/README.md", "figures/reference/seeds.md"} <= names
     assert {
         "notebooks/05_self_distill-1.ipynb",
         "notebooks/05_self_distill.ipynb",
