@@ -200,7 +200,8 @@ def average_runs(names: Sequence[str]) -> list[str]:
     for table, start in SEEDS.items():
         found = _read_results([name for name in names if _has_own(name, table)], table)
         left_out = [name for name in names if name not in found]
-        without = f" ({', '.join(left_out)}: no votes on its own contexts)" if left_out else ""
+        why = "no votes on its own contexts" if table.endswith("by_votes") else "without it"
+        without = f" ({', '.join(left_out)}: {why})" if left_out else ""
         if len(found) < 2:
             parts.append(f"`{table}`: of {len(found) or 'no'} run, so no spread{without}.")
             continue
