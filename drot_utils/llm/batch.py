@@ -37,9 +37,8 @@ class Batches:
         self.place = f"{self.endpoint.base_url} {self.path}"
         self.lock = self.cache.path.with_name(f".{self.cache.path.name}.batches.lock")
         self.refusal: EndpointError | None = None
-        self.settled = (
-            False  # the accounts' when the batches that are out were written; of an earlier run's nobody knows
-        )
+        # The accounts' when the batches that are out were written; of an earlier run's nobody knows.
+        self.settled = False
 
     async def ask(self) -> None:
         """Ask until nothing is missing; an `EndpointError` when the server refuses, or batch after batch brings nothing."""
