@@ -11,7 +11,8 @@ import pytest
 
 from drot_utils.__main__ import main
 from drot_utils.report import tables
-from drot_utils.study import graph, paths
+from drot_utils.report.plan import plan_run
+from drot_utils.study import forecast, graph, paths
 from drot_utils.study.params import load_params, read_overrides
 from drot_utils.study.paths import ROOT
 
@@ -151,6 +152,21 @@ def test_the_results_are_means_over_the_recorded_seeds(monkeypatch):
         expected = means.loc[model, ["different", "auto_vld", "independent_vld", "people"]].tolist()
         shown = [float(number or "nan") for number in (different, auto, independent, paper)]
         assert shown == pytest.approx(expected, abs=0.0051, nan_ok=True), line
+
+
+def test_what_runs_will_take_is_what_the_forecast_says():
+    plan = plan_run(load_params("params/paper.yaml")).set_index("stage")
+    kinds = [plan.filter(like=of, axis=0).sum() for of in ("train ", "write: ")] + [
+        plan.loc[of] for of in ("NLI filter", "critic", "fit critic")
+    ]
+    page = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
+    assert re.findall(r"\| (\d+) \|$", page, re.MULTILINE) == [f"{kind['gpu_hours']:.0f}" for kind in kinds]
+    assert f"{plan.loc['critic', 'count'] / 1e6:.1f} million contexts" in page
+    page = (ROOT / "docs/running.md").read_text(encoding="utf-8")
+    shown, rate = re.search(r"^(AMD EPYC, 2 cores, float32 .*, (\d+) GFLOP/s.*)$", page, re.MULTILINE).groups()
+    machine = forecast.Machine("AMD EPYC", 2, False, "float32", "no native bfloat16", float(rate) * 1e9)
+    demo = load_params("params/demo.yaml")
+    assert shown == forecast.say(forecast.expect(graph.list_stages(demo, ablations=False), demo, machine), machine)
 
 
 def split(line):
