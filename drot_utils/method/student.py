@@ -253,7 +253,8 @@ def open_author(
     if zero_shot:
         model, tokenizer = load.load_model(zero_shot, "student", study.run)
         longest = params.teacher.max_tokens or generation.max_new_tokens
-        writer = Writer(model, tokenizer, *place, 512, longest, generation.batch_size)
+        limit = min(512, max(256, load.find_room(model)[0] - longest))  # the teacher's prompt has about 100
+        writer = Writer(model, tokenizer, *place, limit, longest, generation.batch_size)
         return (
             writer,
             lambda *prompt: encode_question(tokenizer, teacher_prompt(*prompt)),
