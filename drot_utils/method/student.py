@@ -153,7 +153,10 @@ def launch(study: Study, rows: pd.DataFrame, job: dict, work: Path) -> None:
     with log.open("w", encoding="utf-8") as handle:
         done = subprocess.run(command, env=environment, stderr=handle, check=False)
     if done.returncode:
-        said = re.findall(r"^(?:\[rank\d+\]: *)?(\w[\w.]*(?:Error|Exception)\b.*)$", log.read_text(), re.MULTILINE)
+        text = re.sub(r"^\[rank\d+\]: ?", "", log.read_text(), flags=re.MULTILINE)
+        if ours := re.search(rf"^{DrotError.__module__}\.\w+: (.*(?:\n  what to do: .*)?)", text, re.MULTILINE):
+            raise DrotError(ours[1], where=str(log))
+        said = re.findall(r"^(\w[\w.]*(?:Error|Exception)\b.*)$", text, re.MULTILINE)
         raise DrotError(
             f"one of {processes} training processes failed ({said[0] if said else f'exit code {done.returncode}'})",
             where=str(log),
