@@ -27,7 +27,7 @@ from drot_utils.engine.shards import Work, fingerprint, hash_work, map_shards
 from drot_utils.engine.writer import Prompt, VllmWriter, Writer, Written
 from drot_utils.method.cards import student_card
 from drot_utils.method.prompts import parse_student, student_source, student_target, teacher_prompt
-from drot_utils.study.code import hash_code
+from drot_utils.study.code import hash_code, refuse_edited
 from drot_utils.study.errors import DataError, DrotError, MissingInputError
 from drot_utils.study.graph import in_order
 from drot_utils.study.outputs import borrow, take_model
@@ -140,6 +140,7 @@ def launch(study: Study, rows: pd.DataFrame, job: dict, work: Path) -> None:
 
     The folder `work` gets the job, the rows and what the processes say (``log.txt``); an error of theirs is quoted.
     """
+    refuse_edited("method.student.learn")
     write_frame(rows, work / "rows.parquet")
     saved = {"params": study.params.model_dump(), "run": study.run.profile, "stage": study.stage, "job": job}
     write_text(work / "job.json", json.dumps(saved, allow_nan=False))
