@@ -100,6 +100,7 @@ def test_prose_metadata_and_outputs_of_a_notebook_do_not_count(checkout):
         ("drawn = figures.draw_flow({}, 'x')\ndrawn.set_dpi(100)", True),
         ("drawn = figures.draw_flow({}, 'x')\ndrawn.title = figures.draw_flow({}, 'y')", False),
         ("kept['drawn'] = figures.draw_flow({}, 'x')", True),  # other cells compute with `kept`
+        ("kept.attrs.update(drawn=figures.draw_flow({}, 'x'))", True),
         ("kept.attrs['at'][0].drawn, other = figures.draw_flow({}, 'x')", True),
         (
             "from drot_utils.report import tables\nshort = tables.shape_table(kept, 2)\nshort.to_csv(run.root / 'x')",

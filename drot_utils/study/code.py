@@ -239,9 +239,11 @@ class _Without(ast.NodeTransformer):
     def _is_one(self, node: ast.stmt) -> bool:
         names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
         stored = {_root(n) for n in ast.walk(node) if isinstance(getattr(n, "ctx", None), ast.Store)}
+        shown = isinstance(node, ast.Expr) and _shows(node.value)
+        if isinstance(node, ast.Expr) and not shown:  # `kept.update(...)` may change `kept`, as an assignment does
+            stored |= {_root(node.value)} - self.ours - self.report
         if stored & self.needed:
             return False
-        shown = isinstance(node, ast.Expr) and _shows(node.value)
         # `for_reading(student.write(...))` is for the reader alone; `print(teacher.ask(...))` may do what others need.
         calls = [n for n in ast.walk(node) if isinstance(n, ast.Call)]
         told = {id(n) for call in calls if _name(call) == READING for n in ast.walk(call)}
