@@ -201,18 +201,9 @@ def write_contexts(
     prompts = list_prompts(actions)
     open_work = partial(_open_writing, study, name, n, method, zero_shot)
     key = fingerprint(
-        prompts,
-        n,
-        method,
-        settings.model_dump(),
-        params.student.max_prompt_length,
-        params.teacher.max_tokens,
-        params.seed,
-        stage,
-        str(study.scoring_dtype),
-        weights,
-        hash_work(open_work),
-    )
+        prompts, n, method, settings.model_dump(), params.student.max_prompt_length, params.teacher.max_tokens, params.seed,
+        stage, str(study.scoring_dtype), weights, hash_work(open_work),
+    )  # fmt: skip
     return empty_columns(map_shards(
         prompts, settings.shard_size, open_work, borrow(study.run, f"shards/{stage}-{name}-{key}"), seed=params.seed,
         stage=f"{stage}: {name} writes",
