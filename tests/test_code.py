@@ -6,12 +6,15 @@ import sys
 import threading
 import time
 
+import pandas as pd
 import pytest
 from conftest import run_cells
 
+from drot_utils.engine.shards import map_shards
+from drot_utils.method import student
 from drot_utils.study import code, graph
 from drot_utils.study.errors import DrotError
-from drot_utils.study.params import Params, Section
+from drot_utils.study.params import Executor, Params, Section
 from drot_utils.study.paths import ROOT, Run
 from drot_utils.study.record import open_study
 
@@ -97,6 +100,7 @@ def test_prose_metadata_and_outputs_of_a_notebook_do_not_count(checkout):
         ("drawn = figures.draw_flow({}, 'x')\ndrawn.set_dpi(100)", True),
         ("drawn = figures.draw_flow({}, 'x')\ndrawn.title = figures.draw_flow({}, 'y')", False),
         ("kept['drawn'] = figures.draw_flow({}, 'x')", True),  # other cells compute with `kept`
+        ("kept.attrs.update(drawn=figures.draw_flow({}, 'x'))", True),
         ("kept.attrs['at'][0].drawn, other = figures.draw_flow({}, 'x')", True),
         (
             "from drot_utils.report import tables\nshort = tables.shape_table(kept, 2)\nshort.to_csv(run.root / 'x')",
@@ -244,6 +248,17 @@ def test_a_hash_of_code_reaches_through_modules_and_is_of_the_code_that_runs(che
     code.read_package.cache_clear()  # as in a process that begins now
     after = hash_both()
     assert before[0] != after[0] and before[1] == after[1]
+
+
+def test_no_process_is_started_that_would_run_edited_code(checkout, tmp_path):
+    code.read_package()
+    edit(checkout / "drot_utils" / "method" / "prompts.py", "Modifier: more", "Direction: more")
+    code.refuse_edited("method.nli.filter_unique")  # does not reach it
+    rows, workers = pd.DataFrame({"x": [1]}), Executor(kind="processes", workers=1, address=None)
+    with pytest.raises(DrotError, match=r"edited .*method\.prompts\.\w+\n"):
+        map_shards(rows, 1, student._open_writing, tmp_path, seed=0, stage="x", executor=workers)
+    with pytest.raises(DrotError, match=r"edited .*method\.prompts\.\w+\n"):
+        student.launch(None, rows, {}, tmp_path)
 
 
 def test_each_notebook_reaches_what_it_is_about():

@@ -127,6 +127,13 @@ def test_files_and_folders_count_however_they_are_named(demo, tmp_path, monkeypa
     }
 
 
+def test_a_file_that_many_stages_need_is_read_once(demo, monkeypatch):
+    read = []
+    monkeypatch.setattr(graph, "sha256", lambda path: read.append(path) or "x")
+    graph.stamp_stages(graph.list_stages(demo), demo)
+    assert len(read) == len(set(read)) > 3
+
+
 def test_every_parameter_that_is_a_path_is_known_as_one():
     texts = set()
     schema = Params.model_json_schema()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import make_adapter
+from transformers import AutoConfig
 
 from drot_utils.engine import batches
 from drot_utils.engine.batches import Example, batch_loss, count_memory
@@ -97,4 +98,12 @@ def test_a_model_that_is_not_here_is_not_fetched(smoke):
     with pytest.raises(
         ModelError, match=r"not on this machine\n.*hf download someone/else config.json --revision aaa.*SHAPES"
     ):
+        count_memory(settings_of(smoke, "tiny-t5", base=base), ALONE, torch.float32)
+
+
+def test_a_model_that_cannot_be_counted_is_said_to_be(tmp_path, smoke):
+    size = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    AutoConfig.for_model("bart", d_model=32, encoder_layers=1, decoder_layers=1, **size).save_pretrained(tmp_path)
+    base = ModelRef(source="folder", name=str(tmp_path))
+    with pytest.raises(ModelError, match=r"of the type bart takes cannot be counted \(.*_shift_right.*\)\n.*--gpu-gib"):
         count_memory(settings_of(smoke, "tiny-t5", base=base), ALONE, torch.float32)

@@ -111,6 +111,14 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert (folder / "a").read_text() == "old"
 
 
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_fills_is_not(tmp_path):
+    mine, live, dead = (tmp_path / f".m.{number}.tmp" for number in (os.getpid(), os.getppid(), 2**22 + 1))
+    for place in (mine, live, dead):
+        place.mkdir()
+    replace_folder(tmp_path / "m", lambda place: (place / "a").write_text("new"))
+    assert {path.name for path in tmp_path.iterdir()} == {"m", live.name}
+
+
 def test_output_is_absolute_once_and_never_empty(tmp_path, monkeypatch):
     monkeypatch.delenv("DROT_OUTPUT")
     settle_output()

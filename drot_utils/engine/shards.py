@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drot_utils.data.table import to_pandas
-from drot_utils.study.code import hash_code
+from drot_utils.study.code import hash_code, refuse_edited
 from drot_utils.study.errors import DrotError
 from drot_utils.study.outputs import borrow
 from drot_utils.study.params import Executor
@@ -96,6 +96,8 @@ def map_shards(
     missing = [(n, part, derive_seed(seed, stage, n)) for n, part in enumerate(parts) if n not in done]
     finished = sum(len(parts[number]) for number in done)
     run = {"local": _run_here, "processes": _run_processes, "ray": _run_ray}[executor.kind]
+    if missing and executor.kind != "local":
+        refuse_edited(_place(open_work))
     with Progress(stage, len(rows) * per_row, unit, done=finished * per_row) as progress:
         for number, result in run(open_work, missing, executor) if missing else ():
             content = result.to_parquet(index=False, compression="zstd")
@@ -120,8 +122,12 @@ def fingerprint(*parts: Any) -> str:
 
 def hash_work(open_work: OpenWork) -> str:
     """Return a hash of the code that `open_work` reaches, for fingerprints: what other code did is not used again."""
+    return hash_code(_place(open_work))
+
+
+def _place(open_work: OpenWork) -> str:
     function = getattr(open_work, "func", open_work)
-    return hash_code(f"{function.__module__.removeprefix('drot_utils.')}.{function.__qualname__}")
+    return f"{function.__module__.removeprefix('drot_utils.')}.{function.__qualname__}"
 
 
 def derive_seed(seed: int, stage: str, number: int) -> int:

@@ -27,7 +27,7 @@ from drot_utils.engine.shards import Work, fingerprint, hash_work, map_shards
 from drot_utils.engine.writer import Prompt, VllmWriter, Writer, Written
 from drot_utils.method.cards import student_card
 from drot_utils.method.prompts import parse_student, student_source, student_target, teacher_prompt
-from drot_utils.study.code import hash_code
+from drot_utils.study.code import hash_code, refuse_edited
 from drot_utils.study.errors import DataError, DrotError, MissingInputError
 from drot_utils.study.graph import in_order
 from drot_utils.study.outputs import borrow, take_model
@@ -140,6 +140,7 @@ def launch(study: Study, rows: pd.DataFrame, job: dict, work: Path) -> None:
 
     The folder `work` gets the job, the rows and what the processes say (``log.txt``); an error of theirs is quoted.
     """
+    refuse_edited("method.student.learn")
     write_frame(rows, work / "rows.parquet")
     saved = {"params": study.params.model_dump(), "run": study.run.profile, "stage": study.stage, "job": job}
     write_text(work / "job.json", json.dumps(saved, allow_nan=False))
@@ -153,7 +154,10 @@ def launch(study: Study, rows: pd.DataFrame, job: dict, work: Path) -> None:
     with log.open("w", encoding="utf-8") as handle:
         done = subprocess.run(command, env=environment, stderr=handle, check=False)
     if done.returncode:
-        said = re.findall(r"^(?:\[rank\d+\]: *)?(\w[\w.]*(?:Error|Exception)\b.*)$", log.read_text(), re.MULTILINE)
+        text = re.sub(r"^\[rank\d+\]: ?", "", log.read_text(), flags=re.MULTILINE)
+        if ours := re.search(rf"^{DrotError.__module__}\.\w+: (.*(?:\n  what to do: .*)?)", text, re.MULTILINE):
+            raise DrotError(ours[1], where=str(log))
+        said = re.findall(r"^(\w[\w.]*(?:Error|Exception)\b.*)$", text, re.MULTILINE)
         raise DrotError(
             f"one of {processes} training processes failed ({said[0] if said else f'exit code {done.returncode}'})",
             where=str(log),
@@ -197,18 +201,9 @@ def write_contexts(
     prompts = list_prompts(actions)
     open_work = partial(_open_writing, study, name, n, method, zero_shot)
     key = fingerprint(
-        prompts,
-        n,
-        method,
-        settings.model_dump(),
-        params.student.max_prompt_length,
-        params.teacher.max_tokens,
-        params.seed,
-        stage,
-        str(study.scoring_dtype),
-        weights,
-        hash_work(open_work),
-    )
+        prompts, n, method, settings.model_dump(), params.student.max_prompt_length, params.teacher.max_tokens, params.seed,
+        stage, str(study.scoring_dtype), weights, hash_work(open_work),
+    )  # fmt: skip
     return empty_columns(map_shards(
         prompts, settings.shard_size, open_work, borrow(study.run, f"shards/{stage}-{name}-{key}"), seed=params.seed,
         stage=f"{stage}: {name} writes",
@@ -253,7 +248,8 @@ def open_author(
     if zero_shot:
         model, tokenizer = load.load_model(zero_shot, "student", study.run)
         longest = params.teacher.max_tokens or generation.max_new_tokens
-        writer = Writer(model, tokenizer, *place, 512, longest, generation.batch_size)
+        limit = min(512, max(256, load.find_room(model)[0] - longest))  # the teacher's prompt has about 100
+        writer = Writer(model, tokenizer, *place, limit, longest, generation.batch_size)
         return (
             writer,
             lambda *prompt: encode_question(tokenizer, teacher_prompt(*prompt)),

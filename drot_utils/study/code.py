@@ -79,6 +79,18 @@ def hash_code(*places: str) -> str:
     return _digest(json.dumps(reached, sort_keys=True))
 
 
+def refuse_edited(place: str) -> None:
+    """Raise a `DrotError` where what a definition (see `hash_code`) reaches was edited since this process read the package.
+
+    For those who start other processes: these would run what is there now, and its results would be kept under the old code.
+    """
+    start = [tuple(place.rsplit(".", 1))]
+    before, now = _reach(start, read_package().get), _reach(start)
+    if edited := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+        found = f"edited since this notebook began, which now needs worker processes: {', '.join(edited)}"
+        raise DrotError(found, where="the package", todo="run the same command again")
+
+
 @cache
 def read_package() -> dict[str, str]:
     """Return the source of the package's files by module, such as ``engine.trainer``, as it was at the first call in a process.
@@ -227,9 +239,11 @@ class _Without(ast.NodeTransformer):
     def _is_one(self, node: ast.stmt) -> bool:
         names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
         stored = {_root(n) for n in ast.walk(node) if isinstance(getattr(n, "ctx", None), ast.Store)}
+        shown = isinstance(node, ast.Expr) and _shows(node.value)
+        if isinstance(node, ast.Expr) and not shown:  # `kept.update(...)` may change `kept`, as an assignment does
+            stored |= {_root(node.value)} - self.ours - self.report
         if stored & self.needed:
             return False
-        shown = isinstance(node, ast.Expr) and _shows(node.value)
         # `for_reading(student.write(...))` is for the reader alone; `print(teacher.ask(...))` may do what others need.
         calls = [n for n in ast.walk(node) if isinstance(n, ast.Call)]
         told = {id(n) for call in calls if _name(call) == READING for n in ast.walk(call)}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -127,6 +127,9 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     variants = _list_ablations(rounds) if ablations else []
     students = tuple(stage.name for stage in [stages[-1], *variants])
     final = ("06_final_dataset",)
+    people = (
+        "seed", "compute", "corpus.actions", "corpus.round_actions", "critic", "judges", "nli", "evaluation.critic", "annotation",
+    )  # fmt: skip
     return [
         *stages,
         *variants,
@@ -134,22 +137,7 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
         Stage("08_topics", final, ("seed", "compute", "topics"), 55),
         Stage("09_toxicity", final, ("seed", "compute", "toxicity"), 3),
         Stage("10_cultural_bias", final, (*WRITES, "topics", "bias"), 5),
-        Stage(
-            "11_human_evaluation",
-            ("07_evaluation",),
-            (
-                "seed",
-                "compute",
-                "corpus.actions",
-                "corpus.round_actions",
-                "critic",
-                "judges",
-                "nli",
-                "evaluation.critic",
-                "annotation",
-            ),
-            5,
-        ),
+        Stage("11_human_evaluation", ("07_evaluation",), people, 5),
         *last,
     ]
 
@@ -215,7 +203,7 @@ def stamp_stages(stages: list[Stage], params: Params) -> dict[str, Stamp]:
     """Return the stamps of stages that are in the order in which they can run."""
     values = params.model_dump(mode="json")
     del values["compute"]["executor"]  # who does the shards changes no number
-    hashed = cache(hash_notebook)
+    hashed, digest = cache(hash_notebook), cache(sha256)  # a folder of weights is gigabytes, and many stages need it
     stamps: dict[str, Stamp] = {}
     for stage in stages:
         computing, everything = hashed(stage.notebook)
@@ -223,7 +211,7 @@ def stamp_stages(stages: list[Stage], params: Params) -> dict[str, Stamp]:
         inputs = {
             "code": computing,
             "parameters": parameters,
-            "data": _hash_data(parameters),
+            "data": _hash_data(parameters, digest),
             "needs": {name: stamps[name].value for name in stage.needs},
         }
         value = _digest(inputs)
@@ -237,14 +225,14 @@ def _look_up(values: dict[str, Any], name: str) -> Any:
     return values[section][key] if key else values[section]
 
 
-def _hash_data(parameters: dict[str, Any]) -> dict[str, str]:
+def _hash_data(parameters: dict[str, Any], digest: Callable[[Path], str] = sha256) -> dict[str, str]:
     # Files and folders by the names that the parameters give them, so that the checkout may lie anywhere.
     hashes = {}
     for text in set(_paths(parameters)):
         path = resolve(text)
         for file in files_below(path) if path.is_dir() else [path]:
             if file.is_file():
-                hashes[text if file == path else f"{text}/{file.relative_to(path).as_posix()}"] = sha256(file)
+                hashes[text if file == path else f"{text}/{file.relative_to(path).as_posix()}"] = digest(file)
     return dict(sorted(hashes.items()))
 
 

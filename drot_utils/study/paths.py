@@ -161,8 +161,10 @@ def write_text(path: Path, text: str) -> Path:
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
     """Let `fill` write into a temporary folder, then put it in the place of `folder` (see `atomic`)."""
-    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
-        shutil.rmtree(stale, ignore_errors=True)
+    for stale in folder.parent.glob(f".{folder.name}.[0-9]*.tmp"):
+        number = int(stale.name.split(".")[-2])
+        if number == os.getpid() or not psutil.pid_exists(number):  # of a process that was killed
+            shutil.rmtree(stale, ignore_errors=True)
     with atomic(folder) as temporary:
         temporary.mkdir()
         fill(temporary)
