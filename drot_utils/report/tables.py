@@ -46,7 +46,7 @@ WORDS = {
     "majority_accuracy": "majority accuracy", "p_value": "p", "p_holm": "p (Holm)", "moral_variance": "direction", "nli_share": "NLI drops",
     "expected": "by chance", "significant_pct": "signif. %", "language_pct": "lang. %", "earlier": "from", "later": "to", "auc_student": "AUC in a student", "auc_prompt": "AUC in a prompt", "top_tenth": "valid in top tenth",
     "top_fifth": "valid in top fifth", "votes_vld": "by votes", "ppi_vld": "by votes and critic", "votes": "by votes",
-    "ppi": "by votes and critic", "mean_words": "words", "full": "all agree", "majority": "majority agrees", "greedy_contexts": "contexts",
+    "ppi": "by votes and critic", "mean_words": "words", "full": "all agree", "majority": "majority agrees", "greedy_contexts": "contexts", "critic_avg": "mean score",
 }  # fmt: skip
 #: Points of a text width of LaTeX's article; between two columns; of a letter in \footnotesize, and in \tiny.
 TEXT_WIDTH, GAP, LETTER, TINY = 345, 7, 4.6, 3.0
