@@ -154,6 +154,32 @@ def test_the_votes_line_and_the_teachers_where_there_are_votes():
     assert not any(line.get_linestyle() == ":" for line in silent.axes[0].lines)
 
 
+def test_who_judges_has_one_colour_and_mark_in_all_figures():
+    rows = pd.DataFrame({"model": ["base"], "paper_auto_vld": 0.5}).assign(**{
+        f"{prefix}{metric}": 0.5 for prefix in ("human_", "auto_", "independent_", "paper_auto_") for metric in figures.METRICS
+    })  # fmt: skip
+    names = {"human_": "votes", "auto_": "one", "independent_": "two"}
+    without = {prefix: name for prefix, name in names.items() if prefix != "human_"}
+
+    def looks(figure):
+        bars = figure.axes[0].containers
+        return {bar.get_label(): (bar[0].get_color(), bar[0].get_marker()) for bar in bars}
+
+    every = looks(figures.draw_rounds(rows, ["base"], names))
+    critics = looks(figures.draw_rounds(rows, ["base"], without))
+    assert critics == looks(figures.draw_differences(DIFFERENCES)) == {name: every[name] for name in ("one", "two")}
+    assert len(set(every.values())) == 3
+
+
+def test_a_share_of_few_votes_is_no_point():
+    table = pd.DataFrame({
+        "writer": ["teacher", "distill_base"], "prompts": 10, "voted": [figures.ENOUGH - 1, figures.ENOUGH], "voted_valid": [1.0, 0.3],
+        "voted_score": [0.4, 0.8], **dict.fromkeys(figures.COLLAPSE, 0.5),
+    })  # fmt: skip
+    valid = figures.draw_collapse(table).axes[-1].lines[-1].get_ydata()
+    assert np.isnan(valid[0]) and valid[1] == 0.3
+
+
 def test_every_kind_draws_on_small_and_odd_input():
     few = np.array([0.2, np.nan, 0.8])
     topics = pd.DataFrame({"topic": ["pet"], "count": [3]})

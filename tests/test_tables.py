@@ -20,8 +20,9 @@ from drot_utils.study.paths import NOTEBOOKS, ROOT, Run, write_text
 def test_three_files_and_an_unknown_value_is_empty():
     frame = pd.DataFrame({"model": ["a_b", "c"], "vld": [0.12345, np.nan], "rows": pd.array([12, None], "Int64")})
     run = Run("smoke")
-    path = tables.save_table(frame, run, "table2", "Table 2: 50% & more.")
-    again = pd.read_csv(path)
+    shown = tables.save_table(frame, run, "table2", "Table 2: 50% & more.").to_html()
+    again = pd.read_csv(run.figures / "table2.csv")
+    assert ">0.12<" in shown and "nan" not in shown and "text-align: right" in shown
     assert again["vld"][0] == 0.12345 and again["vld"].isna()[1] and again["rows"][0] == 12
     markdown = (run.figures / "table2.md").read_text()
     assert "| a_b" in markdown and "|  0.12 |" in markdown and "nan" not in markdown and "<NA>" not in markdown

@@ -234,13 +234,13 @@ YES = dict.fromkeys(FORM.questions, "Y")
 def test_notebook_11_with_hardly_anything(candidates, tmp_path, monkeypatch, capsys, filled, request):
     rows = candidates.assign(source="teacher", candidate=[0, 1, 2] * 2)
     run = run_notebook(tmp_path, monkeypatch, rows, filled)
-    if "nobody answered" in request.node.name:
-        assert "No votes on evaluation_form: annotation.filled" in capsys.readouterr().out
-    else:
-        table = pd.read_csv(run.figures / "agreement_human.csv")
-        assert list(table) == ["question", *AGREEMENT] and table["kappa"].isna().all()
-        assert "kappa is empty" in capsys.readouterr().out
-    assert len(pd.read_csv(run.figures / "table4.csv")) == 6
+    printed = capsys.readouterr().out
+    nobody = "Nobody was asked in this run.\nnone: evaluation_form: annotation.filled" in printed
+    assert nobody == ("nobody answered" in request.node.name)
+    table = pd.read_csv(run.figures / "agreement_human.csv")
+    assert list(table) == ["question", *AGREEMENT] and table["kappa"].isna().all()
+    assert pd.read_csv(run.figures / "figure4.csv")["weakening"].isna().all()  # nobody filled the content form
+    assert len(table4 := pd.read_csv(run.figures / "table4.csv")) == 6 and nobody == table4["valid_pct"].isna().all()
     human = pd.read_csv(run.figures / "table2_human.csv")
     assert list(human)[:8] == ["model", *HUMAN_COLUMNS] and human["model"].tolist() == ["teacher"]
     json.loads(
@@ -371,11 +371,14 @@ def test_built_in_votes_are_called_a_language_models():
 
 def test_who_has_no_votes_is_said(recorded, tmp_path):
     settings = load_params("params/smoke.yaml").annotation
-    both = "No votes on content_form: annotation.filled is null and annotation.reference_votes"
-    assert exchange.say_nobody(CONTENT_FORM, settings) == f"{both} is null."
-    named = settings.model_copy(update={"reference_votes": str(recorded[0])})
-    assert exchange.find_votes(CONTENT_FORM, named, recorded[2], recorded[2]) is None
-    assert exchange.say_nobody(CONTENT_FORM, named) == f"{both} ({recorded[0]}) holds none."
+    both = "content_form: annotation.filled is null and annotation.reference_votes"
+    for place, said in ((None, "is null"), (str(recorded[0]), f"({recorded[0]}) holds none")):
+        named = settings.model_copy(update={"reference_votes": place})
+        none = exchange.find_votes(CONTENT_FORM, named, recorded[2], recorded[2])
+        assert str(none) == f"Nobody was asked in this run.\nnone: {both} {said}" and none.voters == "nobody"
+        assert (
+            none.filled.empty and list(none.filled) == ["row_id", "annotator", *CONTENT_FORM.questions] and not none.own
+        )
 
 
 def test_an_annotator_who_says_the_same_of_all_is_named(asked):
@@ -437,7 +440,7 @@ def test_what_is_drawn_for_the_content_form(asked):
     greedy = pd.concat(
         [asked.assign(source=s) for s in ("distill_base", "self_distill_1", "distill_final")], ignore_index=True
     )
-    rows = votes.draw_content(drot, greedy, None, 9, 0)
+    rows = votes.draw_content(drot, greedy, greedy.assign(valid=np.nan, **YES).head(0), 9, 0)
     assert rows.groupby(["set", "moral_variance"]).size().to_dict() == {("dataset", -1): 4, ("dataset", 1): 4, ("greedy", -1): 4, ("greedy", 1): 6}  # fmt: skip
     again = votes.draw_content(drot, greedy, greedy.assign(valid=[0.0, 1, 1, 1, np.nan] * 3, **YES), 9, 0)
     assert again["set"].value_counts().to_dict() == {"dataset": 8, "greedy": 8, "invalid": 2}

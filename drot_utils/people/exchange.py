@@ -40,7 +40,7 @@ UNREAD = {
 
 @dataclass(frozen=True)
 class Votes:
-    """Votes on rows: this run's own, or the recorded ones of another run.
+    """Votes on rows: this run's own, or the recorded ones of another run; without a vote where nobody was asked.
 
     Attributes
     ----------
@@ -49,20 +49,26 @@ class Votes:
     rows : DataFrame
         What was drawn to be asked about: as a key, with the rows that have no context, whose ``row_id`` is null.
     own : bool
-        Whether this run wrote the rows: the votes are then on a random part of what it wrote.
+        Whether there are votes, and this run wrote the rows: the votes are then on a random part of what it wrote.
     counts : dict
-        As `read_filled` returns it.
+        As `read_filled` returns it, or ``none``: why there are no votes.
     """
 
     filled: pd.DataFrame
     rows: pd.DataFrame
     own: bool
-    counts: dict[str, int | list[str]]
+    counts: dict[str, int | str | list[str]]
+
+    def __str__(self) -> str:
+        """Say whose votes these are, and how many, or why there are none."""
+        return "\n".join([self.whose, ", ".join(f"{name}: {count}" for name, count in self.counts.items())])
 
     @property
     def voters(self) -> str:
         """Who voted, as their names say: annotators whose names begin with `MACHINE` are language models."""
         machine = self.filled["annotator"].drop_duplicates().str.startswith(MACHINE)
+        if machine.empty:
+            return "nobody"
         if machine.all():
             return "a language model"
         return "annotators and a language model" if machine.any() else "annotators"
@@ -70,11 +76,13 @@ class Votes:
     @property
     def whose(self) -> str:
         """Whose contexts and whose votes these are, for captions."""
+        if self.filled.empty:
+            return "Nobody was asked in this run."
         return f"On {'this' if self.own else 'the reference'} run's contexts, by votes of {self.voters}."
 
 
-def find_votes(form: Form, settings: Annotation, key: pd.DataFrame, written: pd.DataFrame) -> Votes | None:
-    """Return the votes on a form: from filled ones where there are some, else the recorded ones; None where nobody was asked.
+def find_votes(form: Form, settings: Annotation, key: pd.DataFrame, written: pd.DataFrame) -> Votes:
+    """Return the votes on a form: from filled ones where there are some, else the recorded ones, else none.
 
     Parameters
     ----------
@@ -87,18 +95,15 @@ def find_votes(form: Form, settings: Annotation, key: pd.DataFrame, written: pd.
         filled, counts = read_filled(form, settings.filled, key[key["row_id"].notna()])
         if len(filled):
             return Votes(filled, key, True, counts)
-    if settings.reference_votes is None:
-        return None
-    filled, rows = read_recorded(settings.reference_votes, form)
-    counts = {"votes": len(filled), "annotators": filled["annotator"].nunique()}
-    return Votes(filled, rows, bool(is_written(rows, written).all()), counts) if len(filled) else None
-
-
-def say_nobody(form: Form, settings: Annotation) -> str:
-    """Say why there are no votes on a form: which setting is null, and which names a place that holds none."""
+    if settings.reference_votes is not None:
+        filled, rows = read_recorded(settings.reference_votes, form)
+        if len(filled):
+            counts = {"votes": len(filled), "annotators": filled["annotator"].nunique()}
+            return Votes(filled, rows, bool(is_written(rows, written).all()), counts)
     places = {"annotation.filled": settings.filled, "annotation.reference_votes": settings.reference_votes}
     said = [f"{name} {'is null' if at is None else f'({at}) holds none'}" for name, at in places.items()]
-    return f"No votes on {form.name}: {' and '.join(said)}."
+    nothing = pd.DataFrame(columns=["row_id", "annotator", *form.questions], dtype="str")
+    return Votes(nothing, key, own=False, counts={"none": f"{form.name}: {' and '.join(said)}"})
 
 
 def export_form(

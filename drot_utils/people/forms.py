@@ -91,7 +91,7 @@ EVALUATION_FORM = Form(
 )
 CONTENT_FORM = Form(
     "content_form",
-    "Figures 4 and 5, and the error analysis (section 5): what contexts are made of, and what is wrong with invalid ones.",
+    "Figures 4 and 5, and the error analysis (section 5.2): what contexts are made of, and what is wrong with invalid ones.",
     {
         "q1": Question(
             "If the context makes the action go in the direction named: what does it tell? Choose all that it tells.",
@@ -166,7 +166,8 @@ def make_key(form: Form, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     key = rows.iloc[np.random.default_rng(seed).permutation(len(rows))].reset_index(drop=True)
     key = key[[*KEY, "set", "action", "context", "rationale"]]
     print_ = fingerprint(key[["action", "moral_variance", "context", "rationale"]])[:6]
-    key.insert(0, "row_id", [f"{form.name}-{print_}-{i:05d}" for i in range(1, len(key) + 1)])
+    numbers = [f"{form.name}-{print_}-{i:05d}" for i in range(1, len(key) + 1)]
+    key.insert(0, "row_id", pd.Series(numbers, dtype="str"))
     return key
 
 

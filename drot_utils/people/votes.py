@@ -28,21 +28,19 @@ SOURCE = rf"(?:{'|'.join(WRITERS)}|self_distill_[1-9]\d*)(?:-(?:{'|'.join(VARIAN
 CATEGORIES = {code: text for code, text in CONTENT_FORM.questions["q1"].answers.items() if code != "-"}
 
 
-def make_table4(judged: pd.DataFrame | None) -> pd.DataFrame:
+def make_table4(judged: pd.DataFrame) -> pd.DataFrame:
     """Return table 4 (and table 1's language column): people's answers on the data set, and the paper's.
 
     Parameters
     ----------
-    judged : DataFrame or None
-        As `judge_rows` returns it, of which the set ``dataset`` counts; None where nobody was asked.
+    judged : DataFrame
+        As `judge_rows` returns it, of which the set ``dataset`` counts.
 
     Returns
     -------
     DataFrame
         ``type polarity``, `SHARES` (the last two of the valid ones; null where nobody was asked), and the paper's columns.
     """
-    if judged is None:
-        return TABLE4.reindex(columns=["type", "polarity", *SHARES, *TABLE4.columns[2:]])
     ours, dataset = [], judged[judged["set"] == "dataset"]
     for kind, valid, language in (("Context", "q2", "q1"), ("Rationale", "q4", "q3")):
         for name, variance in (("all", (1, -1)), ("strengthening", (1,)), ("weakening", (-1,))):
@@ -54,22 +52,19 @@ def make_table4(judged: pd.DataFrame | None) -> pd.DataFrame:
     return pd.DataFrame(ours, columns=["type", "polarity", *SHARES]).merge(TABLE4, on=["type", "polarity"])
 
 
-def fill_table2(judged: pd.DataFrame | None, drawn: pd.DataFrame, find_unique: FindUnique) -> pd.DataFrame:
+def fill_table2(judged: pd.DataFrame, drawn: pd.DataFrame, find_unique: FindUnique) -> pd.DataFrame:
     """Return the human columns of table 2: people's answers on the models of `drawn`, and the paper's.
 
     Parameters
     ----------
-    judged : DataFrame or None
-        As for `human_table2`, with other sets; None where nobody was asked.
+    judged : DataFrame
+        As for `human_table2`, with other sets.
     drawn : DataFrame
-        What was drawn to be asked about; its models are the rows, with `HUMAN_COLUMNS` (null where nobody was asked).
+        What was drawn to be asked about; its models are the rows, with `HUMAN_COLUMNS`.
     """
     table = pd.DataFrame({"model": in_order(set(drawn["source"]) - {"drot"})})
-    if judged is None:
-        table = table.reindex(columns=["model", *HUMAN_COLUMNS])
-    else:
-        shown = judged[judged["set"].isin(["greedy", "sampled"])]
-        table = table.merge(human_table2(shown, find_unique), on="model", how="left")
+    shown = judged[judged["set"].isin(["greedy", "sampled"])]
+    table = table.merge(human_table2(shown, find_unique), on="model", how="left")
     return table.merge(TABLE2[["model", *PAPER_HUMAN]], on="model", how="left")
 
 
@@ -262,9 +257,7 @@ def make_gold(filled: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:
     return gold.sort_values("item_id").rename(columns=lambda name: name.replace("_", "-"))
 
 
-def draw_content(
-    drot: pd.DataFrame, asked: pd.DataFrame, judged: pd.DataFrame | None, n: int, seed: int
-) -> pd.DataFrame:
+def draw_content(drot: pd.DataFrame, asked: pd.DataFrame, judged: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     """Return rows for the content form: `n` of the data set, half of them each way, and greedy ones of the first and the last student.
 
     The latter are the set ``invalid`` where they were judged so, else ``greedy``: these are in the key, but are not shown.
@@ -272,9 +265,8 @@ def draw_content(
     ways = [drot[drot["moral_variance"] == way] for way in (1, -1)]
     parts = [rows.sample(min(n // 2, len(rows)), random_state=seed).assign(set="dataset") for rows in ways]
     greedy = asked[(asked["set"] == "greedy") & asked["source"].isin(["distill_base", "distill_final"])]
-    if judged is not None:
-        greedy = join_valid(greedy, judged)
-        greedy["set"] = greedy["set"].mask(greedy["valid"] == 0, "invalid")
+    greedy = join_valid(greedy, judged)
+    greedy["set"] = greedy["set"].mask(greedy["valid"] == 0, "invalid")
     return pd.concat([*parts, greedy], ignore_index=True)
 
 

@@ -16,6 +16,8 @@ plt.style.use(resolve("figures/drot.mplstyle"))
 
 #: The metrics of table 2, as the figure of the rounds calls them.
 METRICS = {"vld": "Vld (top 1)", "avg": "Avg score (top 1)", "n_vld": "#Vld of 10", "n_unq_vld": "#Unq.Vld of 10"}
+#: Who judges, by the start of table 2's columns: colour and mark, the same in all figures.
+MARKS = {"human_": ("C0", "o"), "auto_": ("C1", "^"), "independent_": ("C2", "D"), "filter_": ("C2", "D")}
 OUTLINE = {"histtype": "step", "linewidth": 1.6}
 
 
@@ -49,7 +51,7 @@ def draw_lengths(texts: dict[str, pd.Series], title: str) -> Figure:
 
 def draw_precision_recall(curves: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float, marked: str) -> Figure:
     """Draw precision-recall curves (figure 8): name to (valid, scores), the threshold marked on one of them."""
-    figure, axes = _make_axes((4.6, 3.6), xlabel="recall", ylabel="precision", title="Critic on held-out gold")
+    figure, axes = _make_axes((4.6, 3.6), xlabel="recall", ylabel="precision", title="Critic: precision and recall")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.05))
     for name, (valid, scores) in curves.items():
         # Without a valid row there is no recall.
@@ -62,7 +64,8 @@ def draw_precision_recall(curves: dict[str, tuple[np.ndarray, np.ndarray]], thre
     if called.any() and valid.any():
         point = (float(valid[called].sum() / valid.sum()), float(valid[called].mean()))
         axes.plot(*point, "o", color="black", zorder=5)
-        axes.annotate(f"threshold {threshold:.2f}", point, textcoords="offset points", xytext=(6, 6))
+        paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # it may lie on a curve
+        axes.annotate(f"threshold {threshold:.2f}", point, textcoords="offset points", xytext=(7, 7), bbox=paper)
     axes.legend(loc="lower left")
     return _describe(
         figure, f"Precision over recall of the critic: {', '.join(curves)}; the threshold {threshold:.2f} is marked"
@@ -102,7 +105,7 @@ def draw_confusion(table: pd.DataFrame, title: str) -> Figure:
     labels = {"xlabel": "predicted", "ylabel": "label", "title": title}
     figure, axes = _draw_cells(table, (3.8, 3.3), "Blues", {"rotation": 20}, **labels)
     for (row, column), count in np.ndenumerate(table.to_numpy()):
-        light = count > table.to_numpy().max() / 2
+        light = count > 0.6 * table.to_numpy().max()
         axes.text(column, row, count, ha="center", va="center", color="white" if light else "black")
     cells = (f"{row} called {column} {count}" for row, counts in table.iterrows() for column, count in counts.items())
     return _describe(figure, f"{title}, label and prediction: {', '.join(cells)}")
@@ -139,7 +142,7 @@ def draw_flow(stages: dict[str, dict[str, int]], title: str) -> Figure:
     total = table.sum(axis=1)
     shares = 100 * table.div(total.where(total > 0), axis=0).fillna(0)
     shares.index = [f"{name} ({count:,.0f})" for name, count in total.items()]
-    figure = draw_stacked(shares.rename(columns=REASONS), "per cent of the candidates (how many)", title)
+    figure = draw_stacked(shares.rename(columns=REASONS), "% of the candidates (their number in brackets)", title)
     for k, (_, row) in enumerate(shares.iterrows()):
         for share, left in zip(row, row.cumsum() - row, strict=True):
             if share >= 4:
@@ -186,11 +189,12 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
                 rows.get(f"{prefix}{metric}{end}", pd.Series(np.nan, models)) for end in ("", "_low", "_high")
             )
             error = [mean - low.fillna(mean), high.fillna(mean) - mean]
-            axes.errorbar(x + 0.08 * k, mean, error, fmt="o-", capsize=2, label=label)
+            colour, mark = MARKS[prefix]
+            axes.errorbar(x + 0.08 * k, mean, error, fmt=f"{mark}-", color=colour, capsize=2, markersize=5, label=label)
         if metric == "vld" and not np.isnan(teacher):
             axes.axhline(teacher, color="black", linewidth=1, linestyle=":", label=f"the teacher, by {judge}")
-        axes.plot(x, rows[f"paper_auto_{metric}"], "s--", label="the paper (3B student)", **grey)
-        axes.set(title=title, ylim=(0, 1 if metric in ("vld", "avg") else 10))
+        axes.plot(x, rows[f"paper_auto_{metric}"], "s--", label="the paper, by its critic", **grey)
+        axes.set(title=title, ylim=_leave_room(1 if metric in ("vld", "avg") else 10))
         axes.set_xticks(x, names, rotation=35, ha="right")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(prefixes) + 2)
     said = [f"{prefixes[prefix]} {', '.join(f'{value:.2f}' for value in rows[f'{prefix}vld'])}"
@@ -217,7 +221,10 @@ def draw_differences(differences: pd.DataFrame) -> Figure:
             ends = (rows["difference"] - rows["low"], rows["high"] - rows["difference"])
             error = [end.clip(lower=0) for end in ends]
             y = np.array([order.index(step) for step in rows["step"]]) + 0.22 * (k - (len(critics) - 1) / 2)
-            axes.errorbar(rows["difference"], y, xerr=error, fmt="o", capsize=2, markersize=4, label=critic)
+            colour, mark = [*MARKS.values()][k + 1]
+            axes.errorbar(
+                rows["difference"], y, xerr=error, fmt=mark, color=colour, capsize=2, markersize=4, label=critic
+            )
         axes.axvline(0, color="black", linewidth=1, linestyle=":")
         axes.set(title=METRICS[metric], xlabel="later minus earlier")
         axes.set_yticks(range(len(order)), order)
@@ -238,8 +245,9 @@ def _shorten(student: str) -> str:
 #: The columns of the table of collapse that are drawn, and what they are called.
 COLLAPSE = {
     "nli_share": "dropped by the NLI filter", "different_per_100": "different of 100", "top_ten_share": "share of the ten commonest",
-    "prompts_covered": "prompts covered", "mean_score": "mean score",
+    "prompts_covered": "prompts covered", "mean_score": "mean score, share valid",
 }  # fmt: skip
+ENOUGH = 20  # a share of fewer votes is in the table, but is no point in the figure
 
 
 def draw_collapse(table: pd.DataFrame) -> Figure:
@@ -249,14 +257,14 @@ def draw_collapse(table: pd.DataFrame) -> Figure:
     x, shown = np.arange(len(table)), table.assign(prompts_covered=table["prompts_covered"] / table["prompts"])
     for axes, (column, title) in zip(grid, COLLAPSE.items(), strict=True):
         axes.plot(x, shown[column], "o-", label="all that it wrote, by the critic")
-        axes.set(title=title, ylim=(0, 100 if column == "different_per_100" else 1))
+        axes.set(title=title, ylim=_leave_room(100 if column == "different_per_100" else 1))
         axes.set_xticks(x, names, rotation=35, ha="right")
-    if shown["voted"].any():
+    if (enough := shown["voted"] >= ENOUGH).any():
         for column, name in (
             ("voted_score", "what has votes, by the critic"),
             ("voted_valid", "the same, by annotators"),
         ):
-            grid[-1].plot(x, shown[column], "s--", label=name, markersize=4)
+            grid[-1].plot(x, shown[column].where(enough), "s--", label=name, markersize=4)
     figure.legend(*grid[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     said = (f"{title}: {', '.join(f'{v:.2f}' for v in shown[column])}" for column, title in COLLAPSE.items())
     return _describe(figure, f"How far writers repeat themselves ({', '.join(names)}). {'; '.join(said)}")
@@ -299,11 +307,11 @@ def draw_against(table: pd.DataFrame, label: str, title: str) -> Figure:
 
     `label` is the column of the groups' names.
     """
-    figure, axes = _make_axes((6.2, 1.1 + 0.3 * len(table)), xlabel="distance", title=title)
+    figure, axes = _make_axes((6.2, 1.3 + 0.3 * len(table)), "constrained", xlabel="energy distance", title=title)
     y = np.arange(len(table))
     wide = {"color": "lightgrey", "height": 0.55}
     axes.barh(
-        y, table["expected_high"] - table["expected_low"], left=table["expected_low"], label="95% of chance", **wide
+        y, table["expected_high"] - table["expected_low"], left=table["expected_low"], label="95% of shuffles", **wide
     )
     axes.plot(table["distance"], y, "o", label="found")
     axes.set_yticks(y, table[label])
@@ -315,7 +323,7 @@ def draw_against(table: pd.DataFrame, label: str, title: str) -> Figure:
             f"p = {p:.2f}" if p >= 0.01 else "p < .01", (1.02, k), xycoords=("axes fraction", "data"), va="center"
         )
     _turn_to_rows(axes, table["distance"].count())
-    axes.legend(loc="upper left", bbox_to_anchor=(1.15, 1))
+    figure.legend(ncols=2, loc="outside lower center")
     numbers = table[[label, "distance", "p_holm"]].itertuples(index=False)
     said = (f"{name} {distance:.3f} (p {p:.2f})" for name, distance, p in numbers)
     return _describe(figure, f"{title}, with p-values after Holm: {', '.join(said)}")
@@ -347,6 +355,11 @@ def _make_axes(size: tuple | None = None, layout: str | None = None, **settings:
     figure, axes = plt.subplots(figsize=size, layout=layout)
     axes.set(**settings)
     return figure, axes
+
+
+def _leave_room(most: float) -> tuple[float, float]:
+    """Return the limits of an axis from 0 to `most` on which marks at its ends are whole."""
+    return -0.04 * most, 1.04 * most
 
 
 def _say_if_empty(axes: Axes, rows: int) -> None:

@@ -3,13 +3,13 @@
 import re
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 from scipy.stats import norm, t
 
-from drot_utils.data.table import DIRECTIONS
+from drot_utils.data.table import DIRECTIONS, for_reading
 from drot_utils.study import graph
 from drot_utils.study.errors import DrotError
 from drot_utils.study.outputs import flatten, read_records
@@ -46,7 +46,7 @@ WORDS = {
     "majority_accuracy": "majority accuracy", "p_value": "p", "p_holm": "p (Holm)", "moral_variance": "direction", "nli_share": "NLI drops",
     "expected": "by chance", "significant_pct": "signif. %", "language_pct": "lang. %", "earlier": "from", "later": "to", "auc_student": "AUC in a student", "auc_prompt": "AUC in a prompt", "top_tenth": "valid in top tenth",
     "top_fifth": "valid in top fifth", "votes_vld": "by votes", "ppi_vld": "by votes and critic", "votes": "by votes",
-    "ppi": "by votes and critic", "mean_words": "words", "full": "all agree", "majority": "majority agrees", "greedy_contexts": "contexts",
+    "ppi": "by votes and critic", "mean_words": "words", "full": "all agree", "majority": "majority agrees", "greedy_contexts": "contexts", "critic_avg": "mean score",
 }  # fmt: skip
 #: Points of a text width of LaTeX's article; between two columns; of a letter in \footnotesize, and in \tiny.
 TEXT_WIDTH, GAP, LETTER, TINY = 345, 7, 4.6, 3.0
@@ -58,14 +58,14 @@ SEEDS = {"table2": "auto_", "differences": "", "vld_by_votes": "", "differences_
 
 def save_table(
     frame: pd.DataFrame, run: Run, name: str, caption: str, decimals: int = 2, shown: pd.DataFrame | None = None
-) -> Path:
-    """Write a table as ``.csv`` (all columns and digits; its path is returned), ``.tex`` and ``.md``.
+) -> Styler:
+    """Write a table as ``.csv`` (all columns and digits), ``.tex`` and ``.md``, and return it as `show_table` does.
 
-    The latter two are `shape_table` of `shown`, by default of `frame`, with the caption and the run's note. Cells and caption are
+    All but the first are `shape_table` of `shown`, by default of `frame`, with the caption and the run's note. Cells and caption are
     on one line there, and characters that mean something are escaped. LaTeX needs the package booktabs. The table fits the text
     width of an article: long texts are set in several lines, and intervals below their numbers where that is not enough.
     """
-    path = write_text(run.figures / f"{name}.csv", frame.to_csv(index=False))
+    write_text(run.figures / f"{name}.csv", frame.to_csv(index=False))
     shown, caption = frame if shown is None else shown, BREAK.sub(" ", f"{caption} {run.note or ''}".strip())
     shaped = shape_table(shown, decimals)
     write_text(run.figures / f"{name}.tex", _to_latex(shaped, caption, name))
@@ -73,7 +73,16 @@ def save_table(
     escaped = shaped.map(_escape, special=MARKDOWN).rename(columns=lambda name: _escape(name, MARKDOWN))
     markdown = escaped.to_markdown(index=False, disable_numparse=True, colalign=sides)
     write_text(run.figures / f"{name}.md", f"{caption}\n\n{markdown}\n")
-    return path
+    return show_table(shown, decimals)
+
+
+def show_table(frame: pd.DataFrame, decimals: int = 2) -> Styler:
+    """Return a table as a notebook shows it: `shape_table`, with numbers to the right."""
+    shaped = shape_table(frame, decimals)
+    numbers = [name for name, number in zip(shaped, shaped.attrs["numbers"], strict=True) if number]
+    heads = {name: [{"selector": "th.col_heading", "props": "text-align: right"}] for name in numbers}
+    style = for_reading(shaped).set_properties(numbers, **{"text-align": "right"})
+    return style.set_table_styles(heads, overwrite=False)
 
 
 def shape_table(frame: pd.DataFrame, decimals: int = 2) -> pd.DataFrame:
