@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
+from drot_utils.data.paper import SAMPLES
 from drot_utils.study import graph
 from drot_utils.study.paths import Run, atomic, resolve
 
 plt.style.use(resolve("figures/drot.mplstyle"))
 
 #: The metrics of table 2, as the figure of the rounds calls them.
-METRICS = {"vld": "Vld (top 1)", "avg": "Avg score (top 1)", "n_vld": "#Vld of 10", "n_unq_vld": "#Unq.Vld of 10"}
+METRICS = {"vld": "Vld (top 1)", "avg": "Avg score (top 1)", "n_vld": "#Vld of {}", "n_unq_vld": "#Unq.Vld of {}"}
 OUTLINE = {"histtype": "step", "linewidth": 1.6}
 
 
@@ -166,11 +167,11 @@ def draw_scores(
     return _describe(figure, f"{title}: histograms of {xlabel}, {', '.join(means)}")
 
 
-def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]) -> Figure:
+def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str], samples: int = SAMPLES) -> Figure:
     """Draw how students change from round to round: four metrics of table 2 with 95% intervals, ours and the paper's.
 
     The x axis is in the order of `models`; `prefixes` maps those of columns, such as ``auto_``, to their names in the legend. A
-    metric that has no such column is not drawn. Of the first prefix the teacher's Vld is a line, where it has one.
+    metric that has no such column is not drawn. Our #Vld is of `samples`. Of the first prefix the teacher's Vld is a line, where it has one.
     """
     rows = table.set_index("model")
     first, judge = next(iter(prefixes.items()))
@@ -189,8 +190,9 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
             axes.errorbar(x + 0.08 * k, mean, error, fmt="o-", capsize=2, label=label)
         if metric == "vld" and not np.isnan(teacher):
             axes.axhline(teacher, color="black", linewidth=1, linestyle=":", label=f"the teacher, by {judge}")
-        axes.plot(x, rows[f"paper_auto_{metric}"], "s--", label="the paper (3B student)", **grey)
-        axes.set(title=title, ylim=(0, 1 if metric in ("vld", "avg") else 10))
+        label = f"the paper (3B student{'' if samples == SAMPLES else f'; of {SAMPLES}'})"
+        axes.plot(x, rows[f"paper_auto_{metric}"], "s--", label=label, **grey)
+        axes.set(title=title.format(samples), ylim=(0, 1 if metric in ("vld", "avg") else max(samples, SAMPLES)))
         axes.set_xticks(x, names, rotation=35, ha="right")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(prefixes) + 2)
     said = [f"{prefixes[prefix]} {', '.join(f'{value:.2f}' for value in rows[f'{prefix}vld'])}"
@@ -200,10 +202,10 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
     )
 
 
-def draw_differences(differences: pd.DataFrame) -> Figure:
+def draw_differences(differences: pd.DataFrame, samples: int = SAMPLES) -> Figure:
     """Draw paired differences between students (``earlier later metric difference low high critic``) with their intervals.
 
-    A panel a metric, a line a step, a mark a critic; an interval that crosses the line at 0 is no difference.
+    A panel a metric (#Vld: of `samples`), a line a step, a mark a critic; an interval that crosses the line at 0 is no difference.
     """
     metrics, critics = differences["metric"].unique(), differences["critic"].unique()
     steps = (differences["earlier"].map(_shorten) + " to " + differences["later"].map(_shorten)).rename("step")
@@ -219,7 +221,7 @@ def draw_differences(differences: pd.DataFrame) -> Figure:
             y = np.array([order.index(step) for step in rows["step"]]) + 0.22 * (k - (len(critics) - 1) / 2)
             axes.errorbar(rows["difference"], y, xerr=error, fmt="o", capsize=2, markersize=4, label=critic)
         axes.axvline(0, color="black", linewidth=1, linestyle=":")
-        axes.set(title=METRICS[metric], xlabel="later minus earlier")
+        axes.set(title=METRICS[metric].format(samples), xlabel="later minus earlier")
         axes.set_yticks(range(len(order)), order)
     _turn_to_rows(grid[0][0], len(order))
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=max(len(critics), 1))
