@@ -21,7 +21,7 @@ from drot_utils.llm.faults import Fault
 from drot_utils.llm.replies import Work, derive_choice_seed
 from drot_utils.llm.server import Server
 from drot_utils.study.errors import BudgetError, EndpointError
-from drot_utils.study.paths import ROOT
+from drot_utils.study.paths import ROOT, exclusive
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -226,6 +226,15 @@ def test_a_batch_that_another_process_is_handing_in_is_waited_for(cache, monkeyp
         answers, _ = ask(make_questions(5), server, cache)
         assert others[0].result()[0] == answers
     assert len(server.batches) == 1 and len(server.asked) == 5
+
+
+def test_who_waits_for_another_process_can_be_stopped(cache):
+    with FaultServer() as server:
+        accounts = Accounts(make_endpoint(server.url, transport="batch"), USE, cache)
+        batches = batch.Batches([Work("k", make_questions(1)[0], [0])], Server(accounts))
+        with exclusive(batches.lock, wait=True), pytest.raises(TimeoutError):
+            asyncio.run(asyncio.wait_for(batches.ask(), 0.3))
+    assert not server.batches and "another process is handing in a batch" in accounts.note
 
 
 def test_an_earlier_models_batch_is_billed_to_that_model(cache, monkeypatch):

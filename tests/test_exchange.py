@@ -20,6 +20,7 @@ from drot_utils.people.forms import CRITIC_FORM
 from drot_utils.people.spreadsheet import read_csv
 from drot_utils.people.votes import spread_votes
 from drot_utils.study.errors import DataError, ParamsError
+from drot_utils.study.paths import ROOT
 
 
 def read(tmp_path, key, form=FORM):
@@ -80,6 +81,8 @@ def test_four_tools_in_one_folder_make_one_table(key, tmp_path):
     assert list(votes) == ["row_id", "annotator", *FORM.questions] and len(votes) == 4 * len(key)
     assert set(votes["annotator"]) == {"ann", "W1", "1", "dee"}
     assert counts == {"files": 4, "votes": 20, "annotators": 4, "unanswered": 1, "blank": 0, "other_form": 0, "repeated": 0, "copies": [], "not_read": [], "rejected": 0, "skipped": 0}  # fmt: skip
+    told = (ROOT / "docs/annotation.md").read_text(encoding="utf-8")
+    assert all(f"\n- `{name}`: " in told for name in [*counts][3:])
     spread = spread_votes(votes, "q2")
     assert spread["ann"].isna().sum() == 1 and spread["dee"].eq("Y").all()
 

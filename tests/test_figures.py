@@ -136,6 +136,14 @@ def test_rounds_show_ours_the_other_critic_and_the_papers():
     rows = rows.merge(TABLE2, on="model")
     figure = figures.draw_rounds(rows, ["distill_base", "distill_final"], {"auto_": "same critic"})
     assert len(figure.axes) == 4 and figure.axes[0].lines[-1].get_ydata().tolist() == [0.68, 0.86]
+    axes = figures.draw_rounds(
+        rows.assign(**dict.fromkeys(["auto_n_vld", "auto_n_vld_low", "auto_n_vld_high"], 14)),
+        ["distill_base"],
+        {"auto_": "same critic"},
+        20,
+    ).axes[2]
+    assert axes.get_title() == "#Vld of 20" and axes.get_ylim() == (0, 20)
+    assert axes.lines[-1].get_label() == "the paper (3B student; of 10)"
 
 
 def test_the_votes_line_and_the_teachers_where_there_are_votes():

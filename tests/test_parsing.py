@@ -97,6 +97,10 @@ WRITTEN = [
     "{'situation': 'at a campsite', 'explanation': 'the fire is safe there'}",
     "Sure:\n```python\n[{'Situation': \"at a campsite\", 'Explanation': 'the fire is safe there', 'why not': None}]\n```\nDone.",
     '{"situation": "at a campsite"}\nExplanation: the fire is safe there',
+    'Here is the JSON: {"situation": "at a campsite"}\nExplanation: the fire is safe there',
+    'Sure! {"situation": "at a campsite.", "explanation": "the fire is safe there."} Hope this helps.',
+    '```json {"explanation": "the fire is safe there", "situation": "at a campsite"}```',
+    "{1: {'situation': 'at a campsite', 'explanation': 'the fire is safe there'}}",
     'Here it is\n\n{"scenario 1": "at a campsite"}\n\nIt is so.\n\nExplanation 1: the fire is safe there',
     '{"situation": "at a campsite", "explanation": "the fire is safe there',
     "Situation: at a campsite\nExplanation: the fire is safe there. It is also warm, and the",
@@ -149,6 +153,7 @@ NOT = [
     ('{"situation": {"description": "at a campsite",\n"explanation": "the fire is safe"}}', "no situation"),
     ('{"situation": "at a campsite", "explanation": null}\nThat is all.', "no explanation"),
     ("{'situation': {'description': 'at a campsite'}, 'explanation': 'the fire is safe'}", "no situation"),
+    ("{1: 'at a campsite', 2: 'the fire is safe'}", "no explanation"),
     ("in a dry field\n\nAction: Telling a lie\nSituation: in court\nExplanation: it harms", "no explanation"),
     ("Explanation: because", "no situation"),
     ("Situation:\nExplanation: because", "no situation"),
@@ -237,7 +242,7 @@ def test_what_is_not_wrapped_stays(text):
 @pytest.mark.parametrize(
     "unit",
     ["*", "#", "> ", "- ", "1. ", "Situation:", "Situation: ", "situation ", "Explanation", "the more ethical ", "**Reason** ", "_*",
-     '"', "“", '"."', ".”", "[", "{", '{"a":', "[\n", "{\n", " ", "\n", "\t\n", "a", "Sure, here is ", "I'm sorry, ", "Situation (", "`", "*a",
+     '"', "“", '"."', ".”", "[", "{", '{"a":', "x {'a", 'x {"a":1}', "[\n", "{\n", " ", "\n", "\t\n", "a", "Sure, here is ", "I'm sorry, ", "Situation (", "`", "*a",
      "_a ", "</think>", "<think", "[THINK]", "<|channel|>", "<|channel|>final", "<|", "</s>", "<s>assistant", "analysisA", "Situation in which ", "Context\n", "Because ", "<think>", "the. ", "- - ", "Situation: x\n", "Action: x\nSituation: y\n"],
 )  # fmt: skip
 def test_a_hundred_kilobytes_of_anything_are_read_at_once(unit):

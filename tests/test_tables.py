@@ -297,3 +297,19 @@ def test_a_mean_over_seeds_at_an_end_of_the_scale_is_no_surer_than_one_run():
     assert tables._average(runs, change=False) == "1.00 [0.73, 1.00] (1.00 to 1.00)"
     few = pd.DataFrame([(0.3, 0.0, 1.5), (0.1, 0.0, 0.9)], columns=["n_vld", "n_vld_low", "n_vld_high"])
     assert tables._average(few, change=False).startswith("0.20 [0.00, ")
+
+
+def test_what_is_counted_among_more_or_fewer_than_ten_samples():
+    make_seeds({"demo", "seed1"}, demo=0.2, seed1=0.1)
+    for name, count in (("demo", 14), ("seed1", 15)):
+        path = Run(name).figures / "table2.csv"
+        ends = {"auto_n_vld": count, "auto_n_vld_low": count - 1, "auto_n_vld_high": count + 1}
+        path.write_text(pd.read_csv(path).assign(**ends).to_csv(index=False))
+        parameters = {"evaluation": {"candidates": 20 if name == "demo" else 18}}
+        outputs.finish(Run(name), "07_evaluation", name, {"files": {}, "inputs": {"parameters": parameters}})
+    said = tables.compare_runs(["demo", "seed1"], seeds=True)
+    assert "| #Vld of\u00a020 " in said and "| 14.5 [12.5, 16.5] (14.0 to 15.0) |" in said
+    heads = next(line for line in tables.compare_runs(["demo", "seed1"]).splitlines() if line.startswith("| model"))
+    assert "| #Vld of\u00a020 demo " in heads and "| #Vld of\u00a018 seed1 " in heads
+    paper = pd.DataFrame({"model": ["base"], "human_n_vld": [9.0], "paper_human_n_vld": [5.0]})
+    assert [*tables.shape_table(paper, samples=12)][1:] == ["#Vld of\u00a012", "paper: #Vld of\u00a010"]

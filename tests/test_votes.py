@@ -14,7 +14,7 @@ from drot_utils.data.gold import read_gold, read_votes
 from drot_utils.data.table import write_candidates
 from drot_utils.method import distill, nli
 from drot_utils.people import exchange, votes
-from drot_utils.people.forms import CONTENT_FORM, CRITIC_FORM, make_key
+from drot_utils.people.forms import CONTENT_FORM, CRITIC_FORM, count_samples, make_key
 from drot_utils.people.spreadsheet import read_csv
 from drot_utils.people.votes import (
     AGREEMENT,
@@ -147,7 +147,7 @@ def test_the_rounds_and_table2_say_the_same():
     rows["valid"] = rows["q2"].map({"Y": 1.0, "S": 1.0, "N": 0.0}).astype(float)
     human = human_table2(rows, all_new)
     levels = estimate_valid(rows.assign(critic_score=np.nan))
-    known = votes.join_levels(pd.DataFrame({"model": ["teacher"]}), human, levels, rows).iloc[0]
+    known = votes.join_levels(pd.DataFrame({"model": ["teacher"]}), human, levels, count_samples(rows)).iloc[0]
     assert known["human_vld"] == pytest.approx(human["human_vld"].iloc[0]) == pytest.approx(4 / 7 * 28 / 30)
     assert known["human_n_vld"] == pytest.approx(human["human_n_vld"].iloc[0]) == pytest.approx(40 / 7 * 28 / 30)
 

@@ -5,6 +5,9 @@ import yaml
 
 from drot_utils.study.paths import resolve
 
+#: A prompt's samples, of which #Vld counts the valid ones (section 4.2).
+SAMPLES = 10
+
 _NUMBERS = yaml.safe_load(resolve("data/published.yaml").read_text(encoding="utf-8"))
 
 TABLE1, TABLE2, TABLE3, TABLE4, TABLE5 = (

@@ -131,7 +131,8 @@ _REFUSAL = re.compile(
 #: No English sentence ends with these.
 _DANGLING = re.compile(r"(?:[,(–—-]|\s(?:the|an?|and|or|but|nor|because|if|than|its|their|my|your|our))$")
 _WHOLE = re.compile(r".*[.!?](?=\s)")
-_JSON = re.compile(r"^[ \t>]*+(?=[{\[])", re.MULTILINE)
+#: Where JSON begins: with a line, or with an object's first key.
+_JSON = re.compile(r"^[ \t>]*+(?=[{\[])|(?=\{\s*+[\"'])", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,7 @@ def _read_json(text: str) -> tuple[list[_Part], str]:
             break  # not JSON, or not all of it: read as text
         if found:
             parts += found
-            lines = (f"{part.kind} {part.number or ''}: {' '.join(part.lines)}\n\n" for part in found if part.text)
+            lines = (f"\n{part.kind} {part.number or ''}: {' '.join(part.lines)}\n" for part in found if part.text)
             rest, end = f"{rest}{text[end : start.start()]}{''.join(lines)}", stop
     return parts, rest + text[end:]
 
@@ -311,7 +312,7 @@ def _decode(text: str, start: int) -> tuple[object, int]:
 
 def _flatten(value: object) -> Iterator[_Part]:
     if isinstance(value, dict):
-        labels = [(_LABEL.fullmatch(key.strip().replace("_", " ")), item) for key, item in value.items()]
+        labels = [(_LABEL.fullmatch(str(key).strip().replace("_", " ")), item) for key, item in value.items()]
         for kind in ("situation", "explanation"):
             for label, item in labels:
                 item = item[0] if isinstance(item, list) and item else item

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from itertools import count
 from tempfile import TemporaryFile
@@ -14,7 +15,7 @@ from openai import types
 from drot_utils.llm.faults import Declined, Fault, Refusal, find_content, read_status
 from drot_utils.llm.replies import Work
 from drot_utils.llm.server import PATHS, Server
-from drot_utils.study.errors import EndpointError
+from drot_utils.study.errors import DrotError, EndpointError, StorageError
 from drot_utils.study.paths import exclusive
 
 MOST_LINES, MOST_BYTES = 50_000, 190_000_000  # OpenAI takes 50,000 requests and 200 MB a file
@@ -63,7 +64,7 @@ class Batches:
                 self.settled = self.accounts.settled
                 batches = []
                 for part in cut_work(missing):
-                    with exclusive(self.lock, wait=True, what="handing in a batch"):
+                    async with self._alone():
                         batches.append(await self._hand_in(part))
         except Fault as fault:
             self.accounts.last = str(fault)
@@ -72,6 +73,21 @@ class Batches:
 
     async def _pause(self, times: int) -> None:
         await asyncio.sleep(min(LONGEST_POLL, POLL * 2 ** min(times, 9)))
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Let no other process of this cache hand in a batch; who waits for one can be stopped."""
+        with ExitStack() as held:
+            for times in count():
+                try:
+                    held.enter_context(exclusive(self.lock, wait=False, what="handing in a batch"))
+                    break
+                except StorageError:
+                    raise
+                except DrotError as error:
+                    self.accounts.note = str(error).partition("\n")[0]
+                await self._pause(times)
+            yield
 
     async def _hand_in(self, part: list[Work]) -> tuple[str, str | None]:
         with TemporaryFile(dir=self.cache.path.parent) as file:
@@ -90,9 +106,8 @@ class Batches:
 
     async def _find(self, token: str) -> str | None:
         """Return the number of a batch that was written down without it; one that was never made is struck off."""
-        self.accounts.note = "another process may be handing in a batch"
         # Under the lock of those who hand in: before they let go of it they have written the number down, or are dead.
-        with exclusive(self.lock, wait=True, what="handing in a batch"):
+        async with self._alone():
             ((number,),) = self.cache.query("SELECT max(id) FROM batches WHERE token = ?", token)
             number = number or await self.server.wait_for(self._search(token))
             if number is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from drot_utils.data.paper import SAMPLES
 from drot_utils.data.table import KEY, PROMPT, WAYS
 from drot_utils.engine.shards import fingerprint
 from drot_utils.study.errors import DataError
@@ -129,6 +130,12 @@ def pick_prompts(rows: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     """Return all rows of `n` random prompts (action and moral variance), the same prompts for every source."""
     prompts = rows[PROMPT].drop_duplicates()
     return rows.merge(prompts.sample(min(n, len(prompts)), random_state=seed), on=PROMPT)
+
+
+def count_samples(rows: pd.DataFrame) -> int:
+    """Return how many samples each of the prompts has that were drawn to be asked about."""
+    sampled = rows.loc[rows["set"] == "sampled", "candidate"]
+    return int(sampled.max()) + 1 if len(sampled) else SAMPLES
 
 
 def pick_candidates(rows: pd.DataFrame, uncertain: int, repeated: int, random: int, seed: int) -> pd.DataFrame:

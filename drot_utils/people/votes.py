@@ -133,13 +133,12 @@ def join_valid(written: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return written.merge(judged[[*columns, "valid", *EVALUATION_FORM.questions]], on=columns, how="left")
 
 
-def join_levels(table2: pd.DataFrame, human: pd.DataFrame, levels: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+def join_levels(table2: pd.DataFrame, human: pd.DataFrame, levels: pd.DataFrame, samples: int) -> pd.DataFrame:
     """Return table 2 with what `figures.draw_rounds` draws of the votes: ``human_vld``, ``human_n_vld``, ``human_n_unq_vld``.
 
-    The first two have intervals, from `inference.estimate_valid` (`levels`). Of a prompt's samples (as many as in `rows`), so
-    many times the share are valid.
+    The first two have intervals, from `inference.estimate_valid` (`levels`). Of a prompt's `samples`, so many times the share
+    are valid.
     """
-    samples = rows.loc[rows["set"] == "sampled", "candidate"].max() + 1
     table = table2.merge(human[["model", "human_n_unq_vld"]], on="model", how="left")
     for part, name, scale in (("greedy", "human_vld", 1), ("sampled", "human_n_vld", samples)):
         rows = levels[levels["set"] == part].set_index("model").filter(regex="^votes_vld") * scale

@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
+from drot_utils.data.paper import SAMPLES
 from drot_utils.study import graph
 from drot_utils.study.paths import Run, atomic, resolve
 
 plt.style.use(resolve("figures/drot.mplstyle"))
 
 #: The metrics of table 2, as the figure of the rounds calls them.
-METRICS = {"vld": "Vld (top 1)", "avg": "Avg score (top 1)", "n_vld": "#Vld of 10", "n_unq_vld": "#Unq.Vld of 10"}
+METRICS = {"vld": "Vld (top 1)", "avg": "Avg score (top 1)", "n_vld": "#Vld of {}", "n_unq_vld": "#Unq.Vld of {}"}
 #: Who judges, by the start of table 2's columns: colour and mark, the same in all figures.
 MARKS = {"human_": ("C0", "o"), "auto_": ("C1", "^"), "independent_": ("C2", "D"), "filter_": ("C2", "D")}
 OUTLINE = {"histtype": "step", "linewidth": 1.6}
@@ -169,11 +170,11 @@ def draw_scores(
     return _describe(figure, f"{title}: histograms of {xlabel}, {', '.join(means)}")
 
 
-def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]) -> Figure:
+def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str], samples: int = SAMPLES) -> Figure:
     """Draw how students change from round to round: four metrics of table 2 with 95% intervals, ours and the paper's.
 
     The x axis is in the order of `models`; `prefixes` maps those of columns, such as ``auto_``, to their names in the legend. A
-    metric that has no such column is not drawn. Of the first prefix the teacher's Vld is a line, where it has one.
+    metric that has no such column is not drawn. Our #Vld is of `samples`. Of the first prefix the teacher's Vld is a line, where it has one.
     """
     rows = table.set_index("model")
     first, judge = next(iter(prefixes.items()))
@@ -193,8 +194,11 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
             axes.errorbar(x + 0.08 * k, mean, error, fmt=f"{mark}-", color=colour, capsize=2, markersize=5, label=label)
         if metric == "vld" and not np.isnan(teacher):
             axes.axhline(teacher, color="black", linewidth=1, linestyle=":", label=f"the teacher, by {judge}")
-        axes.plot(x, rows[f"paper_auto_{metric}"], "s--", label="the paper, by its critic", **grey)
-        axes.set(title=title, ylim=_leave_room(1 if metric in ("vld", "avg") else 10))
+        label = f"the paper, by its critic{'' if samples == SAMPLES else f' (of {SAMPLES})'}"
+        axes.plot(x, rows[f"paper_auto_{metric}"], "s--", label=label, **grey)
+        axes.set(
+            title=title.format(samples), ylim=_leave_room(1 if metric in ("vld", "avg") else max(samples, SAMPLES))
+        )
         axes.set_xticks(x, names, rotation=35, ha="right")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(prefixes) + 2)
     said = [f"{prefixes[prefix]} {', '.join(f'{value:.2f}' for value in rows[f'{prefix}vld'])}"
@@ -204,10 +208,10 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
     )
 
 
-def draw_differences(differences: pd.DataFrame) -> Figure:
+def draw_differences(differences: pd.DataFrame, samples: int = SAMPLES) -> Figure:
     """Draw paired differences between students (``earlier later metric difference low high critic``) with their intervals.
 
-    A panel a metric, a line a step, a mark a critic; an interval that crosses the line at 0 is no difference.
+    A panel a metric (#Vld: of `samples`), a line a step, a mark a critic; an interval that crosses the line at 0 is no difference.
     """
     metrics, critics = differences["metric"].unique(), differences["critic"].unique()
     steps = (differences["earlier"].map(_shorten) + " to " + differences["later"].map(_shorten)).rename("step")
@@ -226,7 +230,7 @@ def draw_differences(differences: pd.DataFrame) -> Figure:
                 rows["difference"], y, xerr=error, fmt=mark, color=colour, capsize=2, markersize=4, label=critic
             )
         axes.axvline(0, color="black", linewidth=1, linestyle=":")
-        axes.set(title=METRICS[metric], xlabel="later minus earlier")
+        axes.set(title=METRICS[metric].format(samples), xlabel="later minus earlier")
         axes.set_yticks(range(len(order)), order)
     _turn_to_rows(grid[0][0], len(order))
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=max(len(critics), 1))

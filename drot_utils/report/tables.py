@@ -3,12 +3,14 @@
 import re
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 from scipy.stats import norm, t
 
+from drot_utils.data.paper import SAMPLES
 from drot_utils.data.table import DIRECTIONS, for_reading
 from drot_utils.study import graph
 from drot_utils.study.errors import DrotError
@@ -41,7 +43,7 @@ BY = {
     "human_": "",
 }
 WORDS = {
-    "train_rows": "learnt from", "vld": "Vld", "avg": "Avg", "n_vld": "#Vld of\u00a010", "n_unq_vld": "#Unq.Vld of\u00a010", "defease": "Defease.",
+    "train_rows": "learnt from", "vld": "Vld", "avg": "Avg", "n_vld": "#Vld of\u00a0{}", "n_unq_vld": "#Unq.Vld of\u00a0{}", "defease": "Defease.",
     "lan": "Lan.", "rationale": "rationale", "f1": "F1", "pr_auc": "PR\u00a0AUC", "roc_auc": "ROC\u00a0AUC", "share_valid": "share valid",
     "majority_accuracy": "majority accuracy", "p_value": "p", "p_holm": "p (Holm)", "moral_variance": "direction", "nli_share": "NLI drops",
     "expected": "by chance", "significant_pct": "signif. %", "language_pct": "lang. %", "earlier": "from", "later": "to", "auc_student": "AUC in a student", "auc_prompt": "AUC in a prompt", "top_tenth": "valid in top tenth",
@@ -57,8 +59,9 @@ SEEDS = {"table2": "auto_", "differences": "", "vld_by_votes": "", "differences_
 
 
 def save_table(
-    frame: pd.DataFrame, run: Run, name: str, caption: str, decimals: int = 2, shown: pd.DataFrame | None = None
-) -> Styler:
+    frame: pd.DataFrame, run: Run, name: str, caption: str, decimals: int = 2, shown: pd.DataFrame | None = None,
+    samples: int = SAMPLES,
+) -> Styler:  # fmt: skip
     """Write a table as ``.csv`` (all columns and digits), ``.tex`` and ``.md``, and return it as `show_table` does.
 
     All but the first are `shape_table` of `shown`, by default of `frame`, with the caption and the run's note. Cells and caption are
@@ -66,30 +69,31 @@ def save_table(
     width of an article: long texts are set in several lines, and intervals below their numbers where that is not enough.
     """
     write_text(run.figures / f"{name}.csv", frame.to_csv(index=False))
-    shown, caption = frame if shown is None else shown, BREAK.sub(" ", f"{caption} {run.note or ''}".strip())
-    shaped = shape_table(shown, decimals)
+    caption = BREAK.sub(" ", f"{caption} {run.note or ''}".strip())
+    shown = frame if shown is None else shown
+    shaped = shape_table(shown, decimals, samples)
     write_text(run.figures / f"{name}.tex", _to_latex(shaped, caption, name))
     sides = ["right" if number else "left" for number in shaped.attrs["numbers"]]
     escaped = shaped.map(_escape, special=MARKDOWN).rename(columns=lambda name: _escape(name, MARKDOWN))
     markdown = escaped.to_markdown(index=False, disable_numparse=True, colalign=sides)
     write_text(run.figures / f"{name}.md", f"{caption}\n\n{markdown}\n")
-    return show_table(shown, decimals)
+    return show_table(shown, decimals, samples)
 
 
-def show_table(frame: pd.DataFrame, decimals: int = 2) -> Styler:
+def show_table(frame: pd.DataFrame, decimals: int = 2, samples: int = SAMPLES) -> Styler:
     """Return a table as a notebook shows it: `shape_table`, with numbers to the right."""
-    shaped = shape_table(frame, decimals)
-    numbers = [name for name, number in zip(shaped, shaped.attrs["numbers"], strict=True) if number]
+    shaped = shape_table(frame, decimals, samples)
+    numbers = shaped.columns[shaped.attrs["numbers"]]
     heads = {name: [{"selector": "th.col_heading", "props": "text-align: right"}] for name in numbers}
     style = for_reading(shaped).set_properties(numbers, **{"text-align": "right"})
     return style.set_table_styles(heads, overwrite=False)
 
 
-def shape_table(frame: pd.DataFrame, decimals: int = 2) -> pd.DataFrame:
+def shape_table(frame: pd.DataFrame, decimals: int = 2, samples: int = SAMPLES) -> pd.DataFrame:
     """Return a table as a paper has it, as text: columns in words, intervals folded in, unknown values empty.
 
     Numbers are rounded, with a decimal less in columns that reach 2. A column of which nothing is known is left out, and what
-    the first column repeats. ``attrs["numbers"]`` says which columns are of numbers.
+    the first column repeats. Our #Vld is of `samples`. ``attrs["numbers"]`` says which columns are of numbers.
     """
     shown = {}
     for name, values in frame.items():
@@ -114,7 +118,7 @@ def shape_table(frame: pd.DataFrame, decimals: int = 2) -> pd.DataFrame:
     if rest and not (_is_number(frame[first]) or _is_number(frame[rest[0]])):
         table[first] = table[first].mask(table[first].eq(table[first].shift()), "")
     table.attrs["numbers"] = [_is_number(frame[name]) for name in table]
-    return table.rename(columns=_say)
+    return table.rename(columns=partial(_say, samples=samples))
 
 
 def _choose_decimals(values: pd.Series, decimals: int) -> int:
@@ -186,11 +190,13 @@ def _put_beside(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the automatic metrics of runs with their intervals: a row a model, the runs' columns of a metric together."""
     models = graph.in_order(set().union(*(rows["model"] for rows in found.values())))
     shaped = {
-        name: shape_table(rows[[c for c in rows if c == "model" or c.startswith("auto_")]]).set_index("model")
+        name: shape_table(
+            rows[[c for c in rows if c == "model" or c.startswith("auto_")]], samples=_count_samples(name)
+        ).set_index("model")
         for name, rows in found.items()
     }
     side = pd.concat(shaped, axis=1).reindex(map(graph.label, models)).fillna("").swaplevel(axis=1)
-    side = side[next(iter(shaped.values())).columns]
+    side = side[[*dict.fromkeys(column for rows in shaped.values() for column in rows)]]
     side.columns = [" ".join(names) for names in side]
     return side.reset_index(names="model")
 
@@ -220,19 +226,24 @@ def average_runs(names: Sequence[str]) -> list[str]:
         keys = [name for name in first if not _is_number(first[name])]
         metrics = [name for name in first if name.startswith(start) and f"{name}_low" in first]
         every = pd.concat({name: rows.set_index(keys) for name, rows in found.items()}, names=["run"])
-        by_row = every.groupby(keys, sort=False)
-        cells = {
-            metric: by_row[[f"{metric}{end}" for end in ("", "_low", "_high")]].apply(_average, change="later" in keys)
-            for metric in metrics
-        }
+        by_row, samples = every.groupby(keys, sort=False), max(map(_count_samples, found))
+        average = partial(_average, change="later" in keys, samples=samples)
+        cells = {name: by_row[[name, f"{name}_low", f"{name}_high"]].apply(average) for name in metrics}
         shown = pd.DataFrame({**cells, "runs": by_row.size()})
         if "later" in keys:
             turned = every[metrics] * by_row[metrics].transform("mean") <= 0
-            turned = turned.rename(columns=_say).rename_axis(columns="metric").stack()
+            turned = turned.rename(columns=partial(_say, samples=samples)).rename_axis(columns="metric").stack()
             turned = turned[turned].reset_index().assign(said=lambda rows: rows["metric"] + " in " + rows["run"])
             shown["turned round"] = turned.groupby(keys)["said"].agg(", ".join)
-        parts.append(f"`{table}` over {', '.join(found)}{without}:\n\n{_to_markdown(shape_table(shown.reset_index()))}")
+        shaped = shape_table(shown.reset_index(), samples=samples)
+        parts.append(f"`{table}` over {', '.join(found)}{without}:\n\n{_to_markdown(shaped)}")
     return parts
+
+
+def _count_samples(name: str) -> int:
+    """Return of how many samples a run's #Vld is."""
+    told = read_records(Run(name)).get("07_evaluation", {}).get("inputs", {}).get("parameters", {})
+    return flatten(told).get("evaluation.candidates", SAMPLES)
 
 
 def _has_own(name: str, table: str) -> bool:
@@ -240,15 +251,15 @@ def _has_own(name: str, table: str) -> bool:
     return not table.endswith("by_votes") or votes.get("own", False)
 
 
-def _average(values: pd.DataFrame, change: bool) -> str:
+def _average(values: pd.DataFrame, change: bool, samples: int = SAMPLES) -> str:
     """Return one metric of several runs as its mean, the interval of that, and the range (the page ppi in docs/ derives it).
 
-    `values`: a row a run, the metric with the ends of its interval. It stays within its scale: shares within 1, numbers of ten samples within 10.
+    `values`: a row a run, the metric with the ends of its interval. It stays within its scale: shares within 1, numbers of samples within these.
     """
     means, lows, highs = values.dropna().to_numpy().T
     if (runs := len(means)) < 2:
         return ""
-    most = 10 if "n_" in str(values.columns[0]) else 1
+    most = samples if "n_" in str(values.columns[0]) else 1
     least = -most if change else 0
     # An end that the scale has cut off says too little: the other one is as far.
     cut, farther = (lows <= least) | (highs >= most), np.maximum(highs - means, means - lows)
@@ -291,17 +302,14 @@ def _escape(text: str, special: dict[int, str]) -> str:
 
 
 def _is_number(values: pd.Series) -> bool:
-    return (
-        pd.api.types.is_numeric_dtype(values)
-        and not pd.api.types.is_bool_dtype(values)
-        and values.name != "moral_variance"
-    )
+    number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    return number and values.name != "moral_variance"
 
 
-def _say(column: str) -> str:
+def _say(column: str, samples: int) -> str:
     start = next((start for start in BY if column.startswith(start)), "")
-    rest = column.removeprefix(start)
-    return BY.get(start, "") + WORDS.get(rest, rest.replace("_pct", " %").replace("_", " "))
+    rest, of = column.removeprefix(start), SAMPLES if start.startswith("paper") else samples
+    return BY.get(start, "") + WORDS.get(rest, rest.replace("_pct", " %").replace("_", " ")).replace("{}", str(of))
 
 
 def _to_latex(shaped: pd.DataFrame, caption: str, name: str) -> str:
