@@ -142,8 +142,8 @@ def test_rounds_show_ours_the_other_critic_and_the_papers():
         {"auto_": "same critic"},
         20,
     ).axes[2]
-    assert axes.get_title() == "#Vld of 20" and axes.get_ylim() == (0, 20)
-    assert axes.lines[-1].get_label() == "the paper (3B student; of 10)"
+    assert axes.get_title() == "#Vld of 20" and axes.get_ylim() == (-0.8, 20.8)
+    assert axes.lines[-1].get_label() == "the paper, by its critic (of 10)"
 
 
 def test_the_votes_line_and_the_teachers_where_there_are_votes():
