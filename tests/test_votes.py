@@ -431,7 +431,8 @@ def test_what_contexts_are_made_of(asked):
     assert errors.loc["distill_final", "unclear"] == 1 and list(errors.index) == ["distill_base", "distill_final"]
     assert votes.count_errors(filled, key[key["set"] == "dataset"]).empty
     agreement = votes.agree_on_form(filled, CONTENT_FORM).set_index("question")
-    assert agreement.loc["q1 own", "full"] == 1 and agreement.loc["q1 time", "full"] == pytest.approx(3 / 5)
+    assert agreement.loc["q1: the role of the one who acts", "full"] == 1
+    assert agreement.loc["q1: the setting: the time", "full"] == pytest.approx(3 / 5)
     assert agreement.loc["q2", "full"] == pytest.approx(3 / 5) and len(agreement) == 10
 
 

@@ -195,10 +195,10 @@ def _measure(valid: np.ndarray, scores: np.ndarray, threshold: float, counts: np
         precision = np.where(seen > 0, yes / seen, 0)
         pr_auc = (here * precision).sum(axis=1) / all_yes
         roc_auc = (here * (all_no[:, None] - no + no_here / 2)).sum(axis=1) / (all_yes * all_no)
-        f1 = 2 * (counts @ (valid & called)) / (all_yes + counts @ called)
+        f1 = 2 * (counts @ (valid & called)) / (all_yes + counts @ called)  # without a valid row there is no recall
     return {
         "accuracy": counts @ (valid == called) / counts.sum(axis=1),
-        "f1": np.nan_to_num(f1),
+        "f1": np.where(all_yes > 0, f1, np.nan),
         "pr_auc": np.where(all_no > 0, pr_auc, np.nan),
         "roc_auc": roc_auc,
     }
@@ -252,7 +252,8 @@ def measure_ranking(rows: pd.DataFrame, scores: dict[str, np.ndarray]) -> pd.Dat
         students = sorted(
             scored.groupby("source"), key=lambda part: ("final" in part[0], part[0])
         )  # the rounds in order
-        for name, group in [("all", scored), *students, *(scored.groupby("recipe") if scored["recipe"].any() else [])]:
+        recipes = scored.groupby("recipe", sort=False) if scored["recipe"].any() else []
+        for name, group in [("all", scored), *students, *recipes]:
             best = group.sort_values("score", ascending=False, kind="stable")["valid"]
             student, prompt = _auc_within(group, ["recipe", "source"]), _auc_within(group, PROMPT)
             records.append({

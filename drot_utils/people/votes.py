@@ -324,8 +324,10 @@ def agree_on_form(filled: pd.DataFrame, form: Form = EVALUATION_FORM) -> pd.Data
         if question.several:
             chosen = votes.map(lambda given: given.split("+"), na_action="ignore")
             parts = {
-                f"{name} {code}": chosen.map(lambda given, code=code: "Y" if code in given else "N", na_action="ignore")
-                for code in question.answers
+                f"{name}: {text}": chosen.map(
+                    lambda given, code=code: "Y" if code in given else "N", na_action="ignore"
+                )
+                for code, text in question.answers.items()
             }
         out += [{"question": part, **measure_agreement(table)} for part, table in parts.items()]
     return pd.DataFrame(out)
