@@ -284,6 +284,9 @@ def test_a_hundred_kilobytes_of_anything_are_read_at_once(unit):
         ('```json\n{"parts": {"score": 0.1}, "score": 0.5}\n```', 0.5),
         ("Score: 0.7 to me\n- 2 people agree", 0.7),
         ("Score: 0.7\n- 2 people agree", 0.7),
+        ("Score: 0.8 - 10 people out of 12 agree", 0.8),
+        ("Score (0-1): 0.8", 0.8),
+        ("Probability [0 to 1] = 35%", 0.35),
     ],
 )
 def test_what_models_say(text, score):
@@ -296,7 +299,7 @@ def test_what_models_say(text, score):
         "", "probably", "yes", "85", "1.2", "-0.3", "120%", "0.6 to 0.8", "0,8", '{"score": 85}', '{"score": null}',
         '{"score": true}', '{"score": NaN}', '{"score": Infinity}', '{"score": "high"}', '{"score": [0.1, 0.2]}', "3/0",
         "from 0 to 10, it is 8", "score: -0.3", "score: 0.2, or a score of 0.4", "<think>perhaps 0.3", "1.2.3", "GPT4", "Answer 1: 0.8", "{" * 5000,
-        '{"a": 1, "b": 2}', "Score: 0.6-0.8", "Score: 0.6 – 0.8", "score: 60% to 80%", "**Score:** **0.6** or **0.7**", '{"score": "0.6-0.8"}',
+        '{"a": 1, "b": 2}', "Score: 0.6-0.8", "Score: 0.6 – 0.8", "score: 60% to 80%", "score: 0.6 to 1", "(0-10): 8", "**Score:** **0.6** or **0.7**", '{"score": "0.6-0.8"}',
         'Format: {"score": 0.5}\nMy answer: {"score": 0.9}', 'Format: {"score": 0.5}\n```\n{"score": 0.9}\n```',
     ],
 )  # fmt: skip

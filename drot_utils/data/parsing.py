@@ -329,7 +329,7 @@ _DECIMAL = r"(?<![\w.])(?<!\d,)[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?(?!\
 #: A number, with what makes it a per cent or a ratio.
 _FIGURE = rf"(?P<part>{_DECIMAL})(?:\s*(?:(?P<percent>%|per ?cent\b)|(?:/|out of)\s*(?P<whole>{_DECIMAL})))?"
 _SCALE = re.compile(
-    r"\b(?:scale|range|between|from)\D{0,20}0(?:\.0)?\s*(?:-|–|to|and)\s*1(?:\.0)?(?![\d.]*\d)", re.IGNORECASE
+    r"(?:\b(?:scale|range|between|from)\D{0,20}|[(\[])0(?:\.0)?\s*(?:-|–|to|and)\s*1(?:\.0)?(?![\d.]*\d)", re.IGNORECASE
 )
 _LABELLED = re.compile(
     rf"\b(?:{'|'.join(SCORE_KEYS)})\b[\s*_\"'`]*(?:[:=]|\bis\b|\bof\b|\bwould be\b)[\s*_\"'`]*{_FIGURE}", re.IGNORECASE
@@ -353,7 +353,8 @@ def parse_score(text: str) -> float | None:
     parts = [*_FENCE.findall(text), *_OBJECT.findall(text)] if whole is None else []
     entries = [entry for entry in (whole, *map(_score_entry, parts)) if entry is not None]
     labelled = [] if entries else list(_LABELLED.finditer(text))
-    if any(_RANGE.match(text, figure.end()) for figure in labelled):
+    ranges = filter(None, (_RANGE.match(text, figure.end()) for figure in labelled))
+    if any(_value(upper) <= 1 for upper in ranges):  # "0.8 - 10 people agree" is none
         return None
     prose = "\n".join(_SCALE.sub(" ", entry) for entry in entries or [text])
     numbers = {_value(figure) for figure in labelled or re.finditer(_FIGURE, prose, re.IGNORECASE)}
