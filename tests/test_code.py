@@ -1,6 +1,7 @@
 """Tests of `code`: which edits change what a notebook computes, and which only what it shows."""
 
 import json
+import re
 import shutil
 import sys
 import threading
@@ -267,6 +268,15 @@ def test_each_notebook_reaches_what_it_is_about():
     assert {"engine.trainer.train", "method.distill.FILTERS", "method.prompts.student_source"} <= set(reached[NOTEBOOK])
     assert not any(place.startswith(("report", "study", "people")) for hashes in reached.values() for place in hashes)
     assert "method.prompts.student_source" not in reached["02_critic"]
+
+
+def test_a_stamp_has_no_look_of_tables_and_figures_and_each_parameter_that_is_read(smoke):
+    for stage in {stage.notebook: stage for stage in graph.list_stages(smoke)}.values():
+        computing = code.hash_notebook(stage.notebook)[0]
+        assert not [place for place in computing if place.startswith(("report.tables", "report.figures"))], stage.name
+        source = stage.notebook.read_text(encoding="utf-8")
+        read = set(re.findall(r"\bparams\.((\w+)\.\w+)", source))
+        assert not [key for key, section in read if not {key, section} & {*stage.sections}], stage.name
 
 
 class Watch:

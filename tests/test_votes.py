@@ -465,7 +465,12 @@ def test_notebook_11_with_recorded_votes(candidates, tmp_path, monkeypatch, caps
         frame.to_csv(tmp_path / "other.tsv", sep="\t", index=False)
         return tmp_path / "other.tsv"
 
+    legends = []
+    monkeypatch.setattr(figures, "draw_rounds", lambda *drawn: legends.append(drawn[2]))
     run = run_notebook(tmp_path, monkeypatch, rows, answer, recorded=elsewhere)
+    assert [legend["human_"] for legend in legends] == [
+        "votes of annotators", "votes of annotators and a language model (the reference run, of 3)"
+    ]  # fmt: skip
     printed = capsys.readouterr().out
     assert "On this run's contexts, by votes of annotators." in printed
     whose = "On the reference run's contexts, by votes of annotators and a language model."

@@ -128,7 +128,8 @@ def list_stages(params: Params, ablations: bool | None = None) -> list[Stage]:
     students = tuple(stage.name for stage in [stages[-1], *variants])
     final = ("06_final_dataset",)
     people = (
-        "seed", "compute", "corpus.actions", "corpus.round_actions", "critic", "judges", "nli", "evaluation.critic", "annotation",
+        "seed", "compute", "corpus.actions", "corpus.round_actions", "critic", "judges", "nli", "evaluation.critic", "evaluation.candidates",
+        "annotation",
     )  # fmt: skip
     return [
         *stages,
