@@ -322,11 +322,8 @@ def agree_on_form(filled: pd.DataFrame, form: Form = EVALUATION_FORM) -> pd.Data
         votes = spread_votes(filled, name)
         parts = {name: votes}
         if question.several:
-            chosen = votes.map(lambda given: given.split("+"), na_action="ignore")
             parts = {
-                f"{name}: {text}": chosen.map(
-                    lambda given, code=code: "Y" if code in given else "N", na_action="ignore"
-                )
+                f"{name}: {text}": votes.map(lambda said, code=code: "NY"[code in said.split("+")], na_action="ignore")
                 for code, text in question.answers.items()
             }
         out += [{"question": part, **measure_agreement(table)} for part, table in parts.items()]

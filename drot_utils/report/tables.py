@@ -190,9 +190,7 @@ def _put_beside(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the automatic metrics of runs with their intervals: a row a model, the runs' columns of a metric together."""
     models = graph.in_order(set().union(*(rows["model"] for rows in found.values())))
     shaped = {
-        name: shape_table(
-            rows[[c for c in rows if c == "model" or c.startswith("auto_")]], samples=_count_samples(name)
-        ).set_index("model")
+        name: shape_table(rows.filter(regex="^(model$|auto_)"), samples=_count_samples(name)).set_index("model")
         for name, rows in found.items()
     }
     side = pd.concat(shaped, axis=1).reindex(map(graph.label, models)).fillna("").swaplevel(axis=1)
