@@ -184,8 +184,11 @@ def test_a_share_of_few_votes_is_no_point():
         "writer": ["teacher", "distill_base"], "prompts": 10, "voted": [figures.ENOUGH - 1, figures.ENOUGH], "voted_valid": [1.0, 0.3],
         "voted_score": [0.4, 0.8], **dict.fromkeys(figures.COLLAPSE, 0.5),
     })  # fmt: skip
-    valid = figures.draw_collapse(table).axes[-1].lines[-1].get_ydata()
+    lines = figures.draw_collapse(table).axes[-1].lines
+    valid = lines[-1].get_ydata()
     assert np.isnan(valid[0]) and valid[1] == 0.3
+    looks = [(line.get_color(), line.get_marker()) for line in lines]
+    assert looks == [figures.MARKS[by] for by in ("auto_", "auto_", "human_")]
 
 
 def test_every_kind_draws_on_small_and_odd_input():

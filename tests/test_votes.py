@@ -235,7 +235,7 @@ def test_notebook_11_with_hardly_anything(candidates, tmp_path, monkeypatch, cap
     rows = candidates.assign(source="teacher", candidate=[0, 1, 2] * 2)
     run = run_notebook(tmp_path, monkeypatch, rows, filled)
     printed = capsys.readouterr().out
-    nobody = "Nobody was asked in this run.\nnone: evaluation_form: annotation.filled" in printed
+    nobody = "Nobody has answered in this run.\nno votes: evaluation_form: annotation.filled" in printed
     assert nobody == ("nobody answered" in request.node.name)
     table = pd.read_csv(run.figures / "agreement_human.csv")
     assert list(table) == ["question", *AGREEMENT] and table["kappa"].isna().all()
@@ -375,7 +375,7 @@ def test_who_has_no_votes_is_said(recorded, tmp_path):
     for place, said in ((None, "is null"), (str(recorded[0]), f"({recorded[0]}) holds none")):
         named = settings.model_copy(update={"reference_votes": place})
         none = exchange.find_votes(CONTENT_FORM, named, recorded[2], recorded[2])
-        assert str(none) == f"Nobody was asked in this run.\nnone: {both} {said}" and none.voters == "nobody"
+        assert str(none) == f"Nobody has answered in this run.\nno votes: {both} {said}" and none.voters == "nobody"
         assert (
             none.filled.empty and list(none.filled) == ["row_id", "annotator", *CONTENT_FORM.questions] and not none.own
         )

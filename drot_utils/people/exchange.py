@@ -40,7 +40,7 @@ UNREAD = {
 
 @dataclass(frozen=True)
 class Votes:
-    """Votes on rows: this run's own, or the recorded ones of another run; without a vote where nobody was asked.
+    """Votes on rows: this run's own, or the recorded ones of another run; without a vote where nobody has answered.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Votes:
     own : bool
         Whether there are votes, and this run wrote the rows: the votes are then on a random part of what it wrote.
     counts : dict
-        As `read_filled` returns it, or ``none``: why there are no votes.
+        As `read_filled` returns it, or ``no votes``: why.
     """
 
     filled: pd.DataFrame
@@ -77,7 +77,7 @@ class Votes:
     def whose(self) -> str:
         """Whose contexts and whose votes these are, for captions."""
         if self.filled.empty:
-            return "Nobody was asked in this run."
+            return "Nobody has answered in this run."
         return f"On {'this' if self.own else 'the reference'} run's contexts, by votes of {self.voters}."
 
 
@@ -103,7 +103,7 @@ def find_votes(form: Form, settings: Annotation, key: pd.DataFrame, written: pd.
     places = {"annotation.filled": settings.filled, "annotation.reference_votes": settings.reference_votes}
     said = [f"{name} {'is null' if at is None else f'({at}) holds none'}" for name, at in places.items()]
     nothing = pd.DataFrame(columns=["row_id", "annotator", *form.questions], dtype="str")
-    return Votes(nothing, key, own=False, counts={"none": f"{form.name}: {' and '.join(said)}"})
+    return Votes(nothing, key, own=False, counts={"no votes": f"{form.name}: {' and '.join(said)}"})
 
 
 def export_form(

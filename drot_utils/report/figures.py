@@ -65,8 +65,8 @@ def draw_precision_recall(curves: dict[str, tuple[np.ndarray, np.ndarray]], thre
     if called.any() and valid.any():
         point = (float(valid[called].sum() / valid.sum()), float(valid[called].mean()))
         axes.plot(*point, "o", color="black", zorder=5)
-        paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # it may lie on a curve
-        axes.annotate(f"threshold {threshold:.2f}", point, textcoords="offset points", xytext=(7, 7), bbox=paper)
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # it may lie on a curve
+        axes.annotate(f"threshold {threshold:.2f}", point, textcoords="offset points", xytext=(7, 7), bbox=box)
     axes.legend(loc="lower left")
     return _describe(
         figure, f"Precision over recall of the critic: {', '.join(curves)}; the threshold {threshold:.2f} is marked"
@@ -196,9 +196,8 @@ def draw_rounds(table: pd.DataFrame, models: list[str], prefixes: dict[str, str]
             axes.axhline(teacher, color="black", linewidth=1, linestyle=":", label=f"the teacher, by {judge}")
         label = f"the paper, by its critic{'' if samples == SAMPLES else f' (of {SAMPLES})'}"
         axes.plot(x, rows[f"paper_auto_{metric}"], "s--", label=label, **grey)
-        axes.set(
-            title=title.format(samples), ylim=_leave_room(1 if metric in ("vld", "avg") else max(samples, SAMPLES))
-        )
+        most = 1 if metric in ("vld", "avg") else max(samples, SAMPLES)
+        axes.set(title=title.format(samples), ylim=_leave_room(most))
         axes.set_xticks(x, names, rotation=35, ha="right")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(prefixes) + 2)
     said = [f"{prefixes[prefix]} {', '.join(f'{value:.2f}' for value in rows[f'{prefix}vld'])}"
@@ -258,17 +257,16 @@ def draw_collapse(table: pd.DataFrame) -> Figure:
     """Draw how far the writers of the rounds repeat themselves (`statistics.measure_collapse`), a panel a number."""
     figure, grid = plt.subplots(1, len(COLLAPSE), figsize=(12, 2.7), layout="constrained")
     names = [_shorten(writer) for writer in table["writer"]]
+    critic, people = (dict(zip(("color", "marker"), MARKS[by], strict=True)) for by in ("auto_", "human_"))
     x, shown = np.arange(len(table)), table.assign(prompts_covered=table["prompts_covered"] / table["prompts"])
     for axes, (column, title) in zip(grid, COLLAPSE.items(), strict=True):
-        axes.plot(x, shown[column], "o-", label="all that it wrote, by the critic")
+        axes.plot(x, shown[column], label="all that it wrote, by the critic", **critic)
         axes.set(title=title, ylim=_leave_room(100 if column == "different_per_100" else 1))
         axes.set_xticks(x, names, rotation=35, ha="right")
     if (enough := shown["voted"] >= ENOUGH).any():
-        for column, name in (
-            ("voted_score", "what has votes, by the critic"),
-            ("voted_valid", "the same, by annotators"),
-        ):
-            grid[-1].plot(x, shown[column].where(enough), "s--", label=name, markersize=4)
+        few = shown[["voted_score", "voted_valid"]].where(enough, axis=0)
+        grid[-1].plot(x, few["voted_score"], "--", label="what has votes, by the critic", markersize=4, **critic)
+        grid[-1].plot(x, few["voted_valid"], "--", label="the same, by annotators", markersize=4, **people)
     figure.legend(*grid[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     said = (f"{title}: {', '.join(f'{v:.2f}' for v in shown[column])}" for column, title in COLLAPSE.items())
     return _describe(figure, f"How far writers repeat themselves ({', '.join(names)}). {'; '.join(said)}")
