@@ -249,7 +249,9 @@ def open_author(
         model, tokenizer = load.load_model(zero_shot, "student", study.run)
         longest = params.teacher.max_tokens or generation.max_new_tokens
         limit = min(512, max(256, load.find_room(model)[0] - longest))  # the teacher's prompt has about 100
-        writer = Writer(model, tokenizer, *place, limit, longest, generation.batch_size)
+        # Fewer at once than of a student's shorter texts, so that keys and values take no more memory.
+        room = generation.batch_size * (params.student.max_prompt_length + generation.max_new_tokens)
+        writer = Writer(model, tokenizer, *place, limit, longest, max(1, room // (limit + longest)))
         return (
             writer,
             lambda *prompt: encode_question(tokenizer, teacher_prompt(*prompt)),
