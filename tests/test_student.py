@@ -98,7 +98,7 @@ def test_a_model_with_a_short_window_is_asked_the_teachers_prompt_too(study, mon
 def test_a_zero_shot_base_keeps_no_more_keys_and_values_than_a_student(study):
     params, (author, _, _) = study.params, student.open_author(study, "base", study.params.student.base)
     most = params.student.max_prompt_length + params.generation.max_new_tokens
-    took = author.max_prompt_length + author.max_new_tokens
+    took = student.TEACHER_PROMPT + author.max_new_tokens
     assert 0 < author.batch_size * took <= params.generation.batch_size * most < (author.batch_size + 1) * took
 
 

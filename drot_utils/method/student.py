@@ -36,6 +36,7 @@ from drot_utils.study.params import Student as Settings
 from drot_utils.study.paths import WRITTEN, Run, require, sha256, to_json, write_text
 from drot_utils.study.record import Study, release_memory
 
+TEACHER_PROMPT = 128  # tokens, of what a zero-shot model is asked: the demo has 93 to 104
 MADE_BY = {"distill_base": "04_distill_base", "distill_final": "06_final_dataset"}
 #: Settings that `fine_tune` is given one by one, or that change no weight: a change to another student's trains none again.
 PACE = {
@@ -248,10 +249,10 @@ def open_author(
     if zero_shot:
         model, tokenizer = load.load_model(zero_shot, "student", study.run)
         longest = params.teacher.max_tokens or generation.max_new_tokens
-        limit = min(512, max(256, load.find_room(model)[0] - longest))  # the teacher's prompt has about 100
-        # Fewer at once than of a student's shorter texts, so that keys and values take no more memory.
+        limit = min(512, max(256, load.find_room(model)[0] - longest))
+        # Fewer at once than of a student's shorter texts, so that keys and values take as much memory.
         room = generation.batch_size * (params.student.max_prompt_length + generation.max_new_tokens)
-        writer = Writer(model, tokenizer, *place, limit, longest, max(1, room // (limit + longest)))
+        writer = Writer(model, tokenizer, *place, limit, longest, max(1, room // (TEACHER_PROMPT + longest)))
         return (
             writer,
             lambda *prompt: encode_question(tokenizer, teacher_prompt(*prompt)),
