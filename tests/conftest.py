@@ -28,6 +28,7 @@ import pytest
 import torch
 import yaml
 from fault_server import USE, make_endpoint, make_questions  # noqa: F401  (for the tests, which take them from here)
+from hypothesis import HealthCheck, settings
 from shard_work import FORKS, open_worker, train_forked
 
 from drot_utils.__main__ import main
@@ -45,6 +46,10 @@ from drot_utils.study.kernels import KERNELS, kernel_server
 from drot_utils.study.params import Adapter, Params, load_params
 from drot_utils.study.paths import ROOT, Run, sha256
 from drot_utils.study.record import Study
+
+# A machine that others keep busy must fail no test.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 CPU = torch.device("cpu")
 

@@ -79,7 +79,7 @@ def test_the_likelihood_is_that_of_the_model():
     assert np.allclose(posterior.sum(axis=1), 1)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.permutations(range(4)), st.integers(0, 5))
 def test_the_order_of_items_and_judges_does_not_matter(order, seed):
     _, scores = draw_scores(120, SIGMAS, seed, 0.1)
@@ -90,7 +90,7 @@ def test_the_order_of_items_and_judges_does_not_matter(order, seed):
         assert np.allclose(one[items], other, atol=1e-3, equal_nan=True)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     arrays.arrays(
         float,

@@ -31,7 +31,7 @@ STRAY = ('say "no"', '"a" b', '"')  # of quotation marks, as the published files
 
 
 @given(ROWS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_cell_comes_back_as_text(tmp_path_factory, rows):
     text = "a-b\tc\td\n" + "".join("\t".join(r) + "\n" for r in [*rows, STRAY])
     frame = corpora.read_tsv(write(tmp_path_factory.mktemp("t") / "t.tsv", text), ["a-b"])
@@ -48,7 +48,7 @@ TEXT = st.text(st.sampled_from("\"'\t\n,;a é\u2028\x85") | st.characters(catego
     st.sampled_from(["utf-8", "utf-8-sig"]),
     st.sampled_from([False, True]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_pandas_writes_is_read(tmp_path_factory, rows, quoting, encoding, index):
     # A cell with tabs and line ends may leave each line with as many tabs as the header: it looks like two stray marks.
     assume(quoting != csv.QUOTE_MINIMAL or not any({"\t", "\n"} <= set(cell) for row in rows for cell in row))

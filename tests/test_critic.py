@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import write_published_gold
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drot_utils.data import corpora
@@ -201,7 +201,6 @@ def test_the_independent_share_is_of_the_training_actions(actions, binary, tmp_p
 graded = st.one_of(st.sampled_from([0.0, 1.0]), st.sampled_from([0.1, 0.5, 0.5000001]), st.floats(0, 1))
 
 
-@settings(deadline=None)  # the first call imports sklearn
 @given(st.lists(st.tuples(st.booleans(), graded), min_size=1), st.sampled_from([0.0, 0.3, 0.7, 0.9, 1.0]))
 def test_what_a_rule_promises_holds_on_the_rows_that_it_was_read_from(rows, wanted):
     valid, scores = np.array([v for v, _ in rows]), np.array([s for _, s in rows])

@@ -144,7 +144,7 @@ def capped(study, drawn, per_prompt, repeats, seed=1, writer="distill_base"):
     return distill.apply_filters(study, rows, scorer, "distill", ("nli",))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(WRITTEN, st.sampled_from([None, 1, 2, 3]), st.sampled_from([None, 1, 2]), st.integers(0, 3))
 def test_caps_keep_the_best_of_a_prompt_and_few_of_a_text(study, drawn, per_prompt, repeats, seed):
     rows, kept, dropped = capped(study, drawn, per_prompt, repeats, seed)

@@ -53,7 +53,7 @@ def test_no_export_says_who_wrote_what(key, asked, tmp_path):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cn"]), min_size=1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_text_is_shown_as_it_is(text):
     row = {"action_id": "a", "moral_variance": 1, "candidate": 0, "source": "s", "set": "x"}
     rows = pd.DataFrame([{**row, "action": "A", "context": text, "rationale": text}])

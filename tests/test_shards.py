@@ -95,7 +95,7 @@ def run_shards(rows, folder, size=3, do=work_shards):
 
 
 @given(st.integers(0, 30), st.integers(1, 12))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_rows_and_order_depend_on_nothing_but_the_shard_size(tmp_path_factory, n, size):
     rows = pd.DataFrame({"x": range(n)})
     folder = tmp_path_factory.mktemp("s")
@@ -143,7 +143,7 @@ def test_a_shard_that_is_not_whole_is_done_again(tmp_path, harm):
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_changed_byte_of_a_shard_goes_unseen(tmp_path_factory, where, change):
     folder = tmp_path_factory.mktemp("s")
     rows = pd.DataFrame({"x": range(3)})

@@ -34,7 +34,7 @@ def by_hand(prompt, ends, most):
 
 
 @given(PROMPTS, st.integers(1, 3), st.integers(1, 8), st.sets(st.integers(0, 599), min_size=1, max_size=200))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_sequence_is_what_it_would_be_alone(prompts, n, slots, ends):
     found = write(prompts, n, slots, ends=tuple(ends))
     assert len(found) == len(prompts) * n

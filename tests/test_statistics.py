@@ -24,7 +24,7 @@ def plain(texts):
 
 
 @given(TEXTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_trigrams_are_counted_as_one_would_by_hand(texts):
     assert statistics.count_trigrams(pd.Series(texts, dtype="str")) == plain(texts)
 

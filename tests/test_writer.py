@@ -29,7 +29,7 @@ def definition(logits: torch.Tensor, top_p: float) -> np.ndarray:
 
 
 @given(LOGITS, st.floats(0.05, 1.0))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_support_is_the_smallest_set_that_reaches_p(values, top_p):
     logits = torch.tensor(values)
     grid = torch.linspace(0, 0.99999, 4001, dtype=torch.float64)
