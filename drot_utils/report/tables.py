@@ -77,12 +77,15 @@ def save_table(
     escaped = shaped.map(_escape, special=MARKDOWN).rename(columns=lambda name: _escape(name, MARKDOWN))
     markdown = escaped.to_markdown(index=False, disable_numparse=True, colalign=sides)
     write_text(run.figures / f"{name}.md", f"{caption}\n\n{markdown}\n")
-    return show_table(shown, decimals, samples)
+    return _style(shaped)
 
 
 def show_table(frame: pd.DataFrame, decimals: int = 2, samples: int = SAMPLES) -> Styler:
     """Return a table as a notebook shows it: `shape_table`, with numbers to the right."""
-    shaped = shape_table(frame, decimals, samples)
+    return _style(shape_table(frame, decimals, samples))
+
+
+def _style(shaped: pd.DataFrame) -> Styler:
     numbers = shaped.columns[shaped.attrs["numbers"]]
     heads = {name: [{"selector": "th.col_heading", "props": "text-align: right"}] for name in numbers}
     style = for_reading(shaped).set_properties(numbers, **{"text-align": "right"})
